@@ -1,0 +1,41 @@
+// A back end: reduces the gradients of one device into a row. One instance for each plan and device, so that what it
+// keeps (tables, workspace) is allocated once. The CPU's lies in cpu/, CUDA's in cuda/; each registers itself.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <memory>
+
+#include "plan.h"
+
+namespace pytracker {
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // Reduces all gradients, records the scalars, writes the row. On a device with streams: enqueues, never waits.
+  virtual void step(const StepRequest& request) = 0;
+
+  // Multiplies every gradient by *factor (float64, in the back end's memory); touches nothing where it is 1.
+  virtual void scale(const Layouts& layouts, void* const* gradients, const double* factor) = 0;
+
+  // Feeds `count` values to the meters that they name by slot. state: [meters, kMeterColumns] in the back end's memory;
+  // weights: on the host.
+  virtual void update_meters(double* state, const Scalar* values, const double* weights, int64_t count) = 0;
+};
+
+// The columns of a meter's state, all float64. A NaN value is counted and otherwise left out of the sum and the count.
+enum MeterColumn : int { kVal, kMeterSum, kCount, kMeterNans, kMeterColumns };
+
+using BackendFactory = std::unique_ptr<Backend> (*)(c10::Device);
+
+// Called once for each back end when the library is loaded.
+bool register_backend(c10::DeviceType type, BackendFactory factory);
+
+bool has_backend(c10::DeviceType type);
+
+// Throws where the device has no back end; callers ask has_backend first to name the parameter in their error.
+std::unique_ptr<Backend> make_backend(c10::Device device);
+
+}  // namespace pytracker
