@@ -1,0 +1,92 @@
+# Two commands matter: `make demo` and `make test`. Each sets up all it needs, once.
+#
+# A stamp in the virtual environment says which step is done. The environment is keyed by nothing but its folder: another
+# TORCH reinstalls torch there and builds again, from objects that are kept for each torch.
+
+TORCH ?= 2.13.0
+PYTHON ?= python3.11
+VENV ?= .venv
+
+CUDA_TORCH ?= 2.14.1
+CUDA_VENV ?= .venv-cuda
+CUDA_ARCH ?= 9.0+PTX
+CUDASIM ?= ../shared/cudasim
+
+BIN := $(VENV)/bin
+NATIVE := setup.py $(shell find csrc -type f)
+CHECKED := pytracker tests benchmarks examples setup.py
+# Not this folder's pytracker but the one installed or named by PYTHONPATH.
+INSTALLED := PYTHONSAFEPATH=1
+
+.PHONY: demo test bench lint types format format-check doctor build sanitize cuda-build cuda-test clean
+
+demo: build
+	$(BIN)/python -m pytracker.demo
+
+test: build
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+bench: build
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+doctor: build
+	$(BIN)/pytracker doctor
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs csrc $(CHECKED)
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/clang-format -i $(shell find csrc -type f)
+
+format-check: $(VENV)/.dev
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+
+# The environment, torch, the package in editable form with the tools, and the library: four steps, each with its stamp.
+build: $(VENV)/.built
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch-$(TORCH): $(VENV)/.venv
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=77' wheel ninja numpy
+	@rm -f $(VENV)/.torch-*
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch-$(TORCH) pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.dev $(NATIVE)
+	PYTRACKER_REQUIRE_NATIVE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# The CPU core with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own, and the tests that drive it.
+sanitize: build
+	PYTRACKER_SANITIZE=address,undefined PYTRACKER_REQUIRE_NATIVE=1 $(BIN)/python setup.py --quiet build
+	$(INSTALLED) PYTHONPATH=$$(echo build/torch-*-address-undefined/lib.*) \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/native $(PYTEST_ARGS)
+
+# A CUDA build of torch in an environment of its own, with a real (not editable) install, since one source folder holds
+# one library.
+$(CUDA_VENV)/.torch-$(CUDA_TORCH):
+	$(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77' wheel ninja numpy \
+	    click rich pytest pytest-benchmark hypothesis expecttest
+	@rm -f $(CUDA_VENV)/.torch-*
+	@touch $@
+
+cuda-build: $(CUDA_VENV)/.torch-$(CUDA_TORCH)
+	PYTRACKER_REQUIRE_NATIVE=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)" \
+	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+
+clean:
+	rm -rf build $(VENV)/.built
