@@ -18,7 +18,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo test bench lint types format format-check doctor build sanitize cuda-build cuda-test clean
+.PHONY: demo test bench lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test clean
 
 demo: build
 	$(BIN)/python -m pytracker.demo
@@ -87,6 +87,24 @@ $(CUDA_VENV)/.torch-$(CUDA_TORCH):
 cuda-build: $(CUDA_VENV)/.torch-$(CUDA_TORCH)
 	PYTRACKER_REQUIRE_NATIVE=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)" \
 	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+
+# Every kernel for every architecture, without torch: a spilled register is an error.
+CUDA_ARCHS := 75 80 86 89 90 100 120
+cuda-kernels: $(patsubst csrc/cuda/%.cu,build/cubin/%.o,$(wildcard csrc/cuda/*.cu))
+
+build/cubin/%.o: csrc/cuda/%.cu $(NATIVE)
+	@mkdir -p $(@D)
+	nvcc -std=c++20 -O3 -Icsrc $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
+	    -gencode arch=compute_120,code=compute_120 -Xptxas --warn-on-spills,--warning-as-error -c $< -o $@
+
+# g++ 12 fails on -march=native for some recent processors, and the simulator needs no more than this.
+SIMULATOR_ARCH := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3,-march=native)
+build/cudasim/libcudart.so.13: $(wildcard $(CUDASIM)/src/*)
+	CXXFLAGS_ARCH=$(SIMULATOR_ARCH) $(CUDASIM)/build.sh build/cudasim
+
+cuda-test: cuda-build build/cudasim/libcudart.so.13
+	$(INSTALLED) CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
+	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run -- $(CUDA_VENV)/bin/python -m pytest -q tests/cuda $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV)/.built
