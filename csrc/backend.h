@@ -17,6 +17,9 @@ class Backend {
   // Reduces all gradients, records the scalars, writes the row. On a device with streams: enqueues, never waits.
   virtual void step(const StepRequest& request) = 0;
 
+  // Whether what step() enqueues now is captured in a graph, to run later and as often as that is replayed.
+  virtual bool capturing() const { return false; }
+
   // Multiplies every gradient by *factor (float64, in the back end's memory); touches nothing where it is 1.
   virtual void scale(const Layouts& layouts, void* const* gradients, const double* factor) = 0;
 
@@ -24,9 +27,6 @@ class Backend {
   // weights: on the host.
   virtual void update_meters(double* state, const Scalar* values, const double* weights, int64_t count) = 0;
 };
-
-// The columns of a meter's state, all float64. A NaN value is counted and otherwise left out of the sum and the count.
-enum MeterColumn : int { kVal, kMeterSum, kCount, kMeterNans, kMeterColumns };
 
 using BackendFactory = std::unique_ptr<Backend> (*)(c10::Device);
 
