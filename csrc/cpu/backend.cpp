@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kChunk = 1 << 16;       // elements; large enough that merging chunks costs nothing
 constexpr int64_t kTensorCost = 256;      // bytes that could be read in the time that a tensor costs besides its bytes
-constexpr int64_t kThreadCost = 1 << 17;  // bytes below which waking a second thread costs more than it saves
+constexpr int64_t kThreadCost = 1 << 19;  // bytes below which waking a second thread costs more than it saves
 constexpr int64_t kGather = 2048;         // elements copied together from a gradient with gaps (a kernel's block)
 
 struct Chunk {

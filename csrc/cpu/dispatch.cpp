@@ -1,5 +1,5 @@
 // Chooses the kernels for this processor, once.
-#include <ATen/native/DispatchStub.h>
+#include <ATen/Version.h>
 
 #include "kernel.h"
 
@@ -7,21 +7,18 @@ namespace pytracker::cpu {
 
 const Kernels& kernels() {
   static const Kernels& chosen = []() -> const Kernels& {
-    switch (at::native::get_cpu_capability()) {
+    // What ATen chose: it knows the processor, and heeds ATEN_CPU_CAPABILITY.
+    [[maybe_unused]] const std::string isa = at::get_cpu_capability();
 #if defined(PYTRACKER_HAVE_AVX512)
-      case at::native::CPUCapability::AVX512: return kernels_AVX512;
+    if (isa == "AVX512") return kernels_AVX512;
 #endif
 #if defined(PYTRACKER_HAVE_AVX2)
-#if !defined(PYTRACKER_HAVE_AVX512)
-      case at::native::CPUCapability::AVX512:
-#endif
-      case at::native::CPUCapability::AVX2: return kernels_AVX2;
+    if (isa == "AVX512" || isa == "AVX2") return kernels_AVX2;
 #endif
 #if defined(PYTRACKER_HAVE_SVE256)
-      case at::native::CPUCapability::SVE256: return kernels_SVE256;
+    if (isa == "SVE256") return kernels_SVE256;
 #endif
-      default: return kernels_DEFAULT;
-    }
+    return kernels_DEFAULT;
   }();
   return chosen;
 }

@@ -1,0 +1,187 @@
+// The operators' schemas and the classes that Python sees.
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "cpu/kernel.h"
+#include "errors.h"
+#include "gather.h"
+#include "ops.h"
+#include "python_values.h"
+#include "step_log.h"
+
+TORCH_LIBRARY(pytracker, m) {
+  m.def("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor");
+  m.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
+  m.def("update_meters_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()");
+}
+
+#define PYTRACKER_REGISTER(key)                                \
+  TORCH_LIBRARY_IMPL(pytracker, key, m) {                      \
+    m.impl("gradient_moments", pytracker::gradient_moments);   \
+    m.impl("scale_gradients_", pytracker::scale_gradients_);   \
+    m.impl("update_meters_", pytracker::update_meters_);       \
+  }
+PYTRACKER_REGISTER(CPU)
+#if defined(PYTRACKER_CUDA)
+PYTRACKER_REGISTER(CUDA)
+#endif
+
+// Statistics are not differentiated: a loss that requires a gradient may be fed to a meter.
+TORCH_LIBRARY_IMPL(pytracker, Autograd, m) {
+  m.impl("gradient_moments", torch::CppFunction::makeFallthrough());
+  m.impl("scale_gradients_", torch::CppFunction::makeFallthrough());
+  m.impl("update_meters_", torch::CppFunction::makeFallthrough());
+}
+
+namespace pytracker {
+namespace {
+
+constexpr int64_t kReleaseGil = 1 << 20;  // elements from which on other Python threads may run meanwhile
+
+Source source_named(const std::string& name) {
+  if (name == "gradient") return Source::kGradient;
+  if (name == "value") return Source::kValue;
+  throw InvalidValueError("source is '" + name + "'; choose 'gradient' or 'value'");
+}
+
+int64_t elements_on_cpu(Plan& plan) {
+  int64_t elements = 0;
+  for (const Group& group : plan.groups())
+    if (group.device.is_cpu())
+      for (const Layout& layout : group.layouts.tensors) elements += layout.numel;
+  return elements;
+}
+
+// The total norm and the largest norm of one parameter. Waits for the device.
+std::pair<double, double> norm_and_max(Plan& plan) {
+  double sum_sq = 0, max_sum_sq = 0;
+  for (const at::Tensor& row : plan.reduce(std::nullopt)) {
+    const at::Tensor totals = row.narrow(0, 0, kTotals).cpu();
+    const double* values = totals.const_data_ptr<double>();
+    sum_sq += values[kSumSq];
+    max_sum_sq = max_keep_nan(max_sum_sq, values[kMaxSumSq]);
+  }
+  return {std::sqrt(sum_sq), std::sqrt(max_sum_sq)};
+}
+
+// Whether the plan is for just these parameters, in this order.
+bool is_for(const Plan& plan, const py::sequence& parameters) {
+  const std::vector<at::Tensor>& known = plan.parameters();
+  if (py::len(parameters) != known.size()) return false;
+  for (size_t i = 0; i < known.size(); ++i) {
+    const py::object item = parameters[i];
+    if (!THPVariable_Check(item.ptr()) || !THPVariable_Unpack(item.ptr()).is_same(known[i])) return false;
+  }
+  return true;
+}
+
+// Records one step: -1 where the log must be made anew (too few slots, or the parameters moved to another device) and
+// nothing was recorded, else the number of rows that wait to be drained.
+int64_t append(StepLog& log, Plan& plan, StepReader& reader, int64_t step, const py::dict& scalars) {
+  static thread_local std::vector<NamedValue> values;
+  plan.gather();
+  if (!log.current() || !reader.read(log, scalars, values)) return -1;
+  if (elements_on_cpu(plan) > kReleaseGil) {
+    const py::gil_scoped_release others_may_run;
+    log.append(step, values);
+  } else {
+    log.append(step, values);
+  }
+  values.clear();  // lets go of the tensors
+  return log.written() - log.drained();
+}
+
+py::tuple take(StepLog& log, int64_t count) {
+  py::list steps, scalars;
+  for (const RowNote& note : log.take(count)) {
+    steps.append(note.step);
+    scalars.append(note.scalars);
+  }
+  return py::make_tuple(steps, scalars);
+}
+
+template <typename Error>
+void translate(const char* python_class) {
+  static PyObject* type = nullptr;  // never released: the interpreter may be gone before this library
+  type = py::object(py::module_::import("pytracker.errors").attr(python_class)).release().ptr();
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const Error& error) {
+      PyErr_SetString(type, error.what());
+    }
+  });
+}
+
+}  // namespace
+}  // namespace pytracker
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace pytracker;
+  m.doc() = "The native core of pytracker; use it through the Python modules.";
+
+  translate<ParameterError>("ParameterError");
+  translate<InvalidValueError>("InvalidValueError");
+  translate<InvalidTypeError>("InvalidTypeError");
+
+  m.attr("COLUMNS") = std::vector<std::string>{"sum", "sum_sq", "abs_max", "zeros", "nans", "infs"};
+  m.attr("TOTALS") = int(kTotals);
+  m.attr("METER_COLUMNS") = int(kMeterColumns);
+  m.attr("MAX_SCALARS") = kMaxScalars;
+  m.def("isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
+  m.def("has_backend", [](const std::string& device) { return has_backend(c10::Device(device).type()); });
+
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+      .def(
+          py::init([](std::vector<at::Tensor> parameters, std::vector<std::string> names, const std::string& source) {
+            return std::make_shared<Plan>(std::move(parameters), std::move(names), source_named(source));
+          }),
+          py::arg("parameters"), py::arg("names"), py::arg("source") = "gradient")
+      .def_property_readonly("names", &Plan::names)
+      .def_property_readonly("parameters", &Plan::parameters)
+      .def_property_readonly(
+          "members",
+          [](Plan& plan) {
+            std::vector<std::vector<int64_t>> members;
+            for (const Group& group : plan.groups()) members.push_back(group.members);
+            return members;
+          },
+          "For each device the indices of its parameters, in the order of its rows.")
+      .def_property_readonly(
+          "devices",
+          [](Plan& plan) {
+            py::list devices;
+            for (const Group& group : plan.groups()) devices.append(py::cast(group.device));
+            return devices;
+          })
+      .def_property_readonly("generation", &Plan::generation)
+      .def("is_for", &is_for)
+      .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
+      .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))
+      .def("scale", &Plan::scale, py::arg("factor"))
+      .def("norm_and_max", &norm_and_max);
+
+  py::class_<StepReader>(m, "StepReader")
+      .def(py::init<py::object, py::function>(), py::arg("optimizer"), py::arg("name_groups"))
+      .def("reset", &StepReader::reset);
+
+  py::class_<StepLog>(m, "StepLog")
+      .def(py::init<std::shared_ptr<Plan>, int64_t, int64_t>(), py::arg("plan"), py::arg("capacity"), py::arg("slots"))
+      .def_property_readonly("written", &StepLog::written)
+      .def_property_readonly("drained", &StepLog::drained)
+      .def_property_readonly("capacity", &StepLog::capacity)
+      .def_property_readonly("slots", &StepLog::slots)
+      .def_property_readonly("rows", &StepLog::rows)
+      .def_property_readonly("scalar_names", &StepLog::scalar_names)
+      .def("slot_of", &StepLog::slot_of)
+      .def("append", &append, py::arg("plan"), py::arg("reader"), py::arg("step"), py::arg("scalars"))
+      .def("replayed", &StepLog::replayed, py::arg("step"))
+      .def("take", &take, py::arg("count"));
+
+  py::class_<ModuleWatch>(m, "ModuleWatch")
+      .def(py::init<py::object>(), py::arg("root"))
+      .def("unchanged", &ModuleWatch::unchanged, py::arg("root"));
+}

@@ -1,0 +1,23 @@
+// A scalar that goes with a step, read on the device.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../plan.h"
+
+namespace pytracker::cuda {
+
+__device__ __forceinline__ double read(const Scalar& scalar) {
+  if (scalar.data == nullptr) return scalar.value;
+  if (scalar.is_integer) return static_cast<double>(*static_cast<const int64_t*>(scalar.data));
+  switch (scalar.dtype) {
+    case Dtype::kFloat64: return *static_cast<const double*>(scalar.data);
+    case Dtype::kFloat32: return *static_cast<const float*>(scalar.data);
+    case Dtype::kFloat16: return __half2float(*static_cast<const __half*>(scalar.data));
+    case Dtype::kBFloat16: return __bfloat162float(*static_cast<const __nv_bfloat16*>(scalar.data));
+    default: return CUDART_NAN;
+  }
+}
+
+}  // namespace pytracker::cuda

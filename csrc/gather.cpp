@@ -1,0 +1,343 @@
+#include "gather.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+
+#include "errors.h"
+
+namespace pytracker {
+namespace {
+
+std::optional<Dtype> dtype_of(c10::ScalarType type) {
+  switch (type) {
+    case c10::kDouble: return Dtype::kFloat64;
+    case c10::kFloat: return Dtype::kFloat32;
+    case c10::kHalf: return Dtype::kFloat16;
+    case c10::kBFloat16: return Dtype::kBFloat16;
+    case c10::kComplexFloat: return Dtype::kComplex64;
+    case c10::kComplexDouble: return Dtype::kComplex128;
+    default: return std::nullopt;
+  }
+}
+
+// Anything that is not simply memory with strides: a Python subclass (DTensor), a lazy negation, a sparse layout.
+const c10::DispatchKeySet kIrregular(
+    {c10::DispatchKey::Python, c10::DispatchKey::Negative, c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr,
+     c10::DispatchKey::NestedTensor, c10::DispatchKey::Quantized});
+
+// The piece of a DTensor that lies on this rank; FSDP2 and tensor parallel hand out gradients of this kind.
+at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
+  const PyGILState_STATE gil = PyGILState_Ensure();
+  PyObject* wrapper = THPVariable_Wrap(tensor);
+  PyObject* local = PyObject_GetAttrString(wrapper, "_local_tensor");
+  PyErr_Clear();
+  at::Tensor piece;
+  if (local != nullptr && THPVariable_Check(local)) piece = THPVariable_Unpack(local);
+  const std::string type = Py_TYPE(wrapper)->tp_name;
+  Py_XDECREF(local);
+  Py_DECREF(wrapper);
+  PyGILState_Release(gil);
+  if (!piece.defined())
+    throw ParameterError(c10::str(
+        "the gradient of '", name, "' is a ", type,
+        ", a tensor subclass without a local tensor that could be read; track the plain parameters instead"));
+  return piece;
+}
+
+// An address for gradients without elements, whose own may be null, which means no gradient.
+const char kNothing = 0;
+
+// Folds dimensions: the order of elements does not matter, so those that lie contiguously become one, and those of
+// stride 0 (expanded) become a factor. False where too many remain.
+bool fold(const at::Tensor& tensor, Layout& layout, Strided& strided) {
+  layout.repeat = 1;
+  layout.numel = 1;
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    const int64_t size = tensor.size(d), stride = tensor.stride(d);
+    if (size == 0) {
+      layout.numel = 0;
+      return true;
+    }
+    if (size == 1) continue;
+    if (stride == 0) {
+      layout.repeat *= size;
+    } else {
+      layout.numel *= size;
+      dims.emplace_back(stride, size);
+    }
+  }
+  std::sort(dims.begin(), dims.end(), std::greater<>());
+  std::vector<std::pair<int64_t, int64_t>> folded;
+  for (const auto& [stride, size] : dims) {
+    if (!folded.empty() && folded.back().first == stride * size) {
+      folded.back() = {stride, folded.back().second * size};
+    } else {
+      folded.emplace_back(stride, size);
+    }
+  }
+  if (folded.size() > kMaxDims) return false;
+  if (folded.empty() || (folded.size() == 1 && folded[0].first == 1)) return true;
+  strided.ndim = static_cast<int64_t>(folded.size());
+  for (size_t d = 0; d < folded.size(); ++d) {
+    strided.strides[d] = folded[d].first;
+    strided.sizes[d] = folded[d].second;
+  }
+  return true;
+}
+
+bool same(const Layout& a, const Layout& b, const Layouts& layouts, const Strided& strided) {
+  if (a.numel != b.numel || a.repeat != b.repeat || a.implicit_zeros != b.implicit_zeros || a.dtype != b.dtype)
+    return false;
+  if (a.strided < 0) return strided.ndim == 0;
+  return layouts.strided[a.strided] == strided;
+}
+
+}  // namespace
+
+Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source)
+    : parameters_(std::move(parameters)), names_(std::move(names)), source_(source) {
+  if (parameters_.size() != names_.size())
+    throw InvalidValueError(
+        c10::str("there are ", parameters_.size(), " parameters and ", names_.size(), " names; give one for each"));
+  group_by_device();
+}
+
+void Plan::group_by_device() {
+  groups_.clear();
+  slots_.clear();
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    const at::Tensor& p = parameters_[i];
+    const c10::Device device = p.device();
+    if (!has_backend(device.type()))
+      throw ParameterError(c10::str(
+          "parameter '", names_[i], "' is on ", device, ", for which this build of pytracker has no back end; see `pytracker doctor`"));
+    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.device == device; });
+    if (group == groups_.end()) {
+      groups_.emplace_back(device);
+      group = groups_.end() - 1;
+      group->backend = make_backend(device);
+    }
+    const auto dtype = dtype_of(p.scalar_type());
+    Layout layout;
+    layout.numel = dtype && !p.key_set().has_any(kIrregular) ? p.numel() : 0;
+    layout.dtype = dtype.value_or(Dtype::kFloat32);
+    slots_.push_back(
+        {p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups_.begin()),
+         static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
+    group->members.push_back(static_cast<int64_t>(i));
+    group->layouts.tensors.push_back(layout);
+  }
+  if (groups_.empty()) {  // an empty model still has steps and scalars to record
+    groups_.emplace_back(c10::Device(c10::kCPU));
+    groups_.back().backend = make_backend(groups_.back().device);
+  }
+  for (Group& group : groups_) {
+    group.data.assign(group.members.size(), nullptr);
+    group.kept.resize(group.members.size());
+    group.layouts.version = 1;
+  }
+  ++generation_;
+}
+
+bool Plan::rebind(const std::vector<at::Tensor>& tensors) {
+  if (tensors.empty()) {
+    parameters_.assign(slots_.size(), at::Tensor());
+    for (Group& group : groups_) group.kept.assign(group.members.size(), at::Tensor());
+    return true;
+  }
+  if (tensors.size() != slots_.size()) return false;
+  for (size_t i = 0; i < tensors.size(); ++i)
+    if (tensors[i].device() != groups_[slots_[i].group].device) return false;
+  parameters_ = tensors;
+  for (size_t i = 0; i < tensors.size(); ++i) slots_[i].impl = tensors[i].unsafeGetTensorImpl();
+  return true;
+}
+
+at::Tensor Plan::source_of(int64_t parameter) const {
+  return source_ == Source::kGradient ? slots_[parameter].impl->grad() : parameters_[parameter];
+}
+
+// The address of a gradient that is as the layout says; null where that cannot be told at once.
+const void* Plan::plain_data(const Slot& slot) const {
+  const c10::TensorImpl* impl = slot.impl;
+  if (source_ == Source::kGradient) {
+    impl = slot.impl->grad().unsafeGetTensorImpl();
+    if (impl == at::UndefinedTensorImpl::singleton()) return nullptr;
+  }
+  if (!slot.plain || impl->key_set().has_any(kIrregular) || impl->numel() != slot.numel ||
+      c10::typeMetaToScalarType(impl->dtype()) != slot.dtype || !impl->is_non_overlapping_and_dense() ||
+      impl->device() != groups_[slot.group].device)
+    return nullptr;
+  return impl->data();
+}
+
+void Plan::gather() {
+  constexpr int64_t kGrain = 2048;  // parameters; reading one costs tens of nanoseconds, mostly cache misses
+  const int64_t n = static_cast<int64_t>(slots_.size());
+  at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Slot& slot = slots_[i];
+      groups_[slot.group].data[slot.position] = plain_data(slot);
+    }
+  });
+  irregular_.clear();
+  for (int64_t i = 0; i < n; ++i) {
+    const Slot& slot = slots_[i];
+    if (groups_[slot.group].data[slot.position] == nullptr) irregular_.push_back(i);
+  }
+  for (const int64_t i : irregular_) {
+    if (describe(i)) continue;
+    group_by_device();
+    return gather();
+  }
+}
+
+// The slow path for one parameter: no gradient, or one that is new in some way. False where it is on another device.
+bool Plan::describe(int64_t parameter) {
+  Slot& slot = slots_[parameter];
+  Group& group = groups_[slot.group];
+  at::Tensor tensor = source_of(parameter);
+  group.data[slot.position] = nullptr;
+  group.kept[slot.position] = at::Tensor();
+  if (!tensor.defined()) return true;
+
+  const std::string& name = names_[parameter];
+  if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
+  if (tensor.device() != group.device) {
+    if (parameters_[parameter].device() != group.device) return false;
+    throw ParameterError(c10::str(
+        "the gradient of '", name, "' is on ", tensor.device(), " and the parameter on ", group.device,
+        "; move them to one device"));
+  }
+  const auto dtype = dtype_of(tensor.scalar_type());
+  if (!dtype)
+    throw ParameterError(c10::str(
+        "the gradient of '", name, "' has dtype ", tensor.scalar_type(),
+        "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
+  const int64_t numel = tensor.numel();
+  const at::Tensor found = tensor;
+  if (tensor.layout() == c10::kSparse) {
+    tensor = tensor.coalesce()._values();
+  } else if (tensor.layout() != c10::kStrided) {
+    throw ParameterError(c10::str(
+        "the gradient of '", name, "' has layout ", tensor.layout(), "; pytracker reads strided and sparse COO tensors"));
+  }
+  if (tensor.is_neg()) tensor = tensor.resolve_neg();
+
+  Layout layout;
+  Strided strided;
+  layout.dtype = *dtype;
+  if (!fold(tensor, layout, strided)) {
+    tensor = tensor.contiguous();
+    layout.numel = tensor.numel();
+    layout.repeat = 1;
+  }
+  layout.implicit_zeros = numel - layout.numel * layout.repeat;
+
+  Layout& known = group.layouts.tensors[slot.position];
+  if (!same(known, layout, group.layouts, strided)) {
+    if (strided.ndim > 0) {
+      layout.strided = static_cast<int32_t>(group.layouts.strided.size());
+      if (known.strided >= 0) layout.strided = known.strided;
+      group.layouts.strided.resize(std::max<size_t>(group.layouts.strided.size(), layout.strided + 1));
+      group.layouts.strided[layout.strided] = strided;
+    }
+    known = layout;
+    ++group.layouts.version;
+  }
+  slot.numel = layout.numel;
+  slot.dtype = tensor.scalar_type();
+  slot.plain = layout.strided < 0 && layout.repeat == 1 && layout.implicit_zeros == 0 && strided.ndim == 0;
+  group.data[slot.position] = layout.numel == 0 ? &kNothing : tensor.const_data_ptr();
+  if (!tensor.is_same(found)) group.kept[slot.position] = std::move(tensor);
+  return true;
+}
+
+bool Plan::any_gradient() const {
+  for (const Group& group : groups_)
+    for (const void* data : group.data)
+      if (data != nullptr) return true;
+  return false;
+}
+
+std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale) {
+  gather();
+  std::vector<at::Tensor> rows;
+  std::vector<at::Tensor> kept;
+  for (Group& group : groups_) {
+    const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
+    rows.push_back(at::empty({width}, at::TensorOptions().dtype(at::kDouble).device(group.device)));
+    StepRequest request;
+    request.layouts = &group.layouts;
+    request.gradients = group.data.data();
+    request.row.rows = rows.back().mutable_data_ptr<double>();
+    request.row.stride = width;
+    if (grad_scale) request.grad_scale = scalar_of(*grad_scale, "grad_scale", group.device, kept);
+    group.backend->step(request);
+  }
+  return rows;
+}
+
+at::Tensor Plan::reduce_and_clip(double max_norm) {
+  gather();
+  TORCH_INTERNAL_ASSERT(groups_.size() == 1);
+  Group& group = groups_[0];
+  const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
+  const at::Tensor memory = at::empty({width + 2}, at::TensorOptions().dtype(at::kDouble).device(group.device));
+  StepRequest request;
+  request.layouts = &group.layouts;
+  request.gradients = group.data.data();
+  request.row.rows = memory.mutable_data_ptr<double>();
+  request.row.stride = width;
+  request.max_norm = max_norm;
+  request.clip = request.row.rows + width;
+  group.backend->step(request);
+  return memory.narrow(0, width, 2);
+}
+
+void Plan::scale(const at::Tensor& factor) {
+  for (Group& group : groups_) {
+    std::vector<void*> gradients(group.data.size());
+    for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = const_cast<void*>(group.data[i]);
+    group.backend->scale(group.layouts, gradients.data(), factor.const_data_ptr<double>());
+  }
+}
+
+Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept) {
+  at::Tensor tensor = value;
+  if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
+  if (tensor.numel() != 1)
+    throw InvalidValueError(c10::str(
+        "'", name, "' is a tensor of shape ", value.sizes(), " with ", value.numel(),
+        " elements; a recorded value has one: reduce it first, e.g. with .mean()"));
+  if (tensor.is_complex())
+    throw InvalidValueError(c10::str("'", name, "' is complex (", tensor.scalar_type(), "); record .real, .imag or .abs()"));
+  Scalar scalar;
+  if (tensor.is_cpu()) {  // the value is here already: reading it waits for nothing
+    switch (tensor.scalar_type()) {
+      case c10::kFloat: scalar.value = *tensor.const_data_ptr<float>(); break;
+      case c10::kDouble: scalar.value = *tensor.const_data_ptr<double>(); break;
+      default: scalar.value = tensor.item().toDouble();
+    }
+    return scalar;
+  }
+  if (tensor.device() != device)
+    throw InvalidValueError(c10::str(
+        "'", name, "' is on ", tensor.device(), ", where the model has no parameter; it is recorded on ", device,
+        ": move it there with .to('", device, "', non_blocking=True)"));
+  const auto dtype = dtype_of(tensor.scalar_type());
+  scalar.is_integer = tensor.scalar_type() == c10::kLong;
+  if (!dtype && !scalar.is_integer) tensor = tensor.to(at::kDouble);
+  scalar.dtype = dtype.value_or(Dtype::kFloat64);
+  scalar.data = tensor.const_data_ptr();
+  kept.push_back(std::move(tensor));
+  return scalar;
+}
+
+}  // namespace pytracker

@@ -1,0 +1,85 @@
+// From parameters to what a back end reads: takes the .grad of every parameter, notices what has changed since the last
+// step, and never waits for a device. The only place where tensors are validated, for all back ends.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+
+namespace pytracker {
+
+// What of a parameter is reduced: its gradient, or its own values.
+enum class Source { kGradient, kValue };
+
+// The tensors of one device, in the order in which the parameters were given.
+struct Group {
+  explicit Group(c10::Device device) : device(device) {}
+  c10::Device device;
+  std::vector<int64_t> members;          // indices of the parameters
+  Layouts layouts;                       // [members]
+  std::vector<const void*> data;         // [members] null: no gradient
+  std::vector<at::Tensor> kept;          // [members] what `data` points into where that is not the gradient itself
+  std::unique_ptr<Backend> backend;
+};
+
+class Plan {
+ public:
+  Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source);
+
+  // Reads the pointers of all gradients. A gradient that moved, appeared or vanished costs nothing; one whose dtype or
+  // shape in memory changed renews its layout; one on another device renews the groups (`generation` grows).
+  void gather();
+
+  // The same plan for other tensors, as many and on the same devices: tables are kept where the layouts are the same.
+  // Without tensors it lets go of those it has. False where the plan does not fit.
+  bool rebind(const std::vector<at::Tensor>& tensors);
+
+  // Gathers, and reduces into one row for each device. grad_scale divides the statistics.
+  std::vector<at::Tensor> reduce(const std::optional<at::Tensor>& grad_scale);
+
+  // The same, and also the factor that brings the total norm down to max_norm: {total norm, factor}, float64 on the device
+  // of the gradients, which must be one device.
+  at::Tensor reduce_and_clip(double max_norm);
+
+  // Multiplies the gathered gradients by *factor (float64, on their device).
+  void scale(const at::Tensor& factor);
+
+  const std::vector<at::Tensor>& parameters() const { return parameters_; }
+  const std::vector<std::string>& names() const { return names_; }
+  std::vector<Group>& groups() { return groups_; }
+  int64_t generation() const { return generation_; }
+  bool any_gradient() const;
+
+ private:
+  struct Slot {  // what the fast path of gather() compares, side by side in memory
+    c10::TensorImpl* impl;
+    int64_t numel;
+    int32_t group, position;
+    c10::ScalarType dtype;
+    bool plain;  // the last gradient was a run of memory without gaps
+  };
+
+  void group_by_device();
+  at::Tensor source_of(int64_t parameter) const;
+  const void* plain_data(const Slot& slot) const;
+  bool describe(int64_t parameter);
+
+  std::vector<at::Tensor> parameters_;
+  std::vector<std::string> names_;
+  Source source_;
+  std::vector<Slot> slots_;
+  std::vector<Group> groups_;
+  std::vector<int64_t> irregular_;  // parameters that the fast path left over in this gather()
+  int64_t generation_ = 0;
+};
+
+// A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed to
+// where it lies on `device`. `kept` receives what must outlive the launch. Throws InvalidValueError, naming `name`.
+Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept);
+
+}  // namespace pytracker

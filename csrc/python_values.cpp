@@ -1,0 +1,141 @@
+#include "python_values.h"
+
+#include <torch/csrc/autograd/python_variable.h>
+
+#include "errors.h"
+
+namespace pytracker {
+namespace {
+
+// A dictionary in the module's __dict__ (`_modules`, `_parameters`), borrowed; null where there is none.
+PyObject* dictionary(PyObject* module, PyObject* name) {
+  PyObject* attributes = PyObject_GenericGetDict(module, nullptr);  // new reference
+  if (attributes == nullptr) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  PyObject* found = PyDict_GetItem(attributes, name);
+  Py_DECREF(attributes);  // the module keeps it alive
+  return found != nullptr && PyDict_Check(found) ? found : nullptr;
+}
+
+PyObject* interned(const char* text) { return PyUnicode_InternFromString(text); }
+
+bool same_values(PyObject* dict, const std::vector<PyObject*>& expected) {
+  if (dict == nullptr) return expected.empty();
+  if (PyDict_GET_SIZE(dict) != static_cast<Py_ssize_t>(expected.size())) return false;
+  Py_ssize_t position = 0;
+  PyObject *key = nullptr, *value = nullptr;
+  for (size_t i = 0; PyDict_Next(dict, &position, &key, &value); ++i)
+    if (value != expected[i]) return false;
+  return true;
+}
+
+PyObject* const kModules = interned("_modules");
+PyObject* const kParameters = interned("_parameters");
+PyObject* const kParamGroups = interned("param_groups");
+PyObject* const kLr = interned("lr");
+
+}  // namespace
+
+NamedValue named_value(int32_t slot, const std::string& name, PyObject* value) {
+  if (PyFloat_Check(value)) return {slot, PyFloat_AS_DOUBLE(value), {}};
+  if (THPVariable_Check(value)) return {slot, 0, THPVariable_Unpack(value)};
+  const bool text = PyUnicode_Check(value) || PyBytes_Check(value);
+  const double number = text ? -1 : PyFloat_AsDouble(value);
+  if (text || (number == -1 && PyErr_Occurred() != nullptr)) {
+    PyErr_Clear();
+    const std::string shown = py::str(py::repr(value)).cast<std::string>().substr(0, 80);
+    throw InvalidTypeError(
+        "'" + name + "' is " + shown + ", of type " + Py_TYPE(value)->tp_name +
+        "; a recorded value is a number or a tensor of one element");
+  }
+  return {slot, number, {}};
+}
+
+int32_t StepReader::slot_of(StepLog& log, PyObject* name) {
+  for (const Key& key : keys_)
+    if (key.name == name) return key.slot;
+  const int32_t slot = log.slot_of(py::cast<std::string>(py::handle(name)));
+  if (slot >= 0 && PyUnicode_CHECK_INTERNED(name) != 0) {
+    names_.push_back(py::reinterpret_borrow<py::object>(name));
+    keys_.push_back({name, slot});
+  }
+  return slot;
+}
+
+bool StepReader::read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values) {
+  values.clear();
+  Py_ssize_t position = 0;
+  PyObject *name = nullptr, *value = nullptr;
+  while (PyDict_Next(scalars.ptr(), &position, &name, &value)) {
+    if (value == Py_None) continue;
+    const int32_t slot = slot_of(log, name);
+    if (slot < 0) return false;
+    values.push_back(named_value(slot, log.scalar_names()[slot], value));
+  }
+  return optimizer_.is_none() || read_learning_rates(log, values);
+}
+
+bool StepReader::read_learning_rates(StepLog& log, std::vector<NamedValue>& values) {
+  const py::object groups = py::reinterpret_steal<py::object>(PyObject_GetAttr(optimizer_.ptr(), kParamGroups));
+  if (!groups || !PyList_Check(groups.ptr())) throw py::error_already_set();
+  const auto count = static_cast<size_t>(PyList_GET_SIZE(groups.ptr()));
+  if (rate_slots_.size() != count) {
+    std::vector<int32_t> slots;
+    for (const py::handle name : name_groups_(groups).cast<py::list>()) {
+      const int32_t slot = log.slot_of(name.cast<std::string>());
+      if (slot < 0) return false;
+      slots.push_back(slot);
+    }
+    rate_slots_ = slots;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    PyObject* group = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(i));
+    PyObject* rate = PyDict_Check(group) ? PyDict_GetItem(group, kLr) : nullptr;
+    if (rate != nullptr) values.push_back(named_value(rate_slots_[i], log.scalar_names()[rate_slots_[i]], rate));
+  }
+  return true;
+}
+
+void StepReader::reset() {
+  keys_.clear();
+  names_.clear();
+  rate_slots_.clear();
+}
+
+ModuleWatch::ModuleWatch(const py::object& root) { visit(root, true); }
+
+void ModuleWatch::visit(const py::object& module, bool is_root) {
+  const size_t index = nodes_.size();
+  nodes_.emplace_back();
+  if (!is_root) nodes_[index].module = module;
+  std::vector<py::object> children;
+  Py_ssize_t position = 0;
+  PyObject *key = nullptr, *value = nullptr;
+  if (PyObject* parameters = dictionary(module.ptr(), kParameters))
+    while (PyDict_Next(parameters, &position, &key, &value)) {
+      nodes_[index].parameters.push_back(value);
+      nodes_[index].owned.push_back(py::reinterpret_borrow<py::object>(value));
+    }
+  position = 0;
+  if (PyObject* modules = dictionary(module.ptr(), kModules))
+    while (PyDict_Next(modules, &position, &key, &value)) {
+      nodes_[index].children.push_back(value);
+      if (value != Py_None) children.push_back(py::reinterpret_borrow<py::object>(value));
+    }
+  for (const py::object& child : children)
+    if (seen_.insert(child.ptr()).second) visit(child, false);
+}
+
+bool ModuleWatch::unchanged(const py::object& root) const {
+  for (const Node& node : nodes_) {
+    PyObject* module = node.module ? node.module.ptr() : root.ptr();
+    if (!same_values(dictionary(module, kParameters), node.parameters) ||
+        !same_values(dictionary(module, kModules), node.children))
+      return false;
+  }
+  return true;
+}
+
+}  // namespace pytracker

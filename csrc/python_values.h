@@ -1,0 +1,65 @@
+// What Python hands over on a step, read without running Python code: keyword values, learning rates, and whether a
+// module still has the parameters that it had.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <unordered_set>
+#include <vector>
+
+#include "step_log.h"
+
+namespace pytracker {
+
+namespace py = pybind11;
+
+// One recorded value: a number (bool, int, float, NumPy scalar) or a tensor. Throws InvalidTypeError, naming `name`.
+NamedValue named_value(int32_t slot, const std::string& name, PyObject* value);
+
+// Gives each keyword of tracker.step(**scalars) its slot, and each parameter group its learning rate.
+class StepReader {
+ public:
+  // name_groups(param_groups) -> list of one series name for each group; called when their number changes.
+  StepReader(py::object optimizer, py::function name_groups)
+      : optimizer_(std::move(optimizer)), name_groups_(std::move(name_groups)) {}
+
+  // Fills `values`; false where the log has too few slots and must be made anew.
+  bool read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values);
+
+  // Forgets the slots, which belong to a log that is gone.
+  void reset();
+
+ private:
+  struct Key {
+    PyObject* name;  // interned, as keywords are, so that comparing addresses is enough; owned by names_
+    int32_t slot;
+  };
+  int32_t slot_of(StepLog& log, PyObject* name);
+  bool read_learning_rates(StepLog& log, std::vector<NamedValue>& values);
+
+  py::object optimizer_;
+  py::function name_groups_;
+  std::vector<Key> keys_;
+  std::vector<py::object> names_;
+  std::vector<int32_t> rate_slots_;
+};
+
+// Remembers which modules and parameters a module tree was made of, and tells at the price of a walk over its
+// dictionaries whether it still is.
+class ModuleWatch {
+ public:
+  explicit ModuleWatch(const py::object& root);
+  bool unchanged(const py::object& root) const;
+
+ private:
+  struct Node {
+    py::object module;  // empty for the root, which must be free to die
+    std::vector<PyObject*> children, parameters;
+    std::vector<py::object> owned;
+  };
+  void visit(const py::object& module, bool is_root);
+  std::vector<Node> nodes_;
+  std::unordered_set<PyObject*> seen_;
+};
+
+}  // namespace pytracker

@@ -1,0 +1,82 @@
+#include "step_log.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+
+#include "errors.h"
+
+namespace pytracker {
+
+StepLog::StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots)
+    : plan_(std::move(plan)), capacity_(capacity), slots_(slots), generation_(plan_->generation()) {
+  if (capacity < 1) throw InvalidValueError("a step log needs a capacity of at least one row");
+  if (slots < 0 || slots > kMaxScalars)
+    throw InvalidValueError("a step log records at most " + std::to_string(kMaxScalars) + " scalars a step");
+  for (const Group& group : plan_->groups()) {
+    const int64_t width = row_width(static_cast<int64_t>(group.members.size()), slots);
+    const auto options = at::TensorOptions().device(group.device);
+    rows_.push_back(at::empty({capacity, width}, options.dtype(at::kDouble)));
+    cursors_.push_back(at::zeros({}, at::kLong).to(group.device));
+  }
+}
+
+int32_t StepLog::slot_of(const std::string& name) {
+  const auto found = slot_by_name_.find(name);
+  if (found != slot_by_name_.end()) return found->second;
+  if (static_cast<int64_t>(scalar_names_.size()) == slots_) return -1;
+  const auto slot = static_cast<int32_t>(scalar_names_.size());
+  scalar_names_.push_back(name);
+  slot_by_name_.emplace(name, slot);
+  return slot;
+}
+
+void StepLog::append(int64_t step, const std::vector<NamedValue>& values) {
+  std::vector<Group>& groups = plan_->groups();
+  std::vector<at::Tensor> kept;
+  scalars_.resize(groups.size());
+  for (auto& scalars : scalars_) scalars.clear();
+  last_scalars_ = 0;
+  // All values are checked before anything is launched, so that a bad one leaves no half of a row behind.
+  for (const NamedValue& value : values) {
+    size_t home = 0;  // numbers go with the first device's row, a tensor with the row of the device where it lies
+    Scalar scalar;
+    scalar.value = value.number;
+    if (value.tensor.defined()) {
+      for (size_t g = 0; g < groups.size(); ++g)
+        if (groups[g].device == value.tensor.device()) home = g;
+      scalar = scalar_of(value.tensor, scalar_names_[value.slot], groups[home].device, kept);
+    }
+    scalar.slot = value.slot;
+    scalars_[home].push_back(scalar);
+    last_scalars_ |= uint64_t{1} << value.slot;
+  }
+  bool capturing = false;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    StepRequest request;
+    request.layouts = &groups[g].layouts;
+    request.gradients = groups[g].data.data();
+    request.row = {rows_[g].mutable_data_ptr<double>(), rows_[g].size(1), capacity_, cursors_[g].mutable_data_ptr<int64_t>()};
+    request.scalars = scalars_[g].data();
+    request.n_scalars = static_cast<int64_t>(scalars_[g].size());
+    groups[g].backend->step(request);
+    capturing = capturing || groups[g].backend->capturing();
+  }
+  if (!capturing) replayed(step);
+}
+
+void StepLog::replayed(int64_t step) {
+  notes_.push_back({step, last_scalars_});
+  ++written_;
+}
+
+std::vector<RowNote> StepLog::take(int64_t count) {
+  count = std::min(count, written_ - drained_);
+  std::vector<RowNote> taken(notes_.begin(), notes_.begin() + count);
+  notes_.erase(notes_.begin(), notes_.begin() + count);
+  drained_ += count;
+  return taken;
+}
+
+}  // namespace pytracker

@@ -1,0 +1,72 @@
+// The log of steps that lives on the device: a ring of rows, one a step, that the host has not read yet.
+//
+// A row is written by the back end's launch; the host adds to it what it knows without asking (which step it was, which
+// scalars were given). pytracker/device_log.py copies rows to the host and frees them with drained().
+#pragma once
+
+#include <deque>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "gather.h"
+
+namespace pytracker {
+
+// A value to be recorded with the step that is about to be written.
+struct NamedValue {
+  int32_t slot;
+  double number;
+  at::Tensor tensor;  // defined: `number` is not looked at
+};
+
+// What the host knows of a row.
+struct RowNote {
+  int64_t step;
+  uint64_t scalars;  // bit `slot` is set where that scalar was given
+};
+
+class StepLog {
+ public:
+  // `capacity` rows and `slots` scalars a row (at most kMaxScalars), allocated once.
+  StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots);
+
+  // The slot of a scalar's name, new names included; -1 where all slots are taken.
+  int32_t slot_of(const std::string& name);
+
+  // Reduces the gathered gradients into the next row, without waiting. While a graph is captured no row is written:
+  // each replay writes one.
+  void append(int64_t step, const std::vector<NamedValue>& values);
+
+  // A graph with a captured append has been replayed: the device has written a row like that one.
+  void replayed(int64_t step);
+
+  bool full() const { return written_ - drained_ >= capacity_; }
+  // Whether the device's tensors are where they were when the log was made.
+  bool current() const { return generation_ == plan_->generation(); }
+
+  int64_t written() const { return written_; }
+  int64_t drained() const { return drained_; }
+  int64_t capacity() const { return capacity_; }
+  int64_t slots() const { return slots_; }
+  const std::vector<std::string>& scalar_names() const { return scalar_names_; }
+  const std::vector<at::Tensor>& rows() const { return rows_; }  // a device each: float64 [capacity, width]
+  const Plan& plan() const { return *plan_; }
+
+  // Forgets the oldest `count` rows, whose copies to the host are under way, and returns their notes.
+  std::vector<RowNote> take(int64_t count);
+
+ private:
+  std::shared_ptr<Plan> plan_;
+  int64_t capacity_, slots_, generation_;
+  int64_t written_ = 0, drained_ = 0;
+  std::vector<std::string> scalar_names_;
+  std::unordered_map<std::string, int32_t> slot_by_name_;
+  std::vector<at::Tensor> rows_;
+  std::vector<at::Tensor> cursors_;  // a device each: int64, the row that the next launch writes
+  std::deque<RowNote> notes_;
+  uint64_t last_scalars_ = 0;
+  std::vector<std::vector<Scalar>> scalars_;  // a device each, kept to be filled again
+};
+
+}  // namespace pytracker
