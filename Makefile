@@ -27,7 +27,9 @@ test: build
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 bench: build
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py --benchmark-disable-gc --benchmark-columns=median \
+	    --benchmark-json=build/benchmarks.json $(BENCH_ARGS) >build/benchmarks.log || { tail -40 build/benchmarks.log; exit 1; }
+	$(BIN)/python -m benchmarks.table build/benchmarks.json docs/results
 
 doctor: build
 	$(BIN)/pytracker doctor
