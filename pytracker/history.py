@@ -58,15 +58,15 @@ class Series(MutableSequence[float]):
             InvalidTypeError: the value is not a number.
             InvalidValueError: the step comes before the last one.
         """
-        number = self._number(value)
-        count = len(self._steps)
-        last = int(self._steps.writable[count - 1]) if count else -1
-        step = last + 1 if step is None else int(step)
-        if step < last:
-            raise InvalidValueError(self._backwards(step, last))
+        number = value if type(value) is float else as_float(value, self._label)
+        if step is None:
+            step = self._last_step() + 1
+        else:
+            self.check_step(step)
         self._values.append(number)
         self._steps.append(step)
-        self._attach()
+        if self._on_first is not None:
+            self._join()
 
     def extend(self, values: Iterable[float], steps: Iterable[int] | None = None) -> None:
         """Add many values at once; nothing is added where one of them is refused.
@@ -76,24 +76,37 @@ class Series(MutableSequence[float]):
             InvalidValueError: the steps descend, or there are not as many as values.
         """
         numbers = self._numbers(values)
-        last = int(self._steps.view[-1]) if len(self._steps) else -1
         if steps is None:
-            where = np.arange(last + 1, last + 1 + len(numbers), dtype=np.int64)
+            first = self._last_step() + 1
+            where = np.arange(first, first + len(numbers), dtype=np.int64)
         else:
             where = np.asarray(steps if isinstance(steps, np.ndarray) else list(steps), np.int64)
-        if where.shape != numbers.shape:
-            raise InvalidValueError(f"{self._label}: got {len(numbers)} values and {len(where)} steps")
-        if not len(numbers):
+        self.check_steps(where, len(numbers))
+        if len(numbers):
+            self._values.extend(numbers)
+            self._steps.extend(where)
+            self._join()
+
+    def check_step(self, step: int) -> None:
+        """Raise ``InvalidValueError`` where ``step`` comes before the last one."""
+        steps = self._steps
+        if len(steps) and step < (last := steps.writable[-1]):
+            raise InvalidValueError(
+                f"{self._label}: step {step} comes before the last recorded step {last}; "
+                f"truncate({step}) goes back to it"
+            )
+
+    def check_steps(self, steps: Int64Array, count: int) -> None:
+        """Raise ``InvalidValueError`` unless ``count`` values can be added at ``steps``."""
+        if steps.shape != (count,):
+            raise InvalidValueError(f"{self._label}: got {count} values and {steps.size} steps")
+        if not count:
             return
-        if len(self._steps) and where[0] < last:
-            raise InvalidValueError(self._backwards(int(where[0]), last))
-        descents = np.flatnonzero(where[1:] < where[:-1])
+        self.check_step(int(steps[0]))
+        descents = np.flatnonzero(steps[1:] < steps[:-1])
         if len(descents):
-            first = int(descents[0])
-            raise InvalidValueError(self._backwards(int(where[first + 1]), int(where[first])))
-        self._values.extend(numbers)
-        self._steps.extend(where)
-        self._attach()
+            before, after = steps[descents[0] : descents[0] + 2]
+            raise InvalidValueError(f"{self._label}: step {after} comes before step {before}; steps never descend")
 
     def truncate(self, step: int) -> None:
         """Forget the values at ``step`` and later."""
@@ -120,19 +133,14 @@ class Series(MutableSequence[float]):
     def __getitem__(self, index: slice) -> list[float]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> float | list[float]:
         """Return one value as a float, or a slice as a list of floats."""
-        if isinstance(index, slice):
-            part: list[float] = self._values.view[index].tolist()
-            return part
-        return float(self._values.writable[self._place(index)])
+        place = index if isinstance(index, slice) else self._place(index)
+        found: float | list[float] = self._values.view[place].tolist()
+        return found
 
-    @overload
-    def __setitem__(self, index: SupportsIndex, value: float) -> None: ...
-    @overload
-    def __setitem__(self, index: slice, value: Iterable[float]) -> None: ...
     def __setitem__(self, index: Any, value: Any) -> None:
         """Change values in place; they keep their steps. A slice can be replaced by as many values as it has."""
         if not isinstance(index, slice):
-            self._values.writable[self._place(index)] = self._number(value)
+            self._values.writable[self._place(index)] = as_float(value, self._label)
             return
         numbers = self._numbers(value)
         places = range(*index.indices(len(self)))
@@ -155,7 +163,7 @@ class Series(MutableSequence[float]):
         if place == len(self):
             self.append(value)
             return
-        number = self._number(value)
+        number = as_float(value, self._label)
         steps = self._steps.view
         moved = np.concatenate([steps[: place + 1], steps[place:] + 1])
         self._values.replace(np.insert(self._values.view, place, number))
@@ -204,10 +212,13 @@ class Series(MutableSequence[float]):
         """Pickle and copy the values and steps, without the room for growth."""
         return _restore_series, (self.values.copy(), self.steps.copy(), self.name)
 
-    def _attach(self) -> None:
-        if self._on_first is not None:
-            attach, self._on_first = self._on_first, None
-            attach(self)
+    def _last_step(self) -> int:
+        return int(self._steps.writable[-1]) if len(self._steps) else -1
+
+    def _join(self) -> None:
+        join, self._on_first = self._on_first, None
+        if join is not None:
+            join(self)
 
     def _place(self, index: SupportsIndex) -> int:
         place = index.__index__()
@@ -220,27 +231,28 @@ class Series(MutableSequence[float]):
     def _label(self) -> str:
         return f"series {self.name!r}" if self.name else "series"
 
-    def _backwards(self, step: int, last: int) -> str:
-        return (
-            f"{self._label}: step {step} comes before the last recorded step {last}; truncate({step}) goes back to it"
-        )
-
-    def _number(self, value: Any) -> float:
-        if isinstance(value, (str, bytes)):
-            raise InvalidTypeError(f"{self._label}: expected a number, got {type(value).__name__} {value!r}")
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InvalidTypeError(
-                f"{self._label}: expected a number, got {type(value).__name__} {value!r:.80}: {error}"
-            ) from error
-
     def _numbers(self, values: Any) -> Float64Array:
         if isinstance(values, Series):
             return values.values
         if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "fiub":
             return values.astype(np.float64)
-        return np.array([self._number(value) for value in values], np.float64)
+        return np.array([as_float(value, self._label) for value in values], np.float64)
+
+
+def as_float(value: Any, label: str) -> float:
+    """Return ``value`` as a float; reading a tensor waits for its device.
+
+    Raises:
+        InvalidTypeError: it is not a number; the message begins with ``label``.
+    """
+    if isinstance(value, (str, bytes)):
+        raise InvalidTypeError(f"{label}: expected a number, got {type(value).__name__} {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(
+            f"{label}: expected a number, got {type(value).__name__} {value!r:.80}: {error}"
+        ) from error
 
 
 def _restore_series(values: Float64Array, steps: Int64Array, name: str) -> Series:
@@ -272,14 +284,13 @@ class History(MutableMapping[str, Series]):
 
     def __getitem__(self, name: str) -> Series:
         """Return the series ``name``; an empty one that joins on its first value where there is none yet."""
-        known = self._series.get(name)
-        if known is not None:
-            return known
-        pending = self._pending.get(name)
-        if pending is None:
-            pending = self._pending[name] = Series(name=_checked_name(name))
-            pending._on_first = self._join
-        return pending
+        found = self._series.get(name)
+        if found is None:
+            found = self._pending.get(name)
+        if found is None:
+            found = self._pending[name] = Series(name=_checked_name(name))
+            found._on_first = self._join
+        return found
 
     def __setitem__(self, name: str, values: Series | Iterable[float]) -> None:
         """Take a series as it is, or make one of the values, with the steps 0, 1, 2, ..."""

@@ -194,6 +194,23 @@ class ParameterHistory:
         self._blocks: deque[tuple[Int64Array, Float64Array]] = deque()
         self._block_bytes = 0
 
+    @classmethod
+    def from_fields(
+        cls,
+        infos: Iterable[ParameterInfo],
+        first_step: ArrayLike,
+        last_step: ArrayLike,
+        fields: dict[str, NDArray[Any]],
+    ) -> ParameterHistory:
+        """Make a history of intervals at once: steps int64 [m] and, of the fields that say anything, arrays [m, T]."""
+        history = cls(infos, max_interval_bytes=None)
+        history._first.extend(first_step)
+        history._last.extend(last_step)
+        for name, array in fields.items():
+            field = history._fields[name] = GrowingArray(_dtype(name), (len(history.infos),))
+            field.extend(array)
+        return history
+
     @property
     def names(self) -> list[str]:
         """The parameters' names, in the order of every array here."""
@@ -261,7 +278,7 @@ class ParameterHistory:
     def _append_field(self, name: str, array: NDArray[Any]) -> None:
         field = self._fields.get(name)
         if field is None:
-            if _says_nothing(name, array):
+            if says_nothing(name, array):
                 return
             field = self._fields[name] = GrowingArray(_dtype(name), (len(self.infos),))
             field.extend(np.full((len(self), len(self.infos)), FIELDS[name], _dtype(name)))
@@ -369,6 +386,7 @@ def _dtype(field: str) -> np.dtype[Any]:
     return np.dtype(np.int64 if field == "first_nonfinite" else np.float32)
 
 
-def _says_nothing(field: str, array: NDArray[Any]) -> bool:
+def says_nothing(field: str, array: NDArray[Any]) -> bool:
+    """Tell whether a field of an interval has nothing to tell of any parameter."""
     nothing = FIELDS[field]
     return bool(np.isnan(array).all()) if np.isnan(nothing) else bool((array == nothing).all())

@@ -1,0 +1,71 @@
+"""What is worth knowing about the process that writes a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from typing import Any
+
+_GIT_SECONDS = 5.0
+
+
+def collect(working_directory: str) -> dict[str, Any]:
+    """Return facts for people: command, host, versions, devices, and the git commit of ``working_directory``.
+
+    Starts git twice, so it runs on the writer's thread. torch is asked only where the program has imported it, and CUDA
+    only where it is running already: nothing is initialized from here.
+    """
+    return {
+        "command": " ".join(sys.orig_argv),
+        "working_directory": working_directory,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "pytracker": _own_version(),
+        **_torch_facts(),
+        **_git_facts(working_directory),
+    }
+
+
+def _own_version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("pytracker")
+    except metadata.PackageNotFoundError:
+        return "from source"
+
+
+def _torch_facts() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda"):
+        return {"torch": None, "devices": []}
+    devices = []
+    if torch.cuda.is_initialized():
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"torch": torch.__version__, "devices": devices}
+
+
+def _git_facts(directory: str) -> dict[str, Any]:
+    commit = _git(directory, "rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": None, "git_dirty": None}
+    changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
+
+
+def _git(directory: str, *arguments: str) -> str | None:
+    command = ["git", "-C", directory, *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GIT_SECONDS, env=environment, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,60 @@
+"""JSON that any program can read, of whatever a config holds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(value: Any) -> str:
+    """Return strict JSON. NaN and infinities become the strings "NaN", "Infinity" and "-Infinity".
+
+    Mappings, dataclasses, ``argparse.Namespace``, sequences, sets and numpy scalars keep their content; anything else
+    becomes its ``str``.
+
+    >>> encode({"lr": 0.1, "clip": float("inf"), "layers": (1, 2)})
+    '{"lr": 0.1, "clip": "Infinity", "layers": [1, 2]}'
+    """
+    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False)
+
+
+def decode(text: str) -> Any:
+    """Return what ``encode`` was given, as plain dicts, lists, strings and numbers."""
+    return _with_floats(json.loads(text))
+
+
+def plain(value: Any, *, nonfinite_as_null: bool = False) -> Any:
+    """Return ``value`` as dicts, lists, strings, finite numbers, booleans and None."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return None if nonfinite_as_null else ("NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, nonfinite_as_null=nonfinite_as_null) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item, nonfinite_as_null=nonfinite_as_null) for item in value]
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return plain(value.item(), nonfinite_as_null=nonfinite_as_null)
+    return str(value)
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NAMES.get(value, value)
+    if isinstance(value, dict):
+        return {key: _with_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    return value
