@@ -32,9 +32,9 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 # What ATen itself is compiled with, so that at::vec takes the same code paths here.
 ISA_FLAGS = {"default": ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISA_FLAGS["avx2"] = ["-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx2"] = ["-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c", "-mpopcnt"]
     ISA_FLAGS["avx512"] = ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512bw"]
-    ISA_FLAGS["avx512"] += ["-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] += ["-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mpopcnt"]
 
 
 def output_of(*command: str) -> str:

@@ -235,7 +235,7 @@ class Accumulator {
   __device__ __forceinline__ void store(double (&columns)[kColumns]) const {
     columns[kSum] = sum_;
     columns[kSumSq] = sum_sq_;
-    columns[kAbsMax] = nans_ == 0 ? F::largest(max_) : CUDART_NAN;
+    columns[kAbsMax] = nans_ == 0 ? F::largest(max_) : std::numeric_limits<double>::quiet_NaN();
     columns[kZeros] = zeros_;
     columns[kNans] = nans_;
     columns[kInfs] = infs_;

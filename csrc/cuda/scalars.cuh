@@ -16,7 +16,7 @@ __device__ __forceinline__ double read(const Scalar& scalar) {
     case Dtype::kFloat32: return *static_cast<const float*>(scalar.data);
     case Dtype::kFloat16: return __half2float(*static_cast<const __half*>(scalar.data));
     case Dtype::kBFloat16: return __bfloat162float(*static_cast<const __nv_bfloat16*>(scalar.data));
-    default: return CUDART_NAN;
+    default: return std::numeric_limits<double>::quiet_NaN();
   }
 }
 

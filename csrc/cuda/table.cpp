@@ -21,7 +21,8 @@ std::vector<TensorEntry> line_up(const Layouts& layouts, int64_t* length) {
   for (const Layout& layout : layouts.tensors) {
     TensorEntry entry = {};
     entry.begin = at;
-    entry.vectors = layout.strided < 0 ? divide_up(layout.numel * item_size(layout.dtype), kVectorBytes) : layout.numel;
+    entry.per_vector = layout.strided < 0 ? static_cast<int32_t>(kVectorBytes / item_size(layout.dtype)) : 1;
+    entry.vectors = divide_up(layout.numel, entry.per_vector);
     entry.numel = layout.numel;
     entry.repeat = layout.repeat;
     entry.implicit_zeros = layout.implicit_zeros;

@@ -28,6 +28,7 @@ struct TensorEntry {
   int64_t begin;    // where it starts in the line of vectors
   int64_t vectors;  // how many; a gradient with gaps counts an element as one, as it costs a sector of memory
   int64_t numel, repeat, implicit_zeros;
+  int32_t per_vector;             // elements
   int32_t strided;                // as in Layout
   int32_t first_block, n_blocks;  // those whose share has some of it
   int32_t total;                  // where its row goes among the totals; -1: into the total of its only block

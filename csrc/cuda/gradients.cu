@@ -1,0 +1,279 @@
+// Every statistic of every gradient, in one launch: sum, sum of squares, largest magnitude, zeros, NaNs and Infs of each
+// tensor, and of all together, into one row of a log.
+//
+// What it costs: each byte is read once. 7 to 8 instructions for each fp32 element, 6 for a bf16 one (elements.cuh), so
+// memory is the limit on every GPU from a T4 on. Each block adds about 150 instructions a thread and two atomics.
+//
+//   block      reads its share of the gradients (table.h): small tensors one warp each, longer stretches all together
+//              a tensor that lies in one block: its row is written at once
+//              a tensor that lies in several:   each leaves a partial row, the last to arrive merges them in order
+//   last block merges the totals, writes the scalars and the clip factor, advances the log's cursor
+//
+// No sum depends on which block comes last: partial rows have fixed places and are merged in a fixed order. So the same
+// gradients give the same bits on any GPU, however its blocks are scheduled.
+//
+// The pointers of the gradients change from step to step, so they travel in the parameters of the kernel: no copy to the
+// device, and a CUDA graph replays them as they were captured.
+#include <algorithm>
+
+#include "elements.cuh"
+#include "launch.h"
+#include "reduce.cuh"
+#include "scalars.cuh"
+#include "share.cuh"
+
+namespace pytracker::cuda {
+namespace {
+
+struct Step {
+  Work work;
+  double* partials;   // [blocks, 2, kColumns] a block's part of the tensor that began before it, and of one that goes on
+  double* totals;     // [n_totals, kTotals]
+  uint32_t* tickets;  // [1 + blocks] of the row, and of the tensor that begins in a block and goes on
+  int32_t n_tensors, n_totals, n_scalars;
+  RowTarget row;
+  Scalar grad_scale;
+  double max_norm;
+  double* clip;
+  Scalar scalars[kMaxScalars];
+};
+
+// Parameters cost launch time by their size, so there are two kernels: one whose parameters fit into 4 KB, one that
+// takes the most that a kernel can have.
+constexpr int kMaxParameterBytes = 32764;
+constexpr int kFewPointers = (4096 - sizeof(Step)) / sizeof(void*);
+constexpr int kManyPointers = (kMaxParameterBytes - sizeof(Step)) / sizeof(void*);
+
+template <int kPointers>
+struct Parameters {
+  Step step;
+  const void* gradients[kPointers];
+};
+
+__device__ __forceinline__ double* row_of(const RowTarget& target) {
+  return target.cursor == nullptr ? target.rows : target.rows + *target.cursor % target.capacity * target.stride;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One thread's columns of a stretch
+
+template <typename T>
+__device__ __forceinline__ void accumulate(const void* gradient, const Stretch& stretch, const Strided* strided,
+                                           Team team, double (&columns)[kColumns]) {
+  Accumulator<T> accumulator;
+  const T* data = static_cast<const T*>(gradient);
+  if (strided != nullptr) {
+    for (int i = team.rank; i < stretch.count; i += team.size())
+      accumulator.add(data[strided_offset(*strided, stretch.first + i)]);
+  } else {
+    data += stretch.first;
+    const Vectors<T> vectors(data, stretch.count);
+    if (team.rank < vectors.head) accumulator.add(data[team.rank]);
+    if (team.rank < vectors.tail) accumulator.add(data[stretch.count - 1 - team.rank]);
+
+    const uint4* body = reinterpret_cast<const uint4*>(data + vectors.head) + team.lane();
+    constexpr int kTile = Format<T>::kVectors * kWarp;
+    int at = team.warp() * kTile;
+    for (; at + kTile <= vectors.count; at += team.warps * kTile) accumulator.template add_tile<true>(body + at, 0);
+    if (at < vectors.count) accumulator.template add_tile<false>(body + at, vectors.count - at - team.lane());
+  }
+  accumulator.store(columns);
+}
+
+__device__ __forceinline__ void accumulate(const void* gradient, const TensorEntry& tensor, const Stretch& stretch,
+                                           const Strided* strided, Team team, double (&columns)[kColumns]) {
+  const Strided* gaps = tensor.strided < 0 ? nullptr : strided + tensor.strided;
+  switch (tensor.dtype) {
+    case Dtype::kFloat64: return accumulate<double>(gradient, stretch, gaps, team, columns);
+    case Dtype::kFloat32: return accumulate<float>(gradient, stretch, gaps, team, columns);
+    case Dtype::kFloat16: return accumulate<__half>(gradient, stretch, gaps, team, columns);
+    case Dtype::kBFloat16: return accumulate<__nv_bfloat16>(gradient, stretch, gaps, team, columns);
+    case Dtype::kComplex64: return accumulate<float2>(gradient, stretch, gaps, team, columns);
+    case Dtype::kComplex128: return accumulate<double2>(gradient, stretch, gaps, team, columns);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Rows, written by one thread each
+
+// The row of a tensor whose elements have all been merged; adds it to a total.
+__device__ void finish_tensor(const Step& step, int32_t t, const double* columns, double* total) {
+  const TensorEntry& tensor = step.work.tensors[t];
+  Moments moments;
+  moments.sum = columns[kSum];
+  moments.sum_sq = columns[kSumSq];
+  moments.abs_max = columns[kAbsMax];
+  moments.zeros = static_cast<int64_t>(columns[kZeros]);
+  moments.nans = static_cast<int64_t>(columns[kNans]);
+  moments.infs = static_cast<int64_t>(columns[kInfs]);
+  moments.extend(tensor.repeat, tensor.implicit_zeros);
+  const double scale = read(step.grad_scale);
+  if (scale != 1) moments.divide(scale);
+
+  double row[kTotals];
+  moments.store(row);
+  row[kMaxSumSq] = row[kSumSq];
+  double* out = row_of(step.row) + tensor_offset(t);
+  for (int c = 0; c < kColumns; ++c) out[c] = row[c];
+  for (int c = 0; c < kTotals; ++c) total[c] = combine(c, total[c], row[c]);
+}
+
+// The totals, and what a step asks for besides; the last thing that a launch writes.
+__device__ void finish_row(const Step& step, Scratch& scratch) {
+  double mine[kTotals] = {};
+  for (int i = threadIdx.x; i < step.n_totals; i += kThreads)
+    for (int c = 0; c < kTotals; ++c) mine[c] = combine(c, mine[c], step.totals[i * kTotals + c]);
+  reduce_block(mine, scratch);
+
+  double* row = row_of(step.row);
+  if (threadIdx.x < step.n_scalars) {
+    const Scalar& scalar = step.scalars[threadIdx.x];
+    row[tensor_offset(step.n_tensors) + scalar.slot] = read(scalar);
+  }
+  __syncthreads();  // every thread has read the cursor
+  if (threadIdx.x != 0) return;
+  const double* totals = scratch.merged[0];
+  for (int c = 0; c < kTotals; ++c) row[c] = totals[c];
+  if (step.max_norm > 0) {
+    const double norm = sqrt(totals[kSumSq]);
+    const double factor = step.max_norm / (norm + 1e-6);
+    step.clip[0] = norm;
+    step.clip[1] = factor > 1 ? 1 : factor;  // a NaN stays: it must not pass for a gradient that needs no clipping
+  }
+  if (step.row.cursor != nullptr) ++*step.row.cursor;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The kernel
+
+template <int kPointers>
+__global__ void __launch_bounds__(kThreads, 8) gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
+  __shared__ Scratch scratch;
+  __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
+  const Step& step = parameters.step;
+  const Work& work = step.work;
+  const int32_t b = work.first_block + blockIdx.x;
+  const BlockEntry block = work.blocks[b];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const auto gradient_of = [&](int32_t t) { return parameters.gradients[t - work.first_tensor]; };
+  const auto partial_of = [&](int32_t block, bool begins) {
+    return step.partials + (2 * int64_t{block} + begins) * kColumns;
+  };
+  if (lane < kTotals) totals[warp][lane] = 0;
+  __syncwarp();
+
+  // First each warp takes every fourth of the short stretches, then the block takes the long ones together.
+#pragma unroll 1
+  for (bool together : {false, true}) {
+    const Team team = together ? Team{static_cast<int>(threadIdx.x), kWarps} : Team{lane, 1};
+    const int32_t first = block.first_tensor + (together ? 0 : warp);
+    for (int32_t t = first; t < block.end_tensor; t += together ? 1 : kWarps) {
+      const TensorEntry& tensor = work.tensors[t];
+      const Stretch stretch = stretch_of(tensor, work.share, b);
+      if ((stretch.vectors > kWarpVectors) != together) continue;
+      const void* gradient = gradient_of(t);
+      if (gradient == nullptr) {
+        if (team.rank == 0 && tensor.first_block == b) store_missing(row_of(step.row) + tensor_offset(t));
+        continue;
+      }
+      double columns[kColumns];
+      accumulate(gradient, tensor, stretch, work.strided, team, columns);
+      together ? reduce_block(columns, scratch) : reduce_warp(columns, scratch);
+      if (team.rank != 0) continue;
+      const double* merged = scratch.merged[together ? 0 : warp];
+      if (tensor.n_blocks == 1) {
+        finish_tensor(step, t, merged, totals[warp]);
+      } else {
+        double* partial = partial_of(b, tensor.first_block == b);
+        for (int c = 0; c < kColumns; ++c) partial[c] = merged[c];
+      }
+    }
+  }
+  __syncthreads();
+
+  // Which totals are now complete?
+  uint32_t complete = 0;
+  if (block.total >= 0) {
+    ++complete;
+    if (threadIdx.x < kTotals) {
+      double total = 0;
+      for (int w = 0; w < kWarps; ++w) total = combine(threadIdx.x, total, totals[w][threadIdx.x]);
+      step.totals[block.total * kTotals + threadIdx.x] = total;
+    }
+  }
+  // The first and the last tensor of the block may lie in others too.
+  for (int32_t t = block.first_tensor; t < block.end_tensor; t += max(block.end_tensor - 1 - block.first_tensor, 1)) {
+    const TensorEntry& tensor = work.tensors[t];
+    if (tensor.n_blocks == 1) continue;
+    double* total = step.totals + tensor.total * kTotals;
+    if (gradient_of(t) == nullptr) {
+      if (tensor.first_block != b) continue;
+      if (threadIdx.x < kTotals) total[threadIdx.x] = 0;
+      ++complete;
+    } else if (last_to_arrive(&step.tickets[1 + tensor.first_block], 1, tensor.n_blocks)) {
+      double mine[kColumns] = {};
+      for (int i = threadIdx.x; i < tensor.n_blocks; i += kThreads) {
+        const double* partial = partial_of(tensor.first_block + i, i == 0);
+        for (int c = 0; c < kColumns; ++c) mine[c] = combine(c, mine[c], partial[c]);
+      }
+      reduce_block(mine, scratch);
+      if (threadIdx.x == 0) {
+        double merged[kTotals] = {};
+        finish_tensor(step, t, scratch.merged[0], merged);
+        for (int c = 0; c < kTotals; ++c) total[c] = merged[c];
+      }
+      ++complete;
+    }
+  }
+  if (complete == 0) return;
+  __syncthreads();
+  if (last_to_arrive(&step.tickets[0], complete, step.n_totals)) finish_row(step, scratch);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The launcher
+
+namespace {
+
+template <int kPointers>
+cudaError_t launch(const Step& step, const Launch& part, const void* const* gradients, cudaStream_t stream) {
+  Parameters<kPointers> parameters;
+  parameters.step = step;
+  parameters.step.work.first_block = part.first_block;
+  parameters.step.work.first_tensor = part.first_tensor;
+  std::copy_n(gradients + part.first_tensor, part.n_tensors, parameters.gradients);
+  gradients_kernel<kPointers><<<part.n_blocks, kThreads, 0, stream>>>(parameters);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int max_tensors_per_launch() { return kManyPointers; }
+
+cudaError_t gradients(const StepRequest& request, const Table& table, const void* device_table, void* workspace,
+                      cudaStream_t stream) {
+  Step step = {};
+  step.work = work_of(table, device_table);
+  std::byte* space = static_cast<std::byte*>(workspace);
+  step.partials = reinterpret_cast<double*>(space);
+  step.totals = reinterpret_cast<double*>(space + table.totals_offset);
+  step.tickets = reinterpret_cast<uint32_t*>(space + table.tickets_offset);
+  step.n_tensors = static_cast<int32_t>(request.layouts->tensors.size());
+  step.n_totals = table.n_totals;
+  step.n_scalars = static_cast<int32_t>(request.n_scalars);
+  step.row = request.row;
+  step.grad_scale = request.grad_scale;
+  step.max_norm = request.max_norm;
+  step.clip = request.clip;
+  std::copy_n(request.scalars, request.n_scalars, step.scalars);
+
+  for (const Launch& part : table.launches) {
+    const auto launcher = part.n_tensors <= kFewPointers ? launch<kFewPointers> : launch<kManyPointers>;
+    if (const cudaError_t error = launcher(step, part, request.gradients, stream); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace pytracker::cuda

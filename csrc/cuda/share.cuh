@@ -1,0 +1,77 @@
+// A block's share of the gradients: which stretch of which tensor, and how its threads go through it.
+#pragma once
+
+#include "launch.h"
+#include "table.h"
+
+namespace pytracker::cuda {
+
+// Where the kernels find the work split and the pointers: the first part of every kernel's parameters.
+struct Work {
+  const TensorEntry* tensors;
+  const BlockEntry* blocks;
+  const Strided* strided;
+  int64_t share;         // vectors
+  int32_t first_block;   // of this launch
+  int32_t first_tensor;  // whose pointer is the first of this launch
+};
+
+inline Work work_of(const Table& table, const void* device_table) {
+  const std::byte* bytes = static_cast<const std::byte*>(device_table);
+  Work work = {};
+  work.tensors = reinterpret_cast<const TensorEntry*>(bytes);
+  work.blocks = reinterpret_cast<const BlockEntry*>(bytes + table.blocks_offset);
+  work.strided = reinterpret_cast<const Strided*>(bytes + table.strided_offset);
+  work.share = table.share;
+  return work;
+}
+
+// The elements of a tensor that lie in a block's share. 32 bits are enough for these: a share is 240 KB.
+struct Stretch {
+  int64_t first;
+  int32_t count;
+  int32_t vectors;
+};
+
+__device__ __forceinline__ Stretch stretch_of(const TensorEntry& tensor, int64_t share, int32_t block) {
+  const int64_t from = max(block * share - tensor.begin, int64_t{0});
+  const int64_t to = min((block + 1) * share - tensor.begin, tensor.vectors);
+  const int64_t first = from * tensor.per_vector;
+  const int64_t end = min(to * tensor.per_vector, tensor.numel);
+  return {first, static_cast<int32_t>(end - first), static_cast<int32_t>(to - from)};
+}
+
+// Threads that share a stretch: one warp, or all of the block.
+struct Team {
+  int rank;   // of this thread
+  int warps;  // in the team
+  __device__ int size() const { return warps * kWarp; }
+  __device__ int warp() const { return rank / kWarp; }
+  __device__ int lane() const { return rank % kWarp; }
+};
+
+// Where element `index` of a gradient with gaps lies, in elements.
+__device__ __forceinline__ int64_t strided_offset(const Strided& strided, int64_t index) {
+  int64_t offset = 0;
+  for (int d = static_cast<int>(strided.ndim) - 1; d >= 0; --d) {
+    offset += index % strided.sizes[d] * strided.strides[d];
+    index /= strided.sizes[d];
+  }
+  return offset;
+}
+
+// A run of elements without gaps as 16-byte vectors, with what lies before the first and after the last aligned one.
+template <typename T>
+struct Vectors {
+  int head, count, tail;  // elements, vectors, elements
+
+  __device__ __forceinline__ Vectors(const T* data, int elements) {
+    constexpr int kElements = kVectorBytes / sizeof(T);
+    const int past = static_cast<int>(reinterpret_cast<uintptr_t>(data) % kVectorBytes);
+    head = min(elements, (kVectorBytes - past) % kVectorBytes / static_cast<int>(sizeof(T)));
+    count = (elements - head) / kElements;
+    tail = (elements - head) % kElements;
+  }
+};
+
+}  // namespace pytracker::cuda
