@@ -1,0 +1,166 @@
+"""What the rules said of each training, against what was planted: precision, recall, F1, delays, confusions."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from pytracker.diagnostics import RULES, SEVERITIES, Diagnosis, Finding
+
+from .training import EVERY, Case, Recorded
+from .troubles import TROUBLES
+
+ALARM = "warning"  # findings from this severity on count; "info" is no alarm
+TABLE = ("loss_not_decreasing", "loss_oscillating", "overfitting", "gradient_exploding", "gradient_vanishing")
+
+
+@dataclass
+class Judged:
+    """One training as it was judged online, drain after drain."""
+
+    case: Case
+    findings: list[Finding]
+    named_at: dict[str, int]  # by rule: the step of the drain at which it was first an alarm
+    steps: int
+    truth: dict[str, Any]
+
+    @property
+    def alarms(self) -> set[str]:
+        return {finding.rule for finding in self.findings if finding.rank >= SEVERITIES.index(ALARM)}
+
+
+@dataclass
+class Score:
+    """Counts of one rule."""
+
+    hits: list[str] = field(default_factory=list)
+    misses: list[str] = field(default_factory=list)
+    false: list[str] = field(default_factory=list)
+
+    @property
+    def precision(self) -> float:
+        return len(self.hits) / max(1, len(self.hits) + len(self.false))
+
+    @property
+    def recall(self) -> float:
+        return len(self.hits) / max(1, len(self.hits) + len(self.misses))
+
+    @property
+    def f1(self) -> float:
+        return 2 * len(self.hits) / max(1, 2 * len(self.hits) + len(self.misses) + len(self.false))
+
+
+def judge(recorded: Recorded, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Judged:
+    """Run the rules as a Tracker does: an update for each drain."""
+    diagnosis = Diagnosis(settings=settings)
+    named_at: dict[str, int] = {}
+    end = recorded.history.last_step + 1
+    for stop in [*range(EVERY, end, EVERY), end]:
+        for finding in diagnosis.update(recorded.history, stop=stop):
+            if finding.rank >= SEVERITIES.index(ALARM):
+                named_at.setdefault(finding.rule, stop - 1)
+    return Judged(recorded.case, diagnosis.findings, named_at, end, recorded.truth)
+
+
+def score(judged: Iterable[Judged]) -> dict[str, Score]:
+    scores = {rule: Score() for rule in RULES}
+    for one in judged:
+        trouble = TROUBLES[one.case.trouble]
+        for rule in trouble.expected:
+            (scores[rule].hits if rule in one.alarms else scores[rule].misses).append(one.case.name)
+        for rule in one.alarms - trouble.expected - trouble.consequences:
+            scores.setdefault(rule, Score()).false.append(one.case.name)
+    return scores
+
+
+def overall(scores: Mapping[str, Score]) -> Score:
+    total = Score()
+    for each in scores.values():
+        total.hits += each.hits
+        total.misses += each.misses
+        total.false += each.false
+    return total
+
+
+def delays(judged: Iterable[Judged]) -> dict[str, list[int]]:
+    """Return, by trouble, the steps from its onset until an expected rule named it."""
+    result: dict[str, list[int]] = defaultdict(list)
+    for one in judged:
+        trouble = TROUBLES[one.case.trouble]
+        for rule in trouble.expected & one.named_at.keys():
+            result[one.case.trouble].append(one.named_at[rule] - int(trouble.onset * one.steps))
+    return dict(result)
+
+
+def confusion(judged: Iterable[Judged]) -> dict[str, Counter[str]]:
+    """Return, by trouble, how many of its trainings each rule named; "none" counts those that none did."""
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in judged:
+        table[one.case.trouble].update(one.alarms or {"none"})
+        table[one.case.trouble]["trainings"] += 1
+    return dict(table)
+
+
+def located(judged: Iterable[Judged]) -> tuple[int, int, list[str]]:
+    """Return how many planted NaN and Inf were found at the exact step and parameter, of how many, and which weren't."""
+    right, total, wrong = 0, 0, []
+    for one in judged:
+        if "parameter" not in one.truth:
+            continue
+        total += 1
+        found = [finding for finding in one.findings if finding.rule == "gradient_nonfinite"]
+        kind = "Inf" if one.truth["value"] == float("inf") else "NaN"
+        if (
+            found
+            and found[0].first_step == one.truth["step"]
+            and found[0].parameters[0] == one.truth["parameter"]
+            and kind in found[0].evidence
+        ):
+            right += 1
+        else:
+            wrong.append(one.case.name)
+    return right, total, wrong
+
+
+def critical_on_healthy(judged: Iterable[Judged]) -> list[str]:
+    return [
+        f"{one.case.name}: {finding.rule}"
+        for one in judged
+        if one.case.trouble == "healthy"
+        for finding in one.findings
+        if finding.severity == "critical"
+    ]
+
+
+def text_report(judged: list[Judged]) -> str:
+    """Return everything as Markdown."""
+    scores = score(judged)
+    lines = ["| rule | expected | found | false alarms | precision | recall | F1 |", "|---|---|---|---|---|---|---|"]
+    for rule, each in [*scores.items(), ("**overall**", overall(scores))]:
+        expected = len(each.hits) + len(each.misses)
+        figures = f"{each.precision:.3f} | {each.recall:.3f} | {each.f1:.3f}" if expected else "- | - | -"
+        lines.append(f"| {rule} | {expected} | {len(each.hits)} | {len(each.false)} | {figures} |")
+    lines += ["", "Steps from the onset of a trouble until it was named (a drain every 20 steps):", ""]
+    lines += ["| trouble | named | median | largest |", "|---|---|---|---|"]
+    for trouble, steps in delays(judged).items():
+        lines.append(f"| {trouble} | {len(steps)} | {median(steps):.0f} | {max(steps)} |")
+    lines += ["", "Confusion: of the trainings of each trouble, how many each rule named.", ""]
+    table = confusion(judged)
+    columns = [rule for rule in RULES if any(row[rule] for row in table.values())]
+    lines += ["| trouble | trainings | none | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    for trouble, row in table.items():
+        cells = [str(row[column] or "") for column in ("none", *columns)]
+        lines.append(f"| {trouble} | {row['trainings']} | " + " | ".join(cells) + " |")
+    right, total, wrong = located(judged)
+    lines += ["", f"NaN and Inf located to the exact step, parameter and kind: {right} of {total}."]
+    lines += [f"- not: {name}" for name in wrong]
+    critical = critical_on_healthy(judged)
+    lines += ["", f"Critical findings on healthy trainings: {len(critical)}.", *[f"- {name}" for name in critical]]
+    lines += ["", "Cases that fail:", ""]
+    for rule, each in scores.items():
+        lines += [f"- {rule} missed {name}" for name in each.misses]
+        lines += [f"- {rule} falsely on {name}" for name in each.false]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,19 @@
+"""Diagnosis: what is wrong with a training, where, and what to do. No torch here.
+
+``diagnose(history)`` judges a training that is over; a ``Diagnosis`` judges one that grows. docs/diagnosis.md explains
+each rule.
+"""
+
+from __future__ import annotations
+
+# The order in which the families are imported is the order in which rules are evaluated and listed.
+from . import loss as loss  # isort: skip
+from . import gradients as gradients  # isort: skip
+from . import layers as layers  # isort: skip
+from . import settings as settings  # isort: skip
+from .engine import RULE_FAILED, Diagnosis, diagnose
+from .findings import SEVERITIES, Finding
+from .registry import RULES, Rule, rule
+from .view import Points, View
+
+__all__ = ["RULES", "RULE_FAILED", "SEVERITIES", "Diagnosis", "Finding", "Points", "Rule", "View", "diagnose", "rule"]

@@ -1,0 +1,80 @@
+"""Finding: a judgement with its evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Final
+
+from ..errors import InvalidValueError
+
+SEVERITIES: Final = ("info", "warning", "critical")
+"""From the least to the most severe. ``info`` is worth knowing and no alarm."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One trouble of a training. The same trouble seen again is the same finding, grown: see ``merge``.
+
+    >>> Finding("loss_spike", "warning", 10, 12, "loss 9.1 at step 12").key
+    'loss_spike'
+    """
+
+    rule: str
+    severity: str  # one of SEVERITIES
+    first_step: int  # where the trouble begins
+    last_step: int  # where it was last seen
+    evidence: str  # numbers in a sentence
+    parameters: tuple[str, ...] = ()  # names of the parameters concerned, the most important first
+    cause: str = ""  # what is likely behind it
+    action: str = ""  # what to do
+    numbers: Mapping[str, float] = field(default_factory=dict)  # the numbers of the evidence, for programs
+
+    def __post_init__(self) -> None:
+        """Refuse a severity that there is not."""
+        if self.severity not in SEVERITIES:
+            raise InvalidValueError(
+                f"finding {self.rule!r}: severity {self.severity!r}: expected one of {', '.join(SEVERITIES)}"
+            )
+
+    @property
+    def key(self) -> str:
+        """What makes two findings the same trouble: a training has one finding for each rule."""
+        return self.rule
+
+    @property
+    def rank(self) -> int:
+        """The place of the severity in ``SEVERITIES``: 0 for info, 2 for critical."""
+        return SEVERITIES.index(self.severity)
+
+    def merge(self, later: Finding) -> Finding:
+        """Return this finding grown by ``later``: the span covers both and no parameter is forgotten.
+
+        The more severe one keeps its words and numbers; the later one where both are as severe.
+        """
+        told = later if later.rank >= self.rank else self
+        return replace(
+            told,
+            first_step=min(self.first_step, later.first_step),
+            last_step=max(self.last_step, later.last_step),
+            parameters=tuple(dict.fromkeys((*told.parameters, *self.parameters, *later.parameters))),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as JSON-able values."""
+        values = asdict(self)
+        values["parameters"] = list(self.parameters)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Finding:
+        """Return the finding that ``to_dict`` described; keys that a finding has not are ignored.
+
+        >>> finding = Finding("constant", "critical", 0, 99, "loss is 0.5 for 100 steps", numbers={"steps": 100.0})
+        >>> Finding.from_dict(finding.to_dict()) == finding
+        True
+        """
+        known = {item.name for item in fields(cls)}
+        given = {name: value for name, value in values.items() if name in known}
+        given["parameters"] = tuple(given.get("parameters", ()))
+        return cls(**given)

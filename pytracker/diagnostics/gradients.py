@@ -1,0 +1,235 @@
+"""Rules about the gradient as a whole, and about its profile by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .findings import Finding
+from .registry import rule
+from .statistics import Float64Array, finite_median, log10, theil_sen, thin
+from .view import Points, View
+
+
+class Profile(NamedTuple):
+    """The root mean square gradient element of each weight matrix, in the model's order."""
+
+    places: np.ndarray  # int64 [n], which parameters
+    level: Float64Array  # log10 of the rms, [n]
+    decades: float  # how many powers of ten it falls from the last to the first; negative where it rises
+
+
+def depth_profile(view: View, intervals: int = 5) -> Profile | None:
+    """Return the profile over the last intervals, or None where fewer than 5 weight matrices have a gradient.
+
+    ``decades`` is Theil and Sen's slope over the depth, times the depth: no single layer can make it.
+    """
+    weights = view.layout.weights
+    if len(weights) < 5 or view.interval_stop == 0:
+        return None
+    norms = view.field("norm_mean", intervals)[:, weights]
+    level = finite_median(log10(norms / view.layout.root[weights]).T)
+    known = np.isfinite(level)
+    places, level = weights[known], level[known]
+    if len(level) < 5:
+        return None
+    depth, medians = thin(np.arange(len(level)), level, bins=64)
+    return Profile(places, level, theil_sen(depth, medians).estimate * (len(level) - 1))
+
+
+def _reference(norms: Points, count: int = 20) -> float:
+    """Return the median norm of the first steps, NaN where there are too few."""
+    head = norms.values[:count]
+    head = head[np.isfinite(head) & (head > 0)]
+    return float(np.median(head)) if len(head) >= 3 else float("nan")
+
+
+def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Float64Array]:
+    """Return the last step and the median of each full block of ``width`` norms that reaches into the new steps."""
+    start = max(0, norms.index(view.since) - width)
+    count = (len(norms) - start) // width
+    tail = slice(len(norms) - count * width, None)
+    blocks = norms.values[tail].reshape(count, width)
+    return norms.steps[tail].reshape(count, width)[:, -1], finite_median(blocks)
+
+
+@rule
+def gradient_exploding(
+    view: View, growth: float = 20.0, strain: float = 1000.0, decades: float = 3.0, width: int = 10
+) -> Iterator[Finding]:
+    """The gradient norm explodes: over time, from the start, or with depth.
+
+    Over time: the median of ``width`` norms is ``growth`` times that of the first 20. From the start: norm * weight norm /
+    loss, how many times the loss would change if the weights changed by their own size, is above ``strain`` in the first 20 steps (it
+    has no unit, so the scale of the loss doesn't matter). With depth: the rms gradient grows by ``decades`` powers of ten from the last weight
+    matrix to the first.
+
+    Args:
+        view: what to judge.
+        growth: ratio to the first norms.
+        strain: limit of norm * weight norm / loss.
+        decades: growth over the depth, in powers of ten.
+        width: norms in a block.
+    """
+    norms = view["grad_norm"]
+    reference = _reference(norms)
+    if not np.isfinite(reference):
+        return
+    clip = f"clip at {_clip_at(norms):.2g}: the 90th percentile of the usual norms"
+    steps, blocks = _new_blocks(view, norms, width)
+    with np.errstate(invalid="ignore"):
+        ratio = blocks / reference
+        grown = np.flatnonzero(ratio >= growth)
+    if len(grown):
+        worst = int(grown[np.nanargmax(ratio[grown])])
+        yield view.finding(
+            "critical" if ratio[worst] >= 100 * growth else "warning",
+            f"the gradient norm was {reference:.3g} in the first 20 steps and is {blocks[worst]:.3g} at step {steps[worst]}, "
+            f"{ratio[worst]:.3g} times as large (medians of {width})",
+            first_step=int(steps[grown[0]]) - width + 1,
+            last_step=int(steps[grown[-1]]),
+            cause="unstable optimisation: the learning rate is too high, or a recurrence amplifies",
+            action=f"{clip}; lower the learning rate",
+            numbers={"reference": reference, "norm": float(blocks[worst]), "ratio": float(ratio[worst])},
+        )
+    yield from _from_the_start(view, norms, reference, strain)
+    yield from _with_depth(view, decades)
+
+
+def _from_the_start(view: View, norms: Points, reference: float, strain: float) -> Iterator[Finding]:
+    if view.since > norms.steps[min(len(norms), 20) - 1] or view.interval_stop == 0:
+        return
+    weights = view.parameters.field("weight_norm")[0].astype(np.float64)
+    size = float(np.sqrt(np.nansum(weights * weights)))
+    head = view.loss.values[:20]
+    head = head[np.isfinite(head)]
+    loss = float(np.median(np.abs(head))) if len(head) else 0.0
+    if not (size > 0 and loss > 0) or reference * size / loss < strain:
+        return
+    yield view.finding(
+        "warning",
+        f"in the first steps the gradient norm is {reference:.3g} with a loss of {loss:.3g} and weights of norm {size:.3g}: a "
+        f"change of the weights by a {reference * size / loss:.0f}th of their size changes the loss by its own size",
+        first_step=int(norms.steps[0]),
+        last_step=int(norms.steps[min(len(norms), 20) - 1]),
+        cause="the network amplifies: initialisation too large, a recurrence with gain above 1, inputs not normalised",
+        action="clip at 1.0, scale the initialisation down (orthogonal for recurrences), normalise inputs and layers",
+        numbers={"norm": reference, "loss": loss, "weights": size, "strain": reference * size / loss},
+    )
+
+
+def _with_depth(view: View, decades: float) -> Iterator[Finding]:
+    profile = depth_profile(view)
+    if profile is None or profile.decades > -decades:
+        return
+    infos = view.layout.infos
+    first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
+    yield view.finding(
+        "warning",
+        f"the rms gradient grows by {-profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) to {first!r} "
+        f"(1e{profile.level[0]:.1f})",
+        parameters=(first,),
+        cause="each layer amplifies what comes back: initialisation too large for the depth",
+        action="scale the initialisation down, add normalisation or residual connections, clip gradients",
+        numbers={"decades": -profile.decades},
+    )
+
+
+@rule
+def gradient_vanishing(
+    view: View, decades: float = 4.0, absolute: float = 1e-7, relative: float = 1e-4, steps: int = 50, width: int = 10
+) -> Iterator[Finding]:
+    """The gradient is near zero, in the first layers or everywhere, while there is still loss to reduce.
+
+    With depth: the rms gradient falls by ``decades`` powers of ten from the last weight matrix to the first. As a whole:
+    the norms of the last ``steps`` steps have a median below ``absolute``, or below ``relative`` of the first ones, and the loss
+    is still above half of the initial one, so it isn't that the training has converged. Exact zeros are dead, not vanishing.
+
+    Args:
+        view: what to judge.
+        decades: fall over the depth, in powers of ten.
+        absolute: norm that is near zero on any scale.
+        relative: the same, relative to the first 20 norms.
+        steps: how long.
+        width: unused norms are left out in blocks of so many.
+    """
+    profile = depth_profile(view)
+    infos = view.layout.infos
+    if profile is not None and profile.decades >= decades:
+        middle = float(np.median(profile.level))
+        low = profile.places[profile.level < max(middle, profile.level[-1] - decades / 2)]
+        first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
+        yield view.finding(
+            "warning",
+            f"the rms gradient falls by {profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) to {first!r} "
+            f"(1e{profile.level[0]:.1f})",
+            first_step=int(view.parameters.first_step[max(0, view.interval_stop - 5)]),
+            parameters=tuple(infos[place].name for place in low[:20]),
+            cause="saturating activations or a small initialisation: each layer passes on a fraction of the gradient",
+            action="use ReLU-like activations with He initialisation, normalisation, or residual connections",
+            numbers={"decades": profile.decades},
+        )
+    norms = view["grad_norm"].tail(steps)
+    reference = _reference(view["grad_norm"])
+    recent = view.loss.tail(steps).values
+    if len(norms) < steps or not np.isfinite(norms.values).all() or not len(recent):
+        return
+    norm, loss = float(np.median(norms.values)), float(np.median(recent))
+    limit = max(absolute, relative * reference if np.isfinite(reference) else 0.0)
+    if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss:
+        yield view.finding(
+            "warning",
+            f"the median gradient norm of the last {steps} steps is {norm:.3g} (it was {reference:.3g} at first), and the loss is "
+            f"{loss:.4g}, which is {100 * loss / view.initial_loss:.0f} % of the initial one",
+            first_step=int(norms.steps[0]),
+            cause="saturated activations, or a loss that hardly depends on the parameters",
+            action="check activations, initialisation and the scale of the loss",
+            numbers={"norm": norm, "reference": reference, "loss": loss},
+        )
+
+
+@rule
+def always_clipped(view: View, share: float = 0.9, aggressive: float = 0.5, steps: int = 100) -> Iterator[Finding]:
+    """The gradient is clipped at nearly every step, so clipping is a learning rate in disguise.
+
+    The share of the last ``steps`` steps whose norm reached the clipping threshold. The threshold is
+    ``meta["clip_threshold"]``; it doesn't matter whether norms were recorded before or after clipping.
+
+    Args:
+        view: what to judge.
+        share: share of clipped steps for a warning.
+        aggressive: share of clipped steps worth knowing; half, which the Deep Learning Tuning Playbook calls extremely aggressive.
+        steps: how many of the last steps are looked at.
+    """
+    threshold = view.meta.get("clip_threshold")
+    norms = view["grad_norm"].tail(steps)
+    if not threshold or len(norms) < steps:
+        return
+    values = norms.values[np.isfinite(norms.values)]
+    clipped = float((values >= 0.999 * threshold).mean()) if len(values) else 0.0
+    if clipped <= aggressive:
+        return
+    median, high = (float(np.percentile(values, q)) for q in (50, 90))
+    before = high > 1.01 * threshold
+    yield view.finding(
+        "warning" if clipped >= share else "info",
+        f"{100 * clipped:.0f} % of the last {steps} steps reached the clipping threshold {threshold:g}; the median norm is "
+        f"{median:.3g}, the 90th percentile {high:.3g}",
+        first_step=int(norms.steps[0]),
+        cause="the threshold is below the usual norm: every step has the same length, whatever the gradient says",
+        action=(
+            f"clip at {high:.2g}: the median norm of the last {steps} steps is {median:.2g}; or remove clipping and lower the "
+            "learning rate instead"
+            if before
+            else "raise the threshold, and record the norm before clipping: clip_grad_norm_ returns it"
+        ),
+        numbers={"share": clipped, "threshold": float(threshold), "median": median, "p90": high},
+    )
+
+
+def _clip_at(norms: Points) -> float:
+    head = norms.values[:200]
+    head = head[np.isfinite(head)]
+    return float(np.percentile(head, 90)) if len(head) else 1.0

@@ -1,0 +1,261 @@
+"""Rules about single parameters: which one is not finite, dead, out of line, or moves too much or too little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ..parameters import INFS, NANS
+from .findings import Finding
+from .registry import rule
+from .statistics import finite_median, log10
+from .view import View
+
+_NAMED = 20  # parameters named in a finding at most
+
+ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Lion", "AdamP", "AdamW8bit", "PagedAdamW", "LAMB")
+PLAIN = ("SGD",)
+
+
+@rule
+def gradient_nonfinite(view: View) -> Iterator[Finding]:
+    """A gradient has a NaN or Inf element.
+
+    The first step, and the first parameter: backward runs from the loss to the inputs, and what isn't finite spoils everything
+    after it, so of the parameters that are not finite in that step the one nearest to the loss (the last of the model's
+    order) is the origin. No threshold.
+    """
+    if view.previous is not None:
+        yield from _still_nonfinite(view, view.previous)
+        return
+    start, stop = view.interval_since, view.interval_stop
+    if start < stop:
+        first = view.parameters.field("first_nonfinite")[start:stop]
+        seen = first[first >= max(0, view.since)]
+        if len(seen):
+            yield _located(view, int(seen.min()), first)
+            return
+    total = view["grad_norm"]
+    fresh = total.values[total.index(view.since) :]
+    if len(fresh) and not np.isfinite(fresh).all():
+        step = int(total.steps[total.index(view.since) + int(np.argmin(np.isfinite(fresh)))])
+        yield view.finding(
+            "critical",
+            f"the gradient norm is {total.at(step)} at step {step}; {_loss_at(view, step)}",
+            first_step=step,
+            cause="a division by zero, a logarithm or root of a negative number, or an overflow",
+            action="record the parameters to find the layer; torch.autograd.set_detect_anomaly(True) finds the operation",
+            numbers={"step": float(step)},
+        )
+
+
+def _located(view: View, step: int, first: np.ndarray) -> Finding:
+    places = np.flatnonzero((first == step).any(axis=0))[::-1]  # nearest to the loss first
+    names = tuple(view.layout.infos[place].name for place in places[:_NAMED])
+    kind, count = _kind_at(view, step, int(places[0]))
+    everywhere = len(places) == len(view.layout.infos)
+    loss = view.loss.at(step)
+    others = f" and {len(places) - 1} other{'s' if len(places) > 2 else ''}" if len(places) > 1 else ""
+    return view.finding(
+        "critical",
+        f"{count}{kind} in the gradient of {names[0]!r}{others} at step {step}; {_loss_at(view, step)}",
+        first_step=step,
+        parameters=names,
+        cause=(
+            "the loss itself is not finite: a bad batch, an overflow in the forward pass, or weights already spoilt"
+            if not np.isfinite(loss) and everywhere
+            else f"the backward pass of {names[0].rpartition('.')[0] or names[0]!r} divides by zero or overflows"
+        ),
+        action=f"go back to a checkpoint before step {step}, look at its batch, and run it under "
+        "torch.autograd.set_detect_anomaly(True); skip steps whose gradient isn't finite",
+        numbers={"step": float(step), "parameters": float(len(places)), "loss": loss},
+    )
+
+
+def _kind_at(view: View, step: int, place: int) -> tuple[str, str]:
+    """Return "NaN" or "Inf" and how many, from the exact row of the step, or else from its interval."""
+    steps, rows = view.parameters.rows(since=step)
+    if len(steps) and steps[0] == step:
+        nans, infs = rows[0, place, NANS], rows[0, place, INFS]
+    else:
+        interval = int(np.searchsorted(view.parameters.last_step, step))
+        nans, infs = (view.parameters.field(name)[interval, place] for name in ("nans", "infs"))
+    kind = " NaN" if nans > 0 else " Inf"
+    return kind, f"{max(nans, infs):.0f}" if len(steps) and steps[0] == step else "a"
+
+
+def _still_nonfinite(view: View, known: Finding) -> Iterator[Finding]:
+    total = view["grad_norm"]
+    start = total.index(view.since)
+    bad = np.flatnonzero(~np.isfinite(total.values[start:]))
+    if len(bad):
+        count = known.numbers.get("later_steps", 0.0) + len(bad)
+        yield replace(
+            known, last_step=int(total.steps[start + bad[-1]]), numbers={**known.numbers, "later_steps": float(count)}
+        )
+
+
+def _loss_at(view: View, step: int) -> str:
+    loss = view.loss.at(step)
+    if np.isnan(loss) and step not in view.loss.steps[-1:] and view.loss.index(step) >= len(view.loss):
+        return "the loss of that step isn't known"
+    return f"the loss was {'finite' if np.isfinite(loss) else 'not finite'} ({loss:.4g})"
+
+
+@rule
+def dead_parameter(view: View, steps: int = 50) -> Iterator[Finding]:
+    """Parameters whose gradient has been exactly zero, or missing, for ``steps`` steps or more.
+
+    Args:
+        view: what to judge.
+        steps: how long without a single element other than zero.
+    """
+    stop = view.interval_stop
+    last, begin = view.parameters.last_step, view.parameters.first_step
+    if stop == 0 or int(last[stop - 1]) - int(begin[0]) + 1 < steps:
+        return
+    start = max(0, int(np.searchsorted(last[:stop], int(last[stop - 1]) - steps + 1)), stop - 64)
+    if int(last[stop - 1]) - int(begin[start]) + 1 < steps and stop - start < 64:
+        start = max(0, start - 1)
+    with np.errstate(invalid="ignore"):
+        missing = np.isnan(view.parameters.field("zero_fraction")[start:stop]).all(axis=0)
+        largest = view.parameters.field("abs_max")[start:stop]
+        zero = ((largest == 0) | np.isnan(largest)).all(axis=0) & ~missing
+        zero &= view.parameters.field("nans")[start:stop].sum(axis=0) == 0
+    dead = np.flatnonzero(zero | missing)
+    if not len(dead):
+        return
+    total, infos = len(view.layout.infos), view.layout.infos
+    names = tuple(infos[place].name for place in dead[:_NAMED])
+    since = int(begin[start]) if view.previous is None else min(view.previous.first_step, int(begin[start]))
+    long = int(last[stop - 1]) - since + 1
+    unused = int(missing.sum())
+    everything = len(dead) == total
+    yield view.finding(
+        "critical" if everything else "warning" if unused < len(dead) else "info",
+        f"{len(dead)} of {total} parameters ({', '.join(names[:3])}{', ...' if len(dead) > 3 else ''}) have had "
+        f"{'a zero' if not unused else 'no' if unused == len(dead) else 'a zero or no'} gradient for {long} steps",
+        first_step=since,
+        last_step=int(last[stop - 1]),
+        parameters=names,
+        cause=(
+            "the loss doesn't depend on the model: a detached loss, zeroed targets, or no backward()"
+            if everything
+            else "never used in the forward pass"
+            if unused == len(dead)
+            else "dead ReLUs, a mask or a detach before them: nothing comes back through"
+        ),
+        action=(
+            "check that the loss is computed from the model's output, without detach() or item()"
+            if everything
+            else "freeze or remove them, or use them"
+            if unused == len(dead)
+            else "lower the learning rate, use LeakyReLU or GELU, check biases and masks of the layer after the last one named"
+        ),
+        numbers={"dead": float(len(dead)), "missing": float(unused), "steps": float(long)},
+    )
+
+
+@rule
+def layer_imbalance(view: View, decades: float = 2.0, intervals: int = 5, share: float = 0.2) -> Iterator[Finding]:
+    """One weight matrix has a gradient far above or below the others.
+
+    log10 of the rms gradient element of each weight matrix, as the median of the last ``intervals`` intervals, less the
+    median of all: beyond ``decades`` in either direction, for at most ``share`` of them. More of them are a profile by depth, which is for
+    gradient_vanishing and gradient_exploding.
+
+    Args:
+        view: what to judge.
+        decades: distance from the median layer in powers of ten.
+        intervals: how many intervals are taken together; none is judged before there are so many.
+        share: at most so many of the layers are out of line.
+    """
+    weights = view.layout.weights
+    if len(weights) < 4 or view.interval_stop < intervals:
+        return
+    norms = view.field("norm_mean", intervals)[:, weights]
+    level = finite_median(log10(norms / view.layout.root[weights]).T)
+    known = np.isfinite(level)
+    if known.sum() < 4:
+        return
+    distance = np.where(known, level - np.median(level[known]), 0.0)
+    out = np.flatnonzero(np.abs(distance) >= decades)
+    if not len(out) or len(out) > max(1, share * len(weights)):
+        return
+    out = out[np.argsort(-np.abs(distance[out]))]
+    names = tuple(view.layout.infos[place].name for place in weights[out][:_NAMED])
+    far = float(distance[out[0]])
+    yield view.finding(
+        "warning",
+        f"the rms gradient of {names[0]!r} is 10^{abs(far):.1f} times {'above' if far > 0 else 'below'} that of the median of "
+        f"{int(known.sum())} weight matrices (1e{level[out[0]]:.1f} against 1e{np.median(level[known]):.1f})",
+        first_step=int(view.parameters.first_step[view.interval_stop - intervals]),
+        parameters=names,
+        cause="a layer on another scale: its inputs, its initialisation, or a multiplier on its gradient",
+        action="normalise what goes into it, check its initialisation and scaling; an adaptive optimizer hides it, SGD doesn't",
+        numbers={"decades": far, "layers": float(len(out))},
+    )
+
+
+@rule
+def update_ratio(view: View, high: float = 0.1, low: float = 1e-6, intervals: int = 5) -> Iterator[Finding]:
+    """A step changes the weights by far more or far less than a thousandth of their size.
+
+    The median over weight matrices of |update| / |weight|: lr * |gradient| / |weight| for SGD, and lr * sqrt(elements) /
+    |weight| for Adam and its kin, whose elements move by about lr. About 1e-3 is usual (Karpathy, CS231n). Too low is only said
+    while the loss is still above half of the initial one.
+
+    Args:
+        view: what to judge.
+        high: ratio that is too high.
+        low: ratio that is too low.
+        intervals: how many intervals are taken together; none is judged before there are so many.
+    """
+    optimizer = str(view.meta.get("optimizer", ""))
+    weights = view.layout.weights
+    if optimizer not in ADAPTIVE + PLAIN or view.interval_stop < intervals or not len(weights):
+        return
+    rates = _rates(view)
+    size = finite_median(view.field("weight_norm", intervals)[:, weights].astype(np.float64).T)
+    moved = view.layout.root[weights]
+    if optimizer in PLAIN:
+        moved = finite_median(view.field("norm_mean", intervals)[:, weights].astype(np.float64).T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = np.where(size > 0, rates[weights] * moved / size, np.nan)
+    ratio = float(finite_median(ratios[None])[0])
+    recent = view.loss.tail(20).values
+    unsolved = len(recent) > 0 and not np.median(recent) <= 0.5 * abs(view.initial_loss)
+    too_low = 0.0 < ratio < low and unsolved and not _decayed(view)
+    if not (ratio > high or too_low):
+        return
+    with np.errstate(invalid="ignore"):
+        order = np.argsort(-ratios if ratio > high else ratios)
+    yield view.finding(
+        "warning" if ratio > high else "info",
+        f"a step changes the median weight matrix by {ratio:.2g} of its size; about 1e-3 is usual",
+        first_step=int(view.parameters.first_step[view.interval_stop - intervals]),
+        parameters=tuple(view.layout.infos[place].name for place in weights[order[:3]]),
+        cause=f"the learning rate is too {'high' if ratio > high else 'low'} for these weights",
+        action=f"{'lower' if ratio > high else 'raise'} the learning rate about {max(ratio / 1e-3, 1e-3 / ratio):.0f}-fold",
+        numbers={"ratio": ratio},
+    )
+
+
+def _rates(view: View) -> np.ndarray:
+    """Return the learning rate of each parameter, [T]; NaN where it isn't known."""
+    latest = {name: float(points.values[-1]) for name, points in view.learning_rates.items() if len(points)}
+    if "lr" in latest:
+        return np.full(len(view.layout.infos), latest["lr"])
+    if not latest:
+        return np.full(len(view.layout.infos), np.nan)
+    return np.array([latest.get(f"lr/{info.group}", np.nan) for info in view.layout.infos])
+
+
+def _decayed(view: View) -> bool:
+    """Tell whether a schedule has brought the learning rate below a tenth of where it was."""
+    return any(
+        len(points) and points.values[-1] < 0.1 * points.values[:: max(1, len(points) // 64)].max()
+        for points in view.learning_rates.values()
+    )

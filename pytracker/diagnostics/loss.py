@@ -1,0 +1,272 @@
+"""Rules about the loss: does it fall, does it swing, does it jump, and does the validation loss follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .findings import Finding
+from .registry import rule
+from .statistics import Float64Array, finite_median, log10, running_median, spread, theil_sen, thin
+from .view import Points, View
+
+_MAD = 1.4826
+
+
+@rule
+def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> Iterator[Finding]:
+    """The training loss never went down.
+
+    Over all steps so far, in at most 64 bins: Theil and Sen's slope with its 95 % interval. Said when even the steep end of
+    the interval is a decrease of less than ``decrease`` of the loss at the start, and the last quarter isn't clearly
+    below the start either (which a fast fall before a long plateau would be).
+
+    Args:
+        view: what to judge.
+        steps: no judgement before so many steps, nor while the learning rate still rises.
+        decrease: the share of the initial loss that a training must have gained by then.
+    """
+    loss = view.loss
+    if len(loss) < 20 or loss.steps[-1] - loss.steps[0] + 1 < steps or _warming_up(view):
+        return
+    centres, medians = thin(loss.steps, loss.values)
+    if len(medians) < 10:
+        return
+    head = loss.values[:10]
+    head = head[np.isfinite(head)]
+    if not len(head):
+        return
+    start = float(np.median(head))
+    noise = spread(head) * 1.2533 / np.sqrt(len(head))  # standard error of a median, of a normal distribution
+    end = float(np.median(medians[-max(3, len(medians) // 4) :]))
+    slope = theil_sen(centres, medians)
+    span = centres[-1] - centres[0]
+    steepest = -slope.low * span / max(abs(start), 1e-300)
+    if steepest >= decrease or end < start - 1.5 * noise - decrease * abs(start):
+        return
+    yield view.finding(
+        "warning",
+        f"the loss was {start:.4g} in the first {len(head)} steps and {end:.4g} in the last quarter of {len(loss)}; its "
+        f"slope is {slope.estimate:.3g} a step (95 %: {slope.low:.3g} to {slope.high:.3g}), a decrease of at most "
+        f"{100 * max(0.0, steepest):.1f} %",
+        first_step=int(loss.steps[0]),
+        last_step=int(loss.steps[-1]),
+        cause="the learning rate is too low, or the loop has a bug: no optimizer step, detached loss, wrong labels",
+        action=f"check that optimizer.step() runs and that labels match inputs; then raise the learning rate{_lr_now(view)} "
+        "10-fold; overfit one batch first",
+        numbers={"start": start, "end": end, "slope": slope.estimate, "low": slope.low, "high": slope.high},
+    )
+
+
+@rule
+def loss_oscillating(
+    view: View, threshold: float = 0.35, window: int = 50, detrend: int = 15, floor: float = 0.3, diverged: float = 10.0
+) -> Iterator[Finding]:
+    """The training loss swings wildly, or runs away.
+
+    In windows of ``window`` steps: residuals from the running median over ``detrend`` steps; 1.4826 times their median
+    absolute value, divided by the local level. The level is kept between ``floor`` and 1 times the initial loss: noise of a
+    loss that is nearly gone is no trouble, and one that has blown up is compared with where it started. Losses that end
+    in NaN or Inf after having risen ``diverged``-fold count as well.
+
+    Args:
+        view: what to judge.
+        threshold: the relative scale of residuals from which on the loss oscillates.
+        window: steps that are judged together.
+        detrend: width of the running median.
+        floor: the lowest level, as a share of the initial loss.
+        diverged: the rise before a non-finite loss that makes it this trouble.
+    """
+    start = abs(view.initial_loss)
+    recent = _since(view.loss, view.since, window)
+    finite = np.isfinite(recent.values)
+    if not start > 0:
+        return
+    if not finite.all():
+        yield from _ran_away(view, recent, finite, start, diverged)
+    values, steps = recent.values[finite], recent.steps[finite]
+    if len(values) < window:
+        return
+    level = running_median(values, detrend)
+    residual = np.abs(values - level)
+    starts = np.unique(np.append(np.arange(0, len(values) - window + 1, window // 2), len(values) - window))
+    picked = starts[:, None] + np.arange(window)
+    local = np.clip(np.abs(np.median(level[picked], axis=1)), floor * start, start)
+    relative = _MAD * np.median(residual[picked], axis=1) / local
+    wild = np.flatnonzero(relative >= threshold)
+    if not len(wild):
+        return
+    worst = int(wild[np.argmax(relative[wild])])
+    inside = values[picked[worst]]
+    yield view.finding(
+        "warning",
+        f"around its trend the loss varies by {100 * relative[worst]:.0f} % of its level in steps "
+        f"{steps[starts[worst]]} to {steps[starts[worst] + window - 1]} (between {inside.min():.4g} and "
+        f"{inside.max():.4g}; it started at {start:.4g})",
+        first_step=int(steps[starts[wild[0]]]),
+        last_step=int(steps[starts[wild[-1]] + window - 1]),
+        cause="the learning rate is too high, or the batches are very small",
+        action=f"lower the learning rate{_lr_now(view)} 3- to 10-fold, warm it up, or use larger batches",
+        numbers={"relative": float(relative[worst]), "start": start},
+    )
+
+
+def _ran_away(view: View, recent: Points, finite: np.ndarray, start: float, diverged: float) -> Iterator[Finding]:
+    end = int(np.argmin(finite))  # the first value that isn't finite
+    before = recent.values[max(0, end - 5) : end]
+    peak = float(np.abs(before).max()) if len(before) else 0.0
+    if peak < diverged * start:
+        return
+    yield view.finding(
+        "critical",
+        f"the loss rose from {start:.4g} to {peak:.4g} and was {recent.values[end]} at step {recent.steps[end]}",
+        first_step=int(recent.steps[max(0, end - 5)]),
+        last_step=int(recent.steps[end]),
+        cause="the learning rate is too high: each step overshoots more than the one before",
+        action=f"lower the learning rate{_lr_now(view)} 10-fold; warm it up; clip gradients",
+        numbers={"relative": peak / start, "start": start},
+    )
+
+
+@rule
+def loss_spike(view: View, z: float = 10.0, window: int = 50, rise: float = 0.5) -> Iterator[Finding]:
+    """Single losses far above those before them.
+
+    The robust z-score of each loss against the median and the median absolute deviation of the ``window`` losses before
+    it, of the loss and of its logarithm: the smaller one counts. A loss near zero varies by factors all the time, which
+    the logarithm knows; a loss far from zero varies little, which the loss itself knows.
+
+    Args:
+        view: what to judge.
+        z: the score from which on it is a spike.
+        window: how many losses before it are looked at; none is a spike before there are 30.
+        rise: the least rise above the median, as a share of it.
+    """
+    chunk = 25  # losses judged against the same context
+    recent = _since(view.loss, view.since, window + chunk)
+    values = recent.values
+    begin = recent.index(view.since)
+    spikes: list[tuple[float, int]] = []
+    starts = np.arange(max(begin, 30), len(values), chunk)
+    if not len(starts):
+        return
+    padded = np.concatenate([np.full(window, np.nan), values, np.full(chunk, np.nan)])
+    before = padded[starts[:, None] + np.arange(window)]
+    now = padded[window + starts[:, None] + np.arange(chunk)]
+    level = finite_median(before)[:, None]
+    score = _robust_z(before, now)
+    positive = np.nanmin(np.where(np.isfinite(before), before, np.inf), axis=1) > 0
+    logarithmic = _robust_z(log10(before), log10(now))
+    score = np.where(positive[:, None], np.minimum(score, logarithmic), score)
+    with np.errstate(invalid="ignore"):
+        hit = (score >= z) & (now - level >= rise * np.abs(level)) & np.isfinite(now)
+    where = (starts[:, None] + np.arange(chunk))[hit]
+    if not len(where):
+        return
+    spikes = sorted(zip(score[hit].tolist(), where.tolist(), strict=True))
+    highest, place = spikes[-1]
+    before_it = float(level[hit.any(axis=1)][-1, 0]) if len(spikes) == 1 else float(finite_median(values[None, max(0, place - window) : place])[0])
+    old = view.previous.numbers if view.previous is not None else {}
+    count = int(old.get("count", 0)) + len(spikes)
+    if old.get("z", 0.0) > highest:
+        highest, at, value, usual = old["z"], int(old["step"]), old["loss"], old["usual"]
+    else:
+        at, value, usual = int(recent.steps[place]), float(values[place]), before_it
+    yield view.finding(
+        "warning",
+        f"{count} loss{'es' if count > 1 else ''} far above the {window} before: at step {at} it was {value:.4g} against "
+        f"a median of {usual:.4g} (robust z = {highest:.1f})",
+        first_step=int(recent.steps[where.min()]),
+        last_step=int(recent.steps[where.max()]),
+        cause="a corrupted or very hard batch, or a step that was too long",
+        action=f"look at the batch of step {at}; skip batches like it, clip gradients, or go back to a checkpoint before it",
+        numbers={"count": float(count), "z": highest, "step": float(at), "loss": value, "usual": usual},
+    )
+
+
+def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
+    level = finite_median(before)[:, None]
+    deviation = _MAD * finite_median(np.abs(before - level))[:, None]
+    scale = np.maximum(deviation, 1e-3 * np.abs(level))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((now - level) / np.maximum(scale, 1e-12), np.float64)
+
+
+@rule
+def overfitting(view: View, rise: float = 0.1, lost: float = 0.5, evaluations: int = 3) -> Iterator[Finding]:
+    """The validation loss rises while the training loss falls.
+
+    After its lowest point (of a running median over 3), the validation loss has a Theil-Sen slope whose 95 % interval is
+    above zero, is ``rise`` above the lowest (Prechelt's generalisation loss), for at least ``evaluations`` evaluations
+    (his UP criterion); and the training loss falls over the same steps, or is nearly gone. It is a warning when ``lost`` of what the
+    validation loss had gained since the start is lost again, and information before.
+
+    Args:
+        view: what to judge.
+        rise: relative rise above the lowest validation loss.
+        lost: share of the improvement that is lost again, for a warning.
+        evaluations: how many must follow the lowest one.
+    """
+    validation = view.validation
+    finite = np.isfinite(validation.values)
+    if finite.sum() < evaluations + 2:
+        return
+    steps, values = thin(validation.steps[finite], validation.values[finite])
+    smooth = running_median(values, 3)
+    best = int(np.argmin(smooth))
+    if len(values) - best <= evaluations:
+        return
+    lowest, now = float(smooth[best]), float(np.median(values[-3:]))
+    gained = float(values[0]) - lowest
+    if lowest <= 0 or now < (1 + rise) * lowest:
+        return
+    slope = theil_sen(steps[best:], values[best:])
+    train_start, train_end, falling = _training_since(view, float(steps[best]))
+    if slope.low <= 0 or not falling:
+        return
+    share = (now - lowest) / gained if gained > 0 else float("inf")
+    yield view.finding(
+        "warning" if share >= lost else "info",
+        f"the validation loss rose from {lowest:.4g} at step {steps[best]:.0f} to {now:.4g} (+{100 * (now / lowest - 1):.0f} %"
+        f"{f', {100 * share:.0f} % of what it had gained' if np.isfinite(share) else ''}) while the training loss went from "
+        f"{train_start:.4g} to {train_end:.4g}",
+        first_step=int(steps[best]),
+        cause="overfitting: the model learns the training set by heart",
+        action=f"stop at step {steps[best]:.0f}, or add regularisation (weight decay, dropout, augmentation), get more data, "
+        "reduce the model",
+        numbers={"best": lowest, "now": now, "best_step": float(steps[best]), "lost": share, "slope": slope.estimate},
+    )
+
+
+def _training_since(view: View, step: float) -> tuple[float, float, bool]:
+    """Return the training loss around ``step`` and now, and whether it fell between the two or is nearly gone."""
+    loss = view.loss
+    after = Points(loss.steps[loss.index(int(step)) :], loss.values[loss.index(int(step)) :])
+    centres, medians = thin(after.steps, after.values, bins=32)
+    if len(medians) < 4:
+        return float("nan"), float("nan"), False
+    quarter = max(1, len(medians) // 4)
+    start, end = float(np.median(medians[:quarter])), float(np.median(medians[-quarter:]))
+    falling = theil_sen(centres, medians).estimate < 0 and end < start
+    return start, end, bool(falling or end < 0.05 * abs(view.initial_loss))
+
+
+def _since(points: Points, since: int, context: int) -> Points:
+    """Return the points from the step ``since`` on, and ``context`` before them."""
+    start = max(0, points.index(since) - context)
+    return Points(points.steps[start:], points.values[start:])
+
+
+def _warming_up(view: View) -> bool:
+    """Tell whether the learning rate is still rising: it is at its highest, and was lower 10 steps ago."""
+    for rates in view.learning_rates.values():
+        recent = rates.tail(10).values
+        if len(recent) == 10 and recent[-1] > recent[0] and recent[-1] > rates.values[0]:
+            return True
+    return False
+
+
+def _lr_now(view: View) -> str:
+    rates = next(iter(view.learning_rates.values()), None)
+    return f" (now {rates.values[-1]:.3g})" if rates is not None and len(rates) else ""

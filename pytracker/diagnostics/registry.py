@@ -1,0 +1,105 @@
+"""Rules: functions of a view, known by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+from ..errors import InvalidTypeError, InvalidValueError
+from ..history import History
+from .findings import Finding
+from .view import View
+
+Function = Callable[..., Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A named function that reads a view and yields findings. Calling it judges a whole history at its last step."""
+
+    name: str
+    function: Function
+    settings: Mapping[str, Any]
+
+    def __call__(self, history: History, **settings: Any) -> list[Finding]:
+        """Return the findings at the end of ``history``, with ``settings`` in place of the defaults."""
+        return self.with_settings(settings).judge(View(history, rule=self.name))
+
+    def judge(self, view: View) -> list[Finding]:
+        """Return the findings of one view."""
+        return list(self.function(view, **self.settings) or ())
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Rule:
+        """Return the rule with some settings changed.
+
+        Raises:
+            InvalidValueError: the rule has no such setting.
+        """
+        known = list(inspect.signature(self.function).parameters)[1:]
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            raise InvalidValueError(
+                f"rule {self.name!r}: there is no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+            )
+        return replace(self, settings={**self.settings, **settings})
+
+
+RULES: dict[str, Rule] = {}
+"""Every rule by name, in the order in which they are evaluated."""
+
+
+@overload
+def rule(function: Function, /) -> Rule: ...
+@overload
+def rule(name: str, /) -> Callable[[Function], Rule]: ...
+def rule(function: Function | str, /) -> Rule | Callable[[Function], Rule]:
+    """Make a function a rule, under its own name or under the one given. A rule of the same name is replaced.
+
+    The function takes a ``View`` (and settings with defaults, by keyword) and yields findings. New histories are judged
+    by it from then on.
+
+    >>> @rule
+    ... def accuracy_low(view, below=0.5):
+    ...     accuracy = view["accuracy"]
+    ...     if len(accuracy) >= 100 and accuracy.values[-1] < below:
+    ...         yield view.finding("warning", f"accuracy is {accuracy.values[-1]:.2f} after {len(accuracy)} steps")
+    >>> [finding.evidence for finding in accuracy_low(History(accuracy=[0.1] * 100))]
+    ['accuracy is 0.10 after 100 steps']
+    >>> del RULES["accuracy_low"]
+    """
+    if isinstance(function, str):
+        name = function
+        return lambda inner: _register(name, inner)
+    return _register(function.__name__, function)
+
+
+def _register(name: str, function: Function) -> Rule:
+    made = RULES[name] = Rule(name, function, {})
+    return made
+
+
+def select(
+    rules: Iterable[str | Rule] | None = None, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Rule]:
+    """Return the rules asked for (all of them by default), with their settings.
+
+    Raises:
+        InvalidValueError: there is no rule of that name, or it has no such setting.
+        InvalidTypeError: something that is neither a name nor a rule.
+    """
+    chosen = [_find(given) for given in (list(RULES.values()) if rules is None else rules)]
+    for name in settings or {}:
+        _find(name)
+    return [each.with_settings((settings or {}).get(each.name, {})) for each in chosen]
+
+
+def _find(given: str | Rule) -> Rule:
+    if isinstance(given, Rule):
+        return given
+    if not isinstance(given, str):
+        raise InvalidTypeError(f"rules: expected names or rules, got {type(given).__name__}: {given!r}")
+    if given not in RULES:
+        raise InvalidValueError(f"rule {given!r}: there is none of that name; there are {', '.join(RULES)}")
+    return RULES[given]

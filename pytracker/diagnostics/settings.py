@@ -1,0 +1,111 @@
+"""Rules about what was set up: values that never change and should, learning rates that change and shouldn't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .findings import Finding
+from .registry import rule
+from .view import Points, View
+
+
+@rule
+def constant(view: View, steps: int = 50) -> Iterator[Finding]:
+    """The loss or the gradient norm is exactly the same for ``steps`` steps or more.
+
+    Bit for bit: noise of any size makes values differ. A norm that equals the clipping threshold doesn't count.
+
+    Args:
+        view: what to judge.
+        steps: how many equal values in a row.
+    """
+    for name, points in (("loss", view.loss), ("gradient norm", view["grad_norm"])):
+        tail = points.tail(steps).values
+        if len(tail) < steps or not np.isfinite(tail[0]) or (tail != tail[0]).any():
+            continue
+        value = float(tail[0])
+        clip = view.meta.get("clip_threshold")
+        if name != "loss" and clip and abs(value - clip) < 1e-3 * clip:
+            continue
+        since = int(points.tail(steps).steps[0])
+        if view.previous is not None:
+            since = min(since, view.previous.first_step)
+        always = since <= int(points.steps[0])
+        yield view.finding(
+            "critical" if always and name == "loss" else "warning",
+            f"the {name} is exactly {value:g} at every step from {since} to {int(points.steps[-1])}",
+            first_step=since,
+            last_step=int(points.steps[-1]),
+            cause=(
+                "the loss doesn't depend on the model or the batch: a detached loss, zeroed targets, one batch without an "
+                "optimizer step"
+                if always
+                else "the model has saturated or died, or the loss has underflowed"
+            ),
+            action="print the loss of two different batches; check that it has a grad_fn and that targets aren't all the same",
+            numbers={"value": value, "steps": float(int(points.steps[-1]) - since + 1)},
+        )
+        return
+
+
+@rule
+def learning_rate(view: View, jump: float = 3.0, steps: int = 100, warmup: int = 10) -> Iterator[Finding]:
+    """The learning rate never changes although there is a scheduler, or it jumps up.
+
+    Never: exactly the same for all of at least ``steps`` steps while ``meta["scheduler"]`` is set. A jump: at least ``jump``
+    times the one before and above every one before it, after ``warmup`` steps; decays in steps are usual and don't count.
+
+    Args:
+        view: what to judge.
+        jump: ratio of one learning rate to the one before.
+        steps: how long before a constant one is said.
+        warmup: jumps are expected in so many first steps.
+    """
+    for name, rates in view.learning_rates.items():
+        if not len(rates):
+            continue
+        yield from _never_changes(view, name, rates, steps)
+        yield from _jumps(view, name, rates, jump, warmup)
+
+
+def _never_changes(view: View, name: str, rates: Points, steps: int) -> Iterator[Finding]:
+    first = float(rates.values[0])
+    if not view.meta.get("scheduler") or rates.steps[-1] - rates.steps[0] + 1 < steps:
+        return
+    if rates.values[-1] != first or (rates.values[:: max(1, len(rates) // 256)] != first).any():
+        return
+    yield view.finding(
+        "warning",
+        f"{name} has been {first:g} for all {len(rates)} steps although a scheduler was given",
+        first_step=int(rates.steps[0]),
+        cause="scheduler.step() is never called, or the schedule is counted in epochs and stepped rarely",
+        action="call scheduler.step() after optimizer.step(), as often as the schedule counts",
+        numbers={"lr": first},
+    )
+
+
+def _jumps(view: View, name: str, rates: Points, jump: float, warmup: int) -> Iterator[Finding]:
+    start = max(warmup, rates.index(view.since), 1)
+    if start >= len(rates):
+        return
+    before, now = rates.values[start - 1 : -1], rates.values[start:]
+    with np.errstate(invalid="ignore"):
+        places = np.flatnonzero((now >= jump * before) & (before > 0))
+    if not len(places):
+        return
+    highest = float(np.nanmax(rates.values[:start][:: max(1, start // 1024)]))
+    place = int(places[0])
+    if now[place] <= highest:
+        return  # a warm restart returns to where it has been
+    step = int(rates.steps[start + place])
+    yield view.finding(
+        "warning",
+        f"{name} jumped from {before[place]:.3g} to {now[place]:.3g} at step {step}",
+        first_step=step,
+        last_step=step,
+        cause="a schedule out of step, a resumed run with another learning rate, or a unit error",
+        action="check the schedule around that step, and whether the optimizer's state was restored with it",
+        numbers={"before": float(before[place]), "after": float(now[place])},
+    )

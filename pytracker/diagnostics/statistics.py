@@ -1,0 +1,117 @@
+"""Robust statistics of short windows, in plain numpy. Every function costs O(n) or works on a thinned series."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Float64Array = NDArray[np.float64]
+
+MAD_TO_SIGMA = 1.4826  # of a normal distribution: 1 / Phi^-1(3/4)
+_TINY = 1e-300
+
+
+class Slope(NamedTuple):
+    """A slope by step and the limits of its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def thin(steps: NDArray[np.int64], values: Float64Array, bins: int = 64, most: int = 64) -> tuple[Float64Array, Float64Array]:
+    """Return at most ``bins`` bin centres and bin medians of the finite values.
+
+    A bin looks at no more than ``most`` of its values, evenly spaced, so that the cost doesn't grow with the series.
+    Medians keep a single spike from moving a bin.
+
+    >>> thin(np.arange(6), np.array([1.0, 1.0, 9.0, 2.0, 2.0, 2.0]), bins=2)
+    (array([1., 4.]), array([1., 2.]))
+    """
+    width = max(1, -(-len(values) // bins))
+    count = len(values) // width
+    if count == 0:
+        return np.empty(0), np.empty(0)
+    stride = max(1, width // most)
+    tail = slice(len(values) - count * width, None)  # a ragged rest is left out at the beginning
+    blocks = values[tail].reshape(count, width)[:, ::stride]
+    centres = steps[tail].reshape(count, width)[:, width // 2].astype(np.float64)
+    medians = finite_median(blocks)
+    known = np.isfinite(medians)
+    return centres[known], medians[known]
+
+
+def finite_median(blocks: Float64Array) -> Float64Array:
+    """Return the median of the finite values of each row, NaN where a row has none.
+
+    >>> finite_median(np.array([[1.0, np.nan, 3.0], [np.inf, np.nan, np.nan]]))
+    array([ 2., nan])
+    """
+    finite = np.isfinite(blocks)
+    if finite.all():
+        return np.asarray(np.median(blocks, axis=-1), np.float64)
+    ordered = np.sort(np.where(finite, blocks, np.inf), axis=-1)
+    count = finite.sum(axis=-1)
+    low = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[..., None], -1)[..., 0]
+    high = np.take_along_axis(ordered, np.minimum(count // 2, blocks.shape[-1] - 1)[..., None], -1)[..., 0]
+    return np.where(count > 0, np.where(count > 0, low, 0) / 2 + np.where(count > 0, high, 0) / 2, np.nan)
+
+
+def theil_sen(x: Float64Array, y: Float64Array, z: float = 1.96) -> Slope:
+    """Return the median of the slopes of all pairs of points, with Sen's confidence interval.
+
+    The interval takes the ranks M/2 +- z * sigma / 2 of the M ordered slopes, with Kendall's variance
+    sigma^2 = n (n - 1) (2 n + 5) / 18 (Theil 1950; Sen, JASA 63, 1968). It assumes independent residuals, which bins of a
+    series nearly are. The cost is O(n^2): thin a long series first. At least two points of different ``x`` are needed.
+
+    >>> theil_sen(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 2.0, 4.0, 90.0])).estimate
+    2.0
+    """
+    first, second = np.triu_indices(len(x), 1)
+    run = x[second] - x[first]
+    slopes = np.sort(((y[second] - y[first]) / np.where(run == 0, 1, run))[run != 0])
+    count, points = len(slopes), len(x)
+    half = z * np.sqrt(points * (points - 1) * (2 * points + 5) / 18.0) / 2.0
+    low = max(0, int(np.floor(count / 2 - half)))
+    high = min(count - 1, int(np.ceil(count / 2 + half)))
+    return Slope(float(np.median(slopes)), float(slopes[low]), float(slopes[high]))
+
+
+def running_median(values: Float64Array, width: int) -> Float64Array:
+    """Return the centred running median; at the ends the window is cut off by repeating the last full one.
+
+    >>> running_median(np.array([1.0, 9.0, 2.0, 3.0, 2.0]), 3)
+    array([2., 2., 3., 2., 2.])
+    """
+    width = min(width, len(values)) | 1 if len(values) > 1 else 1
+    if width > len(values):
+        width -= 2
+    middle = np.median(sliding_window_view(values, width), axis=-1)
+    return np.pad(middle, width // 2, mode="edge")
+
+
+def spread(values: Float64Array) -> float:
+    """Return the standard deviation that a normal distribution with the same median absolute deviation has."""
+    return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
+
+
+def trailing_z(values: Float64Array, context: int, window: int) -> Float64Array:
+    """Return the robust z-score of each value from ``context`` on, against the ``window`` values before it.
+
+    z = (value - median) / (1.4826 * MAD), MAD floored at 1e-6 of the median's size. Values before are all finite.
+    """
+    before = sliding_window_view(values, window)[context - window : len(values) - window]
+    median = np.median(before, axis=-1)
+    deviation = MAD_TO_SIGMA * np.median(np.abs(before - median[:, None]), axis=-1)
+    scale = np.maximum(deviation, 1e-6 * np.abs(median) + _TINY)
+    return np.asarray((values[context:] - median) / scale, np.float64)
+
+
+def log10(values: NDArray[np.floating]) -> Float64Array:
+    """Return the base-10 logarithm, NaN where there is none (zero, negative, not finite)."""
+    values = np.asarray(values, np.float64)
+    usable = np.isfinite(values) & (values > 0)
+    return np.where(usable, np.log10(np.where(usable, values, 1.0)), np.nan)

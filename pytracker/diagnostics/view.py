@@ -1,0 +1,178 @@
+"""View: a history as it stood at one step, which is what a rule reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..history import History
+from ..parameters import ParameterHistory, ParameterInfo
+from .findings import Finding
+
+Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
+
+LOSS_NAMES = ("loss", "train_loss")
+VALIDATION_NAMES = ("val_loss", "valid_loss", "validation_loss", "eval_loss")
+
+
+@dataclass(frozen=True)
+class Points:
+    """A metric up to the view's last step: ``steps`` int64 [n], ``values`` float64 [n], no copies."""
+
+    steps: Int64Array
+    values: Float64Array
+
+    def __len__(self) -> int:
+        """Return the number of values."""
+        return len(self.values)
+
+    def tail(self, count: int) -> Points:
+        """Return the last ``count`` points."""
+        start = max(0, len(self) - count)
+        return Points(self.steps[start:], self.values[start:])
+
+    def index(self, step: int) -> int:
+        """Return the place of the first point at ``step`` or later."""
+        return int(np.searchsorted(self.steps, step))
+
+    def at(self, step: int) -> float:
+        """Return the value at ``step``, NaN where there is none."""
+        place = self.index(step)
+        return float(self.values[place]) if place < len(self) and self.steps[place] == step else float("nan")
+
+
+_NOTHING = Points(np.empty(0, np.int64), np.empty(0))
+
+
+class Layout:
+    """What never changes about the parameters of a training, computed once."""
+
+    def __init__(self, infos: list[ParameterInfo]) -> None:
+        """Read sizes and shapes off ``infos``."""
+        self.infos = infos
+        self.numel = np.array([max(1, info.numel) for info in infos], np.float64)
+        self.root = np.sqrt(self.numel)
+        self.weights = np.array([index for index, info in enumerate(infos) if len(info.shape) >= 2], np.int64)
+
+
+class View:
+    """A history up to (and without) the step ``stop``. Every access costs the same however long the history is.
+
+    ``since`` is the first step that the rule has not been shown before (0 at first): a rule that looks at each step once
+    starts there. ``previous`` is the finding that the rule has made so far, or None.
+    """
+
+    def __init__(
+        self,
+        history: History,
+        *,
+        stop: int | None = None,
+        since: int = 0,
+        layout: Layout | None = None,
+        rule: str = "",
+        previous: Finding | None = None,
+    ) -> None:
+        """Look at ``history``; ``stop=None`` means all of it."""
+        self._history = history
+        self.stop = history.last_step + 1 if stop is None else stop
+        self.since = since
+        self.layout = Layout(history.parameters.infos) if layout is None else layout
+        self.rule = rule
+        self.previous = previous
+        self._points: dict[str, Points] = {}
+
+    def for_rule(self, rule: str, previous: Finding | None) -> View:
+        """Return the same view for one rule."""
+        self.rule, self.previous = rule, previous
+        return self
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether the metric ``name`` has a value."""
+        return len(self[name]) > 0
+
+    def __getitem__(self, name: str) -> Points:
+        """Return the metric ``name``, empty where it has no value."""
+        points = self._points.get(name)
+        if points is None:
+            series = self._history.get(name)
+            if series is None:
+                return _NOTHING
+            stop = int(np.searchsorted(series.steps, self.stop))
+            points = self._points[name] = Points(series.steps[:stop], series.values[:stop])
+        return points
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all metrics."""
+        return list(self._history)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the history knows of the training: optimizer, clip_threshold, scheduler, ..."""
+        return self._history.meta
+
+    @cached_property
+    def loss(self) -> Points:
+        """The training loss: ``loss``, or else ``train_loss``."""
+        return self._first_of(LOSS_NAMES)
+
+    @cached_property
+    def validation(self) -> Points:
+        """The validation loss."""
+        return self._first_of(VALIDATION_NAMES)
+
+    @cached_property
+    def learning_rates(self) -> dict[str, Points]:
+        """The learning rate of each parameter group: ``lr``, or the series ``lr/<group>``."""
+        return {name: self[name] for name in self._history if name == "lr" or name.startswith("lr/")}
+
+    @cached_property
+    def initial_loss(self) -> float:
+        """The loss before training moved it: the median of the first 3 finite values; NaN where there is none."""
+        head = self.loss.values[:20]
+        finite = head[np.isfinite(head)][:3]
+        return float(np.median(finite)) if len(finite) else float("nan")
+
+    @property
+    def parameters(self) -> ParameterHistory:
+        """The history of the parameters, also past ``stop``; ``intervals`` is the part before it."""
+        return self._history.parameters
+
+    @cached_property
+    def interval_stop(self) -> int:
+        """The number of intervals before ``stop``."""
+        return int(np.searchsorted(self.parameters.last_step, self.stop))
+
+    @cached_property
+    def interval_since(self) -> int:
+        """The place of the first interval that reaches ``since`` or later."""
+        return min(self.interval_stop, int(np.searchsorted(self.parameters.last_step, self.since)))
+
+    def field(self, name: str, count: int) -> NDArray[Any]:
+        """Return ``name`` of the last ``count`` intervals, [<= count, T]."""
+        return self.parameters.field(name)[max(0, self.interval_stop - count) : self.interval_stop]
+
+    def finding(
+        self,
+        severity: str,
+        evidence: str,
+        *,
+        first_step: int | None = None,
+        last_step: int | None = None,
+        cause: str = "",
+        action: str = "",
+        parameters: tuple[str, ...] = (),
+        numbers: dict[str, float] | None = None,
+    ) -> Finding:
+        """Return a finding of this rule; its last step, and first where none is given, is the view's last step."""
+        end = self.stop - 1 if last_step is None else last_step
+        start = end if first_step is None else first_step
+        return Finding(self.rule, severity, int(start), int(end), evidence, parameters, cause, action, numbers or {})
+
+    def _first_of(self, names: tuple[str, ...]) -> Points:
+        return next((self[name] for name in names if name in self), _NOTHING)
