@@ -57,7 +57,7 @@ $(VENV)/.venv:
 	@touch $@
 
 $(VENV)/.torch-$(TORCH): $(VENV)/.venv
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=77' wheel ninja numpy
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=65' wheel ninja numpy
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
@@ -81,7 +81,7 @@ sanitize: build
 # one library.
 $(CUDA_VENV)/.torch-$(CUDA_TORCH):
 	$(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_VENV)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77' wheel ninja numpy \
+	$(CUDA_VENV)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=65' wheel ninja numpy \
 	    click rich pytest pytest-benchmark hypothesis expecttest
 	@rm -f $(CUDA_VENV)/.torch-*
 	@touch $@
