@@ -96,7 +96,7 @@ cuda-kernels: $(patsubst csrc/cuda/%.cu,build/cubin/%.o,$(wildcard csrc/cuda/*.c
 
 build/cubin/%.o: csrc/cuda/%.cu $(NATIVE)
 	@mkdir -p $(@D)
-	nvcc -std=c++20 -O3 -Icsrc $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
+	nvcc -std=c++20 -O3 --expt-relaxed-constexpr -Icsrc $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
 	    -gencode arch=compute_120,code=compute_120 -Xptxas --warn-on-spills,--warning-as-error -c $< -o $@
 
 # g++ 12 fails on -march=native for some recent processors, and the simulator needs no more than this.

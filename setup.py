@@ -103,7 +103,7 @@ def describe() -> tuple[Extension, dict[str, Any]]:
     libraries = ["c10", "torch", "torch_cpu", "torch_python"]
     cxx = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-fopenmp"]
     cxx += [f"-DPYTRACKER_HAVE_{isa.upper()}" for isa in ISA_FLAGS]
-    nvcc = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden", "-DPYTRACKER_CUDA"]
+    nvcc = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "-DPYTRACKER_CUDA"]
     link = []
     if SANITIZE:
         sanitizers = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
