@@ -95,7 +95,7 @@ def plan_of(case: Case) -> Plan:
     data = data_sets.load(case.dataset)
     lr = LEARNING_RATE[case.model, "SGD" if case.optimizer == "SGD" else "Adam"]
     dropout = 0.1 if case.model == "transformer" else 0.2
-    if data.regression:
+    if data.regression and case.model in ("mlp", "cnn"):
         lr *= 0.4
     plan = Plan(case.model, data, case.optimizer, case.batch_size, case.seed, lr, STEPS[case.dataset], dropout=dropout)
     if case.trouble == "healthy" and case.seed == 1:

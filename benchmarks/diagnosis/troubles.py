@@ -36,6 +36,7 @@ class Trouble:
     build: Callable[[Loop], None] = lambda loop: None
     models: tuple[str, ...] = ("mlp", "cnn", "rnn", "transformer")
     datasets: tuple[str, ...] = ("digits", "breast_cancer", "diabetes", "wine")
+    optimizers: tuple[str, ...] = ("SGD", "Adam", "AdamW")
     at: Callable[[Loop, int], None] = field(default=lambda loop, step: None)
     onset: float = 0.0  # share of the training after which the trouble exists
 
@@ -128,8 +129,17 @@ def _corrupt_batches(loop: Loop, step: int) -> None:
 
 
 def _deeper(plan: Plan) -> None:
+    """Make an MLP deep enough to have a middle, with an initialisation that lets it learn at once."""
+
+    def make(features: int, outputs: int) -> nn.Module:
+        deep = models.mlp(features, outputs, depth=5)
+        for layer in deep:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+        return deep
+
     if plan.model == "mlp":
-        plan.make_model = lambda features, outputs: models.mlp(features, outputs, depth=5)
+        plan.make_model = make
 
 
 def _imbalanced(loop: Loop) -> None:
@@ -157,11 +167,16 @@ def rules(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-HEALTHY = Trouble(expected=frozenset(), datasets=("digits", "breast_cancer", "diabetes", "wine"))
 
 TROUBLES: dict[str, Trouble] = {
-    "healthy": HEALTHY,
+    "healthy": Trouble(rules()),
     "lr_too_high": Trouble(rules("loss_oscillating"), UNSTABLE | {"overfitting"}, prepare=_scale_lr(100.0)),
+    "steps_too_long": Trouble(
+        rules("update_ratio"),
+        UNSTABLE | {"overfitting"},
+        prepare=_scale_lr(20.0),
+        optimizers=("Adam", "AdamW"),
+    ),
     "lr_too_low": Trouble(rules("loss_not_decreasing"), rules("update_ratio"), prepare=_scale_lr(0.01)),
     "never_steps": Trouble(rules("loss_not_decreasing"), build=_never_step),
     "overfit": Trouble(rules("overfitting"), prepare=_overfit, onset=0.1),
@@ -183,12 +198,12 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "zeroed_labels": Trouble(
         rules("constant"),
-        rules("loss_not_decreasing", "dead_parameter", "gradient_vanishing"),
+        rules("loss_not_decreasing", "dead_parameter", "update_ratio"),  # weight decay is the only force left
         build=_zero_labels,
         datasets=("digits", "breast_cancer", "wine"),
     ),
     "constant_loss": Trouble(
-        rules("constant"), rules("loss_not_decreasing", "dead_parameter", "gradient_vanishing"), build=_constant_loss
+        rules("constant"), rules("loss_not_decreasing", "dead_parameter", "update_ratio"), build=_constant_loss
     ),
     "corrupted_batches": Trouble(
         rules("loss_spike"),

@@ -61,10 +61,8 @@ class Finding:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON-able values."""
-        values = asdict(self)
-        values["parameters"] = list(self.parameters)
-        return values
+        """Return the finding as JSON-able values, with its ``key``: a run keeps one finding of each."""
+        return {**asdict(self), "parameters": list(self.parameters), "numbers": dict(self.numbers), "key": self.key}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Finding:

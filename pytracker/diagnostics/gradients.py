@@ -9,7 +9,7 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
-from .statistics import Float64Array, finite_median, log10, theil_sen, thin
+from .statistics import Float64Array, finite_median, theil_sen, thin
 from .view import Points, View
 
 
@@ -21,29 +21,24 @@ class Profile(NamedTuple):
     decades: float  # how many powers of ten it falls from the last to the first; negative where it rises
 
 
-def depth_profile(view: View, intervals: int = 5) -> Profile | None:
-    """Return the profile over the last intervals, or None where fewer than 5 weight matrices have a gradient.
+def depth_profile(view: View) -> Profile | None:
+    """Return the profile now, or None where fewer than 5 weight matrices have a gradient.
 
     ``decades`` is Theil and Sen's slope over the depth, times the depth: no single layer can make it.
     """
-    weights = view.layout.weights
-    if len(weights) < 5 or view.interval_stop == 0:
+    known = np.isfinite(view.weight_levels)
+    if known.sum() < 5:
         return None
-    norms = view.field("norm_mean", intervals)[:, weights]
-    level = finite_median(log10(norms / view.layout.root[weights]).T)
-    known = np.isfinite(level)
-    places, level = weights[known], level[known]
-    if len(level) < 5:
-        return None
-    depth, medians = thin(np.arange(len(level)), level, bins=64)
+    places, level = view.layout.weights[known], view.weight_levels[known]
+    depth, medians = thin(np.arange(len(level)), level)
     return Profile(places, level, theil_sen(depth, medians).estimate * (len(level) - 1))
 
 
 def _reference(norms: Points, count: int = 20) -> float:
-    """Return the median norm of the first steps, NaN where there are too few."""
+    """Return the median norm of the first steps, NaN where none is finite."""
     head = norms.values[:count]
     head = head[np.isfinite(head) & (head > 0)]
-    return float(np.median(head)) if len(head) >= 3 else float("nan")
+    return float(np.median(head)) if len(head) else float("nan")
 
 
 def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Float64Array]:
@@ -57,19 +52,20 @@ def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Floa
 
 @rule
 def gradient_exploding(
-    view: View, growth: float = 20.0, strain: float = 1000.0, decades: float = 3.0, width: int = 10
+    view: View, growth: float = 20.0, strain: float = 1000.0, largest: float = 65504.0, decades: float = 3.0, width: int = 10
 ) -> Iterator[Finding]:
     """The gradient norm explodes: over time, from the start, or with depth.
 
-    Over time: the median of ``width`` norms is ``growth`` times that of the first 20. From the start: norm * weight norm /
-    loss, how many times the loss would change if the weights changed by their own size, is above ``strain`` in the first 20 steps (it
-    has no unit, so the scale of the loss doesn't matter). With depth: the rms gradient grows by ``decades`` powers of ten from the last weight
-    matrix to the first.
+    Over time: the median of ``width`` norms is ``growth`` times that of the first 20. From the start: in the first 20 steps,
+    norm * weight norm / loss is above ``strain``. That is how many times its own size the loss would change if the weights
+    changed by theirs; it has no unit, so the scale of the loss doesn't matter. Or the norm is above ``largest`` there. With
+    depth: the rms gradient grows by ``decades`` powers of ten from the last weight matrix to the first.
 
     Args:
         view: what to judge.
         growth: ratio to the first norms.
-        strain: limit of norm * weight norm / loss.
+        strain: limit of norm * weight norm / loss, with the norm of the weight matrices.
+        largest: limit of the norm itself; 65504 is the largest float16.
         decades: growth over the depth, in powers of ten.
         width: norms in a block.
     """
@@ -94,29 +90,36 @@ def gradient_exploding(
             action=f"{clip}; lower the learning rate",
             numbers={"reference": reference, "norm": float(blocks[worst]), "ratio": float(ratio[worst])},
         )
-    yield from _from_the_start(view, norms, reference, strain)
+    yield from _from_the_start(view, norms, reference, strain, largest)
     yield from _with_depth(view, decades)
 
 
-def _from_the_start(view: View, norms: Points, reference: float, strain: float) -> Iterator[Finding]:
-    if view.since > norms.steps[min(len(norms), 20) - 1] or view.interval_stop == 0:
+def _from_the_start(
+    view: View, norms: Points, reference: float, strain: float, largest: float
+) -> Iterator[Finding]:
+    end = int(norms.steps[min(len(norms), 20) - 1])
+    if view.since > end:
         return
-    weights = view.parameters.field("weight_norm")[0].astype(np.float64)
-    size = float(np.sqrt(np.nansum(weights * weights)))
+    size = 0.0
+    if view.interval_stop:
+        sizes = view.parameters.field("weight_norm")[0][view.layout.weights].astype(np.float64)
+        size = float(np.sqrt((sizes * sizes).sum()))
     head = view.loss.values[:20]
-    head = head[np.isfinite(head)]
-    loss = float(np.median(np.abs(head))) if len(head) else 0.0
-    if not (size > 0 and loss > 0) or reference * size / loss < strain:
+    head = np.abs(head[np.isfinite(head)])
+    loss = float(np.median(head)) if len(head) else float("nan")
+    strained = reference * size / loss if loss > 0 and np.isfinite(size) else 0.0
+    if strained < strain and reference < largest:
         return
     yield view.finding(
         "warning",
-        f"in the first steps the gradient norm is {reference:.3g} with a loss of {loss:.3g} and weights of norm {size:.3g}: a "
-        f"change of the weights by a {reference * size / loss:.0f}th of their size changes the loss by its own size",
+        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g} with a loss of {loss:.3g} and weights of "
+        f"norm {size:.3g}"
+        + (f": moving them by 1/{strained:.0f} of their size would change the loss by its own" if strained else ""),
         first_step=int(norms.steps[0]),
-        last_step=int(norms.steps[min(len(norms), 20) - 1]),
+        last_step=end,
         cause="the network amplifies: initialisation too large, a recurrence with gain above 1, inputs not normalised",
         action="clip at 1.0, scale the initialisation down (orthogonal for recurrences), normalise inputs and layers",
-        numbers={"norm": reference, "loss": loss, "weights": size, "strain": reference * size / loss},
+        numbers={"norm": reference, "loss": loss, "weights": size, "strain": strained},
     )
 
 
@@ -165,7 +168,7 @@ def gradient_vanishing(
             "warning",
             f"the rms gradient falls by {profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) to {first!r} "
             f"(1e{profile.level[0]:.1f})",
-            first_step=int(view.parameters.first_step[max(0, view.interval_stop - 5)]),
+            first_step=int(view.parameters.first_step[max(0, view.interval_stop - 3)]),
             parameters=tuple(infos[place].name for place in low[:20]),
             cause="saturating activations or a small initialisation: each layer passes on a fraction of the gradient",
             action="use ReLU-like activations with He initialisation, normalisation, or residual connections",

@@ -10,7 +10,7 @@ import numpy as np
 from ..parameters import INFS, NANS
 from .findings import Finding
 from .registry import rule
-from .statistics import finite_median, log10
+from .statistics import finite_median
 from .view import View
 
 _NAMED = 20  # parameters named in a finding at most
@@ -159,28 +159,24 @@ def dead_parameter(view: View, steps: int = 50) -> Iterator[Finding]:
 
 
 @rule
-def layer_imbalance(view: View, decades: float = 2.0, intervals: int = 5, share: float = 0.2) -> Iterator[Finding]:
+def layer_imbalance(view: View, decades: float = 2.0, share: float = 0.2) -> Iterator[Finding]:
     """One weight matrix has a gradient far above or below the others.
 
-    log10 of the rms gradient element of each weight matrix, as the median of the last ``intervals`` intervals, less the
-    median of all: beyond ``decades`` in either direction, for at most ``share`` of them. More of them are a profile by depth, which is for
+    log10 of the rms gradient element of each weight matrix (median of 3 intervals) less the median of all: beyond
+    ``decades`` in either direction, for at most ``share`` of them. More of them are a profile by depth, which is for
     gradient_vanishing and gradient_exploding.
 
     Args:
         view: what to judge.
         decades: distance from the median layer in powers of ten.
-        intervals: how many intervals are taken together; none is judged before there are so many.
         share: at most so many of the layers are out of line.
     """
-    weights = view.layout.weights
-    if len(weights) < 4 or view.interval_stop < intervals:
-        return
-    norms = view.field("norm_mean", intervals)[:, weights]
-    level = finite_median(log10(norms / view.layout.root[weights]).T)
+    weights, level = view.layout.weights, view.weight_levels
     known = np.isfinite(level)
-    if known.sum() < 4:
+    if view.interval_stop < 3 or known.sum() < 4:
         return
-    distance = np.where(known, level - np.median(level[known]), 0.0)
+    middle = float(np.median(level[known]))
+    distance = np.where(known, level - middle, 0.0)
     out = np.flatnonzero(np.abs(distance) >= decades)
     if not len(out) or len(out) > max(1, share * len(weights)):
         return
@@ -189,56 +185,51 @@ def layer_imbalance(view: View, decades: float = 2.0, intervals: int = 5, share:
     far = float(distance[out[0]])
     yield view.finding(
         "warning",
-        f"the rms gradient of {names[0]!r} is 10^{abs(far):.1f} times {'above' if far > 0 else 'below'} that of the median of "
-        f"{int(known.sum())} weight matrices (1e{level[out[0]]:.1f} against 1e{np.median(level[known]):.1f})",
-        first_step=int(view.parameters.first_step[view.interval_stop - intervals]),
+        f"the rms gradient of {names[0]!r} is 10^{abs(far):.1f} times {'above' if far > 0 else 'below'} that of the "
+        f"median of {int(known.sum())} weight matrices (1e{level[out[0]]:.1f} against 1e{middle:.1f})",
+        first_step=int(view.parameters.first_step[view.interval_stop - 3]),
         parameters=names,
         cause="a layer on another scale: its inputs, its initialisation, or a multiplier on its gradient",
-        action="normalise what goes into it, check its initialisation and scaling; an adaptive optimizer hides it, SGD doesn't",
+        action="normalise what goes into it, check its initialisation and scaling; Adam hides it, SGD doesn't",
         numbers={"decades": far, "layers": float(len(out))},
     )
 
 
 @rule
-def update_ratio(view: View, high: float = 0.1, low: float = 1e-6, intervals: int = 5) -> Iterator[Finding]:
+def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[Finding]:
     """A step changes the weights by far more or far less than a thousandth of their size.
 
     The median over weight matrices of |update| / |weight|: lr * |gradient| / |weight| for SGD, and lr * sqrt(elements) /
-    |weight| for Adam and its kin, whose elements move by about lr. About 1e-3 is usual (Karpathy, CS231n). Too low is only said
-    while the loss is still above half of the initial one.
+    |weight| for Adam and its kin, whose elements move by about lr. About 1e-3 is usual (Karpathy, CS231n). Too low is only
+    said while the loss is above half of the initial one and no schedule has taken the learning rate down.
 
     Args:
         view: what to judge.
         high: ratio that is too high.
         low: ratio that is too low.
-        intervals: how many intervals are taken together; none is judged before there are so many.
     """
     optimizer = str(view.meta.get("optimizer", ""))
     weights = view.layout.weights
-    if optimizer not in ADAPTIVE + PLAIN or view.interval_stop < intervals or not len(weights):
+    if optimizer not in ADAPTIVE + PLAIN or view.interval_stop < 2 or not len(weights):
         return
-    rates = _rates(view)
-    size = finite_median(view.field("weight_norm", intervals)[:, weights].astype(np.float64).T)
-    moved = view.layout.root[weights]
-    if optimizer in PLAIN:
-        moved = finite_median(view.field("norm_mean", intervals)[:, weights].astype(np.float64).T)
+    size = view.field("weight_norm")[0, weights].astype(np.float64)
+    moved = view.weight_norms if optimizer in PLAIN else view.layout.root[weights]
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = np.where(size > 0, rates[weights] * moved / size, np.nan)
-    ratio = float(finite_median(ratios[None])[0])
+        ratios = np.where(size > 0, _rates(view)[weights] * moved / size, np.nan)
+    ratio = float(finite_median(ratios))
     recent = view.loss.tail(20).values
     unsolved = len(recent) > 0 and not np.median(recent) <= 0.5 * abs(view.initial_loss)
-    too_low = 0.0 < ratio < low and unsolved and not _decayed(view)
-    if not (ratio > high or too_low):
+    too_high, too_low = ratio > high, 0.0 < ratio < low and unsolved and not _decayed(view)
+    if not (too_high or too_low):
         return
-    with np.errstate(invalid="ignore"):
-        order = np.argsort(-ratios if ratio > high else ratios)
+    order = np.argsort(-ratios if too_high else ratios)  # NaN comes last
     yield view.finding(
-        "warning" if ratio > high else "info",
+        "warning" if too_high else "info",
         f"a step changes the median weight matrix by {ratio:.2g} of its size; about 1e-3 is usual",
-        first_step=int(view.parameters.first_step[view.interval_stop - intervals]),
+        first_step=int(view.parameters.first_step[view.interval_stop - 2]),
         parameters=tuple(view.layout.infos[place].name for place in weights[order[:3]]),
-        cause=f"the learning rate is too {'high' if ratio > high else 'low'} for these weights",
-        action=f"{'lower' if ratio > high else 'raise'} the learning rate about {max(ratio / 1e-3, 1e-3 / ratio):.0f}-fold",
+        cause=f"the learning rate is too {'high' if too_high else 'low'} for these weights",
+        action=f"{'lower' if too_high else 'raise'} the learning rate about {max(ratio / 1e-3, 1e-3 / ratio):.0f}-fold",
         numbers={"ratio": ratio},
     )
 

@@ -18,9 +18,9 @@ _MAD = 1.4826
 def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> Iterator[Finding]:
     """The training loss never went down.
 
-    Over all steps so far, in at most 64 bins: Theil and Sen's slope with its 95 % interval. Said when even the steep end of
-    the interval is a decrease of less than ``decrease`` of the loss at the start, and the last quarter isn't clearly
-    below the start either (which a fast fall before a long plateau would be).
+    Over all steps so far, in at most 64 bins: Theil and Sen's slope with its 95 % interval. Said when the interval contains
+    zero, or its steep end is a decrease of less than ``decrease`` of the loss at the start; and the last quarter isn't
+    clearly below the start either (as after a fast fall before a long plateau).
 
     Args:
         view: what to judge.
@@ -43,7 +43,7 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
     slope = theil_sen(centres, medians)
     span = centres[-1] - centres[0]
     steepest = -slope.low * span / max(abs(start), 1e-300)
-    if steepest >= decrease or end < start - 1.5 * noise - decrease * abs(start):
+    if (slope.high < 0 and steepest >= decrease) or end < start - 1.5 * noise - decrease * abs(start):
         return
     yield view.finding(
         "warning",
@@ -61,14 +61,14 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
 
 @rule
 def loss_oscillating(
-    view: View, threshold: float = 0.35, window: int = 50, detrend: int = 15, floor: float = 0.3, diverged: float = 10.0
+    view: View, threshold: float = 0.6, window: int = 50, detrend: int = 15, floor: float = 0.5, blow_up: float = 3.0
 ) -> Iterator[Finding]:
     """The training loss swings wildly, or runs away.
 
     In windows of ``window`` steps: residuals from the running median over ``detrend`` steps; 1.4826 times their median
     absolute value, divided by the local level. The level is kept between ``floor`` and 1 times the initial loss: noise of a
-    loss that is nearly gone is no trouble, and one that has blown up is compared with where it started. Losses that end
-    in NaN or Inf after having risen ``diverged``-fold count as well.
+    loss that is nearly gone is no trouble, and one that has blown up is compared with where it started. A loss that
+    rises ``blow_up``-fold within the first 20 steps, or within the 5 steps before it is NaN or Inf, counts as well.
 
     Args:
         view: what to judge.
@@ -76,15 +76,14 @@ def loss_oscillating(
         window: steps that are judged together.
         detrend: width of the running median.
         floor: the lowest level, as a share of the initial loss.
-        diverged: the rise before a non-finite loss that makes it this trouble.
+        blow_up: the rise above the initial loss that is one swing too many.
     """
     start = abs(view.initial_loss)
-    recent = _since(view.loss, view.since, window)
-    finite = np.isfinite(recent.values)
     if not start > 0:
         return
-    if not finite.all():
-        yield from _ran_away(view, recent, finite, start, diverged)
+    yield from _blows_up(view, start, blow_up)
+    recent = _since(view.loss, view.since, window)
+    finite = np.isfinite(recent.values)
     values, steps = recent.values[finite], recent.steps[finite]
     if len(values) < window:
         return
@@ -112,20 +111,32 @@ def loss_oscillating(
     )
 
 
-def _ran_away(view: View, recent: Points, finite: np.ndarray, start: float, diverged: float) -> Iterator[Finding]:
-    end = int(np.argmin(finite))  # the first value that isn't finite
-    before = recent.values[max(0, end - 5) : end]
-    peak = float(np.abs(before).max()) if len(before) else 0.0
-    if peak < diverged * start:
+def _blows_up(view: View, start: float, rise: float) -> Iterator[Finding]:
+    loss = view.loss
+    fresh = loss.values[loss.index(view.since) :]
+    first = loss.index(view.since)
+    if first < 20:
+        last, begin = min(20, len(loss)), 0
+    elif not np.isfinite(fresh).all() and np.isfinite(loss.values[first - 1]):
+        last = first + int(np.argmin(np.isfinite(fresh)))
+        begin = max(0, last - 5)
+    else:
         return
+    values = np.abs(loss.values[begin:last])
+    values = np.where(np.isfinite(values), values, 0.0)
+    if not len(values) or values.max() < rise * start:
+        return
+    place = begin + int(values.argmax())
+    ended = not np.isfinite(loss.values[place:last]).all() or not np.isfinite(fresh).all()
     yield view.finding(
-        "critical",
-        f"the loss rose from {start:.4g} to {peak:.4g} and was {recent.values[end]} at step {recent.steps[end]}",
-        first_step=int(recent.steps[max(0, end - 5)]),
-        last_step=int(recent.steps[end]),
-        cause="the learning rate is too high: each step overshoots more than the one before",
-        action=f"lower the learning rate{_lr_now(view)} 10-fold; warm it up; clip gradients",
-        numbers={"relative": peak / start, "start": start},
+        "critical" if ended else "warning",
+        f"the loss rose from {start:.4g} to {values.max():.4g} at step {loss.steps[place]}"
+        f"{', and then was no number any more' if ended else ''}",
+        first_step=int(loss.steps[begin]),
+        last_step=int(loss.steps[last - 1]),
+        cause="the learning rate is too high: a step overshoots more than the one before",
+        action=f"lower the learning rate{_lr_now(view)} 10-fold, warm it up, clip gradients",
+        numbers={"relative": float(values.max()) / start, "start": start},
     )
 
 

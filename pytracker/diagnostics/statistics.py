@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 Float64Array = NDArray[np.float64]
 
 MAD_TO_SIGMA = 1.4826  # of a normal distribution: 1 / Phi^-1(3/4)
-_TINY = 1e-300
 
 
 class Slope(NamedTuple):
@@ -45,7 +44,7 @@ def thin(steps: NDArray[np.int64], values: Float64Array, bins: int = 64, most: i
 
 
 def finite_median(blocks: Float64Array) -> Float64Array:
-    """Return the median of the finite values of each row, NaN where a row has none.
+    """Return the median of the finite values along the last axis, NaN where there is none.
 
     >>> finite_median(np.array([[1.0, np.nan, 3.0], [np.inf, np.nan, np.nan]]))
     array([ 2., nan])
@@ -96,18 +95,6 @@ def running_median(values: Float64Array, width: int) -> Float64Array:
 def spread(values: Float64Array) -> float:
     """Return the standard deviation that a normal distribution with the same median absolute deviation has."""
     return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
-
-
-def trailing_z(values: Float64Array, context: int, window: int) -> Float64Array:
-    """Return the robust z-score of each value from ``context`` on, against the ``window`` values before it.
-
-    z = (value - median) / (1.4826 * MAD), MAD floored at 1e-6 of the median's size. Values before are all finite.
-    """
-    before = sliding_window_view(values, window)[context - window : len(values) - window]
-    median = np.median(before, axis=-1)
-    deviation = MAD_TO_SIGMA * np.median(np.abs(before - median[:, None]), axis=-1)
-    scale = np.maximum(deviation, 1e-6 * np.abs(median) + _TINY)
-    return np.asarray((values[context:] - median) / scale, np.float64)
 
 
 def log10(values: NDArray[np.floating]) -> Float64Array:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..history import History
 from ..parameters import ParameterHistory, ParameterInfo
 from .findings import Finding
+from .statistics import log10
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -133,10 +134,17 @@ class View:
 
     @cached_property
     def initial_loss(self) -> float:
-        """The loss before training moved it: the median of the first 3 finite values; NaN where there is none."""
+        """The loss before training moved it; NaN where there is none.
+
+        The median of the first 3 finite values, or the very first where that is less than half of it: then the loss has blown
+        up at once.
+        """
         head = self.loss.values[:20]
-        finite = head[np.isfinite(head)][:3]
-        return float(np.median(finite)) if len(finite) else float("nan")
+        head = head[np.isfinite(head)][:3]
+        if not len(head):
+            return float("nan")
+        usual = float(np.median(head))
+        return float(head[0]) if abs(usual) > 2.0 * abs(float(head[0])) else usual
 
     @property
     def parameters(self) -> ParameterHistory:
@@ -153,9 +161,25 @@ class View:
         """The place of the first interval that reaches ``since`` or later."""
         return min(self.interval_stop, int(np.searchsorted(self.parameters.last_step, self.since)))
 
-    def field(self, name: str, count: int) -> NDArray[Any]:
+    def field(self, name: str, count: int = 1) -> NDArray[Any]:
         """Return ``name`` of the last ``count`` intervals, [<= count, T]."""
         return self.parameters.field(name)[max(0, self.interval_stop - count) : self.interval_stop]
+
+    @cached_property
+    def weight_norms(self) -> Float64Array:
+        """The usual gradient norm of each weight matrix, float64 [W]: the median of its last 3 intervals' means.
+
+        NaN where one of them has none. W counts ``layout.weights``.
+        """
+        norms = self.field("norm_mean", 3)[:, self.layout.weights].astype(np.float64)
+        return np.asarray(np.sort(norms, axis=0)[len(norms) // 2]) if len(norms) else np.empty(0)
+
+    @cached_property
+    def weight_levels(self) -> Float64Array:
+        """log10 of the usual root mean square gradient element of each weight matrix, float64 [W]; NaN where zero."""
+        if not len(self.weight_norms):
+            return np.empty(0)
+        return log10(self.weight_norms / self.layout.root[self.layout.weights])
 
     def finding(
         self,
