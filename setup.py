@@ -103,6 +103,8 @@ def describe() -> tuple[Extension, dict[str, Any]]:
     libraries = ["c10", "torch", "torch_cpu", "torch_python"]
     cxx = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-fopenmp"]
     cxx += [f"-DPYTRACKER_HAVE_{isa.upper()}" for isa in ISA_FLAGS]
+    if "sve256" in ISA_FLAGS:
+        cxx.append("-DHAVE_SVE_CPU_DEFINITION")  # torch's list of capabilities has SVE only with it
     nvcc = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "-DPYTRACKER_CUDA"]
     link = []
     if SANITIZE:
