@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import time
@@ -124,9 +125,9 @@ class RunFile:
                 (state, error, time.time(), self._session),
             )
         assert self._connection is not None
-        self._connection.execute(
-            "PRAGMA journal_mode = DELETE"
-        )  # takes -wal and -shm away; left as they are if read now
+        with contextlib.suppress(sqlite3.OperationalError):  # someone reads it now: -wal and -shm stay, which is fine
+            self._connection.execute("PRAGMA busy_timeout = 200")
+            self._connection.execute("PRAGMA journal_mode = DELETE")
 
     def close(self) -> None:
         """Close the connection. The lock stays."""

@@ -110,8 +110,10 @@ def check_format(connection: sqlite3.Connection, path: Path, *, allow_empty: boo
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if allow_empty and not tables:
-            return
+        if not tables:
+            if allow_empty:
+                return
+            raise RunFormatError(f"{path} is empty: not a run yet, or its training was killed as it began")
         if application != APPLICATION_ID:
             raise RunFormatError(f"{path} is an SQLite file, and not a run of pytracker")
         row = connection.execute("SELECT readable_by FROM run").fetchone()

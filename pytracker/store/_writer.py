@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import warnings
@@ -91,7 +92,7 @@ class Writer:
         try:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         except RuntimeWarning:  # warnings are errors here: the writer lives on all the same
-            print(f"pytracker: {message}")
+            print(f"pytracker: {message}", file=sys.stderr)
 
     def _loop(self) -> None:
         while not self._stopping:
@@ -119,20 +120,16 @@ class Writer:
         return error
 
     def _put(self, batch: Batch) -> None:
-        self._ensure_open()
         self._file.write(batch, self._pending.dropped_points, self._pending.dropped_blobs)
 
     def _put_facts(self) -> None:
-        self._ensure_open()
         self._file.set_facts({**collect(self._working_directory), "journal_mode": self._file.journal_mode})
         self._facts_written = True
 
-    def _ensure_open(self) -> None:
-        if not self._file.is_open:
-            self._file.open()
-
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
         try:
+            if not self._file.is_open:
+                self._file.open()
             action()
         except Exception as error:  # whatever it is, the training goes on and the writer lives
             self.fail(error)

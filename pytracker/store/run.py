@@ -90,7 +90,7 @@ class Run:
         self._owner = os.getpid()
         self._pending = Pending(max_pending_bytes)
         self.name = readable_name() if name is None else checked_name(name)
-        resumed = (self.path / FILE_NAME).exists()
+        resumed = name is not None and (self.path / FILE_NAME).exists()
         if resumed and not resume:
             raise StoreError(
                 f"run {self.name!r} exists in {self.directory}: resume=True goes on with it; or choose another name"
