@@ -40,15 +40,14 @@ struct Step {
 
 // Parameters cost launch time by their size, so there are two kernels: one whose parameters fit into 4 KB, one that
 // takes the most that a kernel can have.
-constexpr int kMaxParameterBytes = 32764;
 constexpr int kFewPointers = (4096 - sizeof(Step)) / sizeof(void*);
-constexpr int kManyPointers = (kMaxParameterBytes - sizeof(Step)) / sizeof(void*);
 
 template <int kPointers>
 struct Parameters {
   Step step;
   const void* gradients[kPointers];
 };
+static_assert(sizeof(Parameters<kMaxPointers>) <= 32764);
 
 __device__ __forceinline__ double* row_of(const RowTarget& target) {
   return target.cursor == nullptr ? target.rows : target.rows + *target.cursor % target.capacity * target.stride;
@@ -63,18 +62,18 @@ __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& 
   Accumulator<T> accumulator;
   const T* data = static_cast<const T*>(gradient);
   if (strided != nullptr) {
-    for (int i = team.rank; i < stretch.count; i += team.size())
+    for (int i = team.rank(); i < stretch.count; i += team.size())
       accumulator.add(data[strided_offset(*strided, stretch.first + i)]);
   } else {
     data += stretch.first;
     const Vectors<T> vectors(data, stretch.count);
-    if (team.rank < vectors.head) accumulator.add(data[team.rank]);
-    if (team.rank < vectors.tail) accumulator.add(data[stretch.count - 1 - team.rank]);
+    if (team.rank() < vectors.head) accumulator.add(data[team.rank()]);
+    if (team.rank() < vectors.tail) accumulator.add(data[stretch.count - 1 - team.rank()]);
 
     const uint4* body = reinterpret_cast<const uint4*>(data + vectors.head) + team.lane();
     constexpr int kTile = Format<T>::kVectors * kWarp;
     int at = team.warp() * kTile;
-    for (; at + kTile <= vectors.count; at += team.warps * kTile) accumulator.template add_tile<true>(body + at, 0);
+    for (; at + kTile <= vectors.count; at += team.warps() * kTile) accumulator.template add_tile<true>(body + at, 0);
     if (at < vectors.count) accumulator.template add_tile<false>(body + at, vectors.count - at - team.lane());
   }
   accumulator.store(columns);
@@ -97,7 +96,7 @@ __device__ __forceinline__ void accumulate(const void* gradient, const TensorEnt
 // Rows, written by one thread each
 
 // The row of a tensor whose elements have all been merged; adds it to a total.
-__device__ void finish_tensor(const Step& step, int32_t t, const double* columns, double* total) {
+__device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const double* columns, double* total) {
   const TensorEntry& tensor = step.work.tensors[t];
   Moments moments;
   moments.sum = columns[kSum];
@@ -119,7 +118,7 @@ __device__ void finish_tensor(const Step& step, int32_t t, const double* columns
 }
 
 // The totals, and what a step asks for besides; the last thing that a launch writes.
-__device__ void finish_row(const Step& step, Scratch& scratch) {
+__device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
   double mine[kTotals] = {};
   for (int i = threadIdx.x; i < step.n_totals; i += kThreads)
     for (int c = 0; c < kTotals; ++c) mine[c] = combine(c, mine[c], step.totals[i * kTotals + c]);
@@ -147,7 +146,7 @@ __device__ void finish_row(const Step& step, Scratch& scratch) {
 // The kernel
 
 template <int kPointers>
-__global__ void __launch_bounds__(kThreads, 8) gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
   __shared__ Scratch scratch;
   __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
   const Step& step = parameters.step;
@@ -164,8 +163,9 @@ __global__ void __launch_bounds__(kThreads, 8) gradients_kernel(const __grid_con
 
   // First each warp takes every fourth of the short stretches, then the block takes the long ones together.
 #pragma unroll 1
-  for (bool together : {false, true}) {
-    const Team team = together ? Team{static_cast<int>(threadIdx.x), kWarps} : Team{lane, 1};
+  for (int turn = 0; turn < 2; ++turn) {
+    const bool together = turn == 1;
+    const Team team{together};
     const int32_t first = block.first_tensor + (together ? 0 : warp);
     for (int32_t t = first; t < block.end_tensor; t += together ? 1 : kWarps) {
       const TensorEntry& tensor = work.tensors[t];
@@ -173,13 +173,13 @@ __global__ void __launch_bounds__(kThreads, 8) gradients_kernel(const __grid_con
       if ((stretch.vectors > kWarpVectors) != together) continue;
       const void* gradient = gradient_of(t);
       if (gradient == nullptr) {
-        if (team.rank == 0 && tensor.first_block == b) store_missing(row_of(step.row) + tensor_offset(t));
+        if (team.rank() == 0 && tensor.first_block == b) store_missing(row_of(step.row) + tensor_offset(t));
         continue;
       }
       double columns[kColumns];
       accumulate(gradient, tensor, stretch, work.strided, team, columns);
       together ? reduce_block(columns, scratch) : reduce_warp(columns, scratch);
-      if (team.rank != 0) continue;
+      if (team.rank() != 0) continue;
       const double* merged = scratch.merged[together ? 0 : warp];
       if (tensor.n_blocks == 1) {
         finish_tensor(step, t, merged, totals[warp]);
@@ -250,8 +250,6 @@ cudaError_t launch(const Step& step, const Launch& part, const void* const* grad
 
 }  // namespace
 
-int max_tensors_per_launch() { return kManyPointers; }
-
 cudaError_t gradients(const StepRequest& request, const Table& table, const void* device_table, void* workspace,
                       cudaStream_t stream) {
   Step step = {};
@@ -270,7 +268,7 @@ cudaError_t gradients(const StepRequest& request, const Table& table, const void
   std::copy_n(request.scalars, request.n_scalars, step.scalars);
 
   for (const Launch& part : table.launches) {
-    const auto launcher = part.n_tensors <= kFewPointers ? launch<kFewPointers> : launch<kManyPointers>;
+    const auto launcher = part.n_tensors <= kFewPointers ? launch<kFewPointers> : launch<kMaxPointers>;
     if (const cudaError_t error = launcher(step, part, request.gradients, stream); error != cudaSuccess) return error;
   }
   return cudaSuccess;

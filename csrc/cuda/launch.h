@@ -16,7 +16,7 @@ namespace pytracker::cuda {
 struct Table {
   std::vector<std::byte> bytes;  // to be copied to the device, 16-byte aligned there
   size_t workspace_bytes = 0;    // device memory, 16-byte aligned, zeroed once; every step leaves it ready for the next
-  std::vector<Launch> launches;  // one up to max_tensors_per_launch() tensors
+  std::vector<Launch> launches;  // one up to kMaxPointers tensors
 
   int64_t share = 0;  // vectors for each block
   int32_t n_blocks = 0, n_totals = 0;
@@ -25,9 +25,6 @@ struct Table {
 };
 
 Table build_table(const Layouts& layouts);
-
-// How many pointers fit into the parameters of a kernel (32,764 bytes).
-int max_tensors_per_launch();
 
 // All moments of all gradients, the totals, the scalars and the clip factor, into one row; advances the cursor.
 cudaError_t gradients(const StepRequest& request, const Table& table, const void* device_table, void* workspace,

@@ -43,11 +43,12 @@ __device__ __forceinline__ Stretch stretch_of(const TensorEntry& tensor, int64_t
 
 // Threads that share a stretch: one warp, or all of the block.
 struct Team {
-  int rank;   // of this thread
-  int warps;  // in the team
-  __device__ int size() const { return warps * kWarp; }
-  __device__ int warp() const { return rank / kWarp; }
-  __device__ int lane() const { return rank % kWarp; }
+  bool block;
+  __device__ int rank() const { return block ? threadIdx.x : lane(); }
+  __device__ int warps() const { return block ? kWarps : 1; }
+  __device__ int size() const { return warps() * kWarp; }
+  __device__ int warp() const { return block ? threadIdx.x / kWarp : 0; }
+  __device__ int lane() const { return threadIdx.x % kWarp; }
 };
 
 // Where element `index` of a gradient with gaps lies, in elements.

@@ -61,7 +61,7 @@ std::vector<Launch> cut_into_launches(const std::vector<BlockEntry>& blocks) {
   std::vector<Launch> launches;
   for (int32_t b = 0; b < static_cast<int32_t>(blocks.size()); ++b) {
     const BlockEntry& block = blocks[b];
-    if (launches.empty() || block.end_tensor - launches.back().first_tensor > max_tensors_per_launch())
+    if (launches.empty() || block.end_tensor - launches.back().first_tensor > kMaxPointers)
       launches.push_back({b, 0, block.first_tensor, 0});
     Launch& launch = launches.back();
     ++launch.n_blocks;

@@ -12,7 +12,8 @@
 namespace pytracker::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 128;  // of a block: 4 warps, so that 8 blocks of 64 registers a thread fill an SM
+constexpr int kThreads = 128;    // of a block
+constexpr int kBlocksPerSm = 6;  // leaves 80 registers to a thread: no spills, and 72 KB of loads in flight on an SM
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kVectorBytes = 16;
 
@@ -39,6 +40,10 @@ struct BlockEntry {
   int32_t first_tensor, end_tensor;
   int32_t total;  // where the rows of the tensors that lie in this block alone are merged; -1: there are none
 };
+
+// How many pointers a launch takes along: kernel parameters end at 32,764 bytes, and what else is there fits into the
+// rest.
+constexpr int kMaxPointers = 3840;
 
 // A launch covers some blocks, and carries the pointers of the tensors in their shares.
 struct Launch {

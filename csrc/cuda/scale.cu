@@ -1,0 +1,125 @@
+// Multiplies every gradient by a factor that lies on the device: the second half of clipping by the total norm.
+//
+// What it costs: where the factor is exactly 1, one read of 8 bytes for each block, and the gradients are not touched.
+// That is the common case in a healthy training, and where torch reads and writes every gradient all the same. Where the
+// factor is not 1: each byte is read and written once.
+//
+// A product is rounded as torch's mul_ rounds it: the factor goes to the type that the product is computed in (fp32 for
+// fp32 and shorter), the product to the gradient's own.
+#include <algorithm>
+
+#include "elements.cuh"
+#include "launch.h"
+#include "share.cuh"
+
+namespace pytracker::cuda {
+namespace {
+
+template <int kPointers>
+struct Parameters {
+  Work work;
+  const double* factor;
+  void* gradients[kPointers];
+};
+constexpr int kFewPointers = 256;
+
+template <typename T>
+__device__ __forceinline__ T product(T x, double factor) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x * factor;
+  } else {
+    return static_cast<T>(widen(x) * static_cast<float>(factor));
+  }
+}
+
+// kParts: 2 for a complex T, whose parts are scaled alike.
+template <typename T, int kParts = 1>
+__device__ __forceinline__ void multiply(void* gradient, const Stretch& stretch, const Strided* strided, Team team,
+                                         double factor) {
+  T* data = static_cast<T*>(gradient);
+  if (strided != nullptr) {
+    for (int i = team.rank(); i < stretch.count; i += team.size()) {
+      T* element = data + kParts * strided_offset(*strided, stretch.first + i);
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) element[part] = product(element[part], factor);
+    }
+    return;
+  }
+  data += kParts * stretch.first;
+  const int count = kParts * stretch.count;
+  const Vectors<T> vectors(data, count);
+  const auto multiply_one = [&](int i) { data[i] = product(data[i], factor); };
+  if (team.rank() < vectors.head) multiply_one(team.rank());
+  if (team.rank() < vectors.tail) multiply_one(count - 1 - team.rank());
+
+  // Four loads before the first store, as the compiler may not move a load across a store to the same array.
+  constexpr int kVectors = 4, kElements = kVectorBytes / sizeof(T);
+  uint4* body = reinterpret_cast<uint4*>(data + vectors.head);
+  for (int at = team.rank(); at < vectors.count; at += kVectors * team.size()) {
+    uint4 raw[kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i)
+      if (at + i * team.size() < vectors.count) raw[i] = body[at + i * team.size()];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      T x[kElements];
+      memcpy(x, &raw[i], sizeof(x));
+#pragma unroll
+      for (T& value : x) value = product(value, factor);
+      memcpy(&raw[i], x, sizeof(x));
+      if (at + i * team.size() < vectors.count) body[at + i * team.size()] = raw[i];
+    }
+  }
+}
+
+template <int kPointers>
+__global__ void __launch_bounds__(kThreads, 8) scale_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
+  const double factor = *parameters.factor;
+  if (factor == 1) return;
+  const Work& work = parameters.work;
+  const int32_t b = work.first_block + blockIdx.x;
+  const BlockEntry block = work.blocks[b];
+  for (int32_t t = block.first_tensor; t < block.end_tensor; ++t) {
+    const TensorEntry& tensor = work.tensors[t];
+    const Stretch stretch = stretch_of(tensor, work.share, b);
+    const Team team{stretch.vectors > kWarpVectors};
+    if (!team.block && (t - block.first_tensor) % kWarps != threadIdx.x / kWarp) continue;
+    void* gradient = parameters.gradients[t - work.first_tensor];
+    if (gradient == nullptr) continue;
+    const Strided* gaps = tensor.strided < 0 ? nullptr : work.strided + tensor.strided;
+    switch (tensor.dtype) {
+      case Dtype::kFloat64: multiply<double>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kFloat32: multiply<float>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kFloat16: multiply<__half>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kBFloat16: multiply<__nv_bfloat16>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kComplex64: multiply<float, 2>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kComplex128: multiply<double, 2>(gradient, stretch, gaps, team, factor); break;
+    }
+  }
+}
+
+template <int kPointers>
+cudaError_t launch(Work work, const Launch& part, void* const* gradients, const double* factor, cudaStream_t stream) {
+  Parameters<kPointers> parameters;
+  parameters.work = work;
+  parameters.work.first_block = part.first_block;
+  parameters.work.first_tensor = part.first_tensor;
+  parameters.factor = factor;
+  std::copy_n(gradients + part.first_tensor, part.n_tensors, parameters.gradients);
+  scale_kernel<kPointers><<<part.n_blocks, kThreads, 0, stream>>>(parameters);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t scale(const Table& table, const void* device_table, void* const* gradients, const double* factor,
+                  cudaStream_t stream) {
+  const Work work = work_of(table, device_table);
+  for (const Launch& part : table.launches) {
+    const auto launcher = part.n_tensors <= kFewPointers ? launch<kFewPointers> : launch<kMaxPointers>;
+    if (const cudaError_t error = launcher(work, part, gradients, factor, stream); error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace pytracker::cuda

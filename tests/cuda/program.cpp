@@ -1,0 +1,380 @@
+// Drives the kernels without torch, so that a run takes a second and many seeds of the simulator can be tried.
+//
+//     program SCENARIO [SEEDS]
+//
+// Every seed must give the row that the oracle expects, and all must give the same bits. Prints "OK" and a hash of the
+// rows, which the caller compares between numbers of SMs and schedules.
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "oracle.h"
+
+namespace pytracker {
+namespace {
+
+constexpr Dtype kDtypes[] = {Dtype::kFloat32,  Dtype::kBFloat16,  Dtype::kFloat16,
+                             Dtype::kFloat64, Dtype::kComplex64, Dtype::kComplex128};
+
+int seeds = 1;
+uint64_t hash = 14695981039346656037u;  // FNV-1a
+
+void expect(bool ok, const std::string& what) {
+  if (ok) return;
+  std::printf("FAIL %s\n", what.c_str());
+  std::exit(1);
+}
+
+// The gradients of one device and what a back end keeps for them.
+struct Problem {
+  std::vector<Gradient> gradients;
+  std::vector<Strided> strided;
+  Layouts layouts;
+  cuda::Table table;
+  std::unique_ptr<Buffer> device_table, workspace;
+
+  void prepare() {
+    layouts.tensors.clear();
+    for (const Gradient& g : gradients) layouts.tensors.push_back(g.layout);
+    layouts.strided = strided;
+    table = cuda::build_table(layouts);
+    device_table = std::make_unique<Buffer>(table.bytes.data(), table.bytes.size());
+    workspace = std::make_unique<Buffer>(table.workspace_bytes);
+    CHECK(cudaMemset(workspace->as(), 0, table.workspace_bytes));
+  }
+  std::vector<const void*> pointers() const {
+    std::vector<const void*> data;
+    for (const Gradient& g : gradients) data.push_back(g.data());
+    return data;
+  }
+  int64_t width(int64_t scalars = 0) const { return row_width(static_cast<int64_t>(gradients.size()), scalars); }
+
+  void step(StepRequest request, cudaStream_t stream = nullptr) const {
+    const std::vector<const void*> data = pointers();  // a launcher copies what it needs
+    request.layouts = &layouts;
+    request.gradients = data.data();
+    CHECK(cuda::gradients(request, table, device_table->as(), workspace->as(), stream));
+  }
+
+  // Compares a row with the oracle.
+  void check_row(const double* row, double scale = 1) const {
+    Expected total;
+    double max_sum_sq = 0, tolerance = 1e-14;
+    for (size_t t = 0; t < gradients.size(); ++t) {
+      const double* columns = row + tensor_offset(static_cast<int64_t>(t));
+      const std::string name = "tensor " + std::to_string(t) + " of " + std::to_string(gradients[t].layout.numel);
+      if (gradients[t].missing) {
+        for (int c = 0; c < kColumns; ++c) expect(std::isnan(columns[c]), name + " is not marked as missing");
+        continue;
+      }
+      Expected want;
+      want.merge(gradients[t].expected, static_cast<double>(gradients[t].layout.repeat));
+      want.zeros += static_cast<double>(gradients[t].layout.implicit_zeros);
+      want.sum /= scale;
+      want.magnitude /= scale;
+      want.sum_sq /= scale * scale;
+      want.abs_max /= scale;
+      expect(same(columns, want, tolerance_of(gradients[t].layout.dtype), name), "a tensor's row");
+      total.merge(want);
+      max_sum_sq = max_keep_nan(max_sum_sq, static_cast<double>(want.sum_sq));
+      tolerance = std::max(tolerance, tolerance_of(gradients[t].layout.dtype));
+    }
+    expect(same(row, total, tolerance, "total"), "the totals");
+    expect(near(row[kMaxSumSq], max_sum_sq, 2 * tolerance * max_sum_sq), "the largest norm");
+  }
+};
+
+std::vector<double> download(const Buffer& buffer, int64_t count) {
+  std::vector<double> host(count);
+  CHECK(cudaMemcpy(host.data(), buffer.as(), count * sizeof(double), cudaMemcpyDeviceToHost));
+  return host;
+}
+
+void fold_into_hash(const std::vector<double>& values) {
+  for (const double value : values) {
+    uint64_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    hash = (hash ^ (std::isnan(value) ? 1 : bits)) * 1099511628211u;  // a NaN is a NaN, whatever its payload
+  }
+}
+
+// Reduces under many schedules, without preparing anew: what a step leaves behind must serve the next.
+void check(Problem problem) {
+  problem.prepare();
+  std::vector<double> first;
+  for (int seed = 0; seed < seeds; ++seed) {
+    setenv("CUDASIM_SEED", std::to_string(seed).c_str(), 1);
+    Buffer row(problem.width() * sizeof(double));
+    StepRequest request;
+    request.row.rows = row.as<double>();
+    problem.step(request);
+    CHECK(cudaDeviceSynchronize());
+    const std::vector<double> got = download(row, problem.width());
+    problem.check_row(got.data());
+    if (first.empty()) first = got;
+    expect(std::memcmp(got.data(), first.data(), got.size() * sizeof(double)) == 0, "other bits than the first seed");
+  }
+  fold_into_hash(first);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+// Every dtype and kind of values, aligned or not, in sizes around those where the kernel changes its way.
+void every_kind() {
+  for (const Dtype dtype : kDtypes) {
+    Problem problem;
+    for (const int64_t numel : {0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100, 767, 768, 1536, 3071, 3073, 6500}) {
+      const int64_t lead = numel % 5;
+      problem.gradients.push_back(make_gradient(dtype, numel, Values::kNormal, lead));
+    }
+    for (int v = 0; v <= static_cast<int>(Values::kWorst); ++v)
+      for (const int64_t numel : {1, 9, 640, 4000})
+        problem.gradients.push_back(make_gradient(dtype, numel, static_cast<Values>(v), v % 3));
+    check(std::move(problem));
+  }
+}
+
+// Tensors that lie in several blocks, with whole ones, missing ones and empty ones between them.
+void spanning() {
+  Problem problem;
+  uint64_t n = 0;
+  for (const Dtype dtype : kDtypes)
+    for (const int64_t numel : {20000, 64, 9000, 0, 1, 5000}) {
+      problem.gradients.push_back(make_gradient(dtype, numel, static_cast<Values>(n % 9), static_cast<int64_t>(n % 3), n));
+      problem.gradients.back().missing = ++n % 5 == 0;
+    }
+  check(std::move(problem));
+}
+
+// What the runs under weak memory and the race check go through: small, with everything that crosses blocks.
+void tickets() {
+  Problem problem;
+  for (const int64_t numel : {9000, 10, 4000, 7000, 20, 12000})
+    problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
+  problem.gradients[3].missing = true;
+  check(std::move(problem));
+}
+
+// More tensors than one launch takes pointers for.
+void many() {
+  Problem problem;
+  for (int t = 0; t < 9000; ++t) {
+    const int64_t numel = t == 3900 ? 30000 : t % 70;
+    problem.gradients.push_back(make_gradient(kDtypes[t % 4], numel, Values::kNormal, t % 2, t));
+    problem.gradients.back().missing = t % 11 == 10;
+  }
+  problem.prepare();
+  expect(problem.table.launches.size() == 3, "9,000 tensors take three launches");
+  check(std::move(problem));
+}
+
+// No tensors, only missing ones, only empty ones.
+void nothing() {
+  check({});
+  Problem missing, empty;
+  for (const int64_t numel : {10, 20000}) {
+    missing.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
+    missing.gradients.back().missing = true;
+  }
+  check(std::move(missing));
+  for (int t = 0; t < 40; ++t) empty.gradients.push_back(make_gradient(Dtype::kBFloat16, 0, Values::kNormal));
+  check(std::move(empty));
+}
+
+// One large tensor; the worst values for chains of fp32 among them.
+void large() {
+  for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat64})
+    for (const Values values : {Values::kNormal, Values::kWorst}) {
+      Problem problem;
+      problem.gradients.push_back(make_gradient(dtype, 700001, values, 1));
+      check(std::move(problem));
+    }
+}
+
+void with_gaps() {
+  for (const Dtype dtype : kDtypes) {
+    Problem problem;
+    problem.strided = {{2, {40, 30}, {64, 2}}, {3, {7, 5, 11}, {200, 30, 2}}, {1, {3000}, {3}}};
+    for (int32_t s = 0; s < 3; ++s) problem.gradients.push_back(make_strided(dtype, problem.strided[s], s));
+    problem.gradients.push_back(make_gradient(dtype, 100, Values::kSparse));
+    problem.gradients.back().layout.repeat = 3000000000;
+    problem.gradients.back().layout.implicit_zeros = 5000000000;
+    check(std::move(problem));
+  }
+}
+
+// A log of rows on the device: the cursor, scalars of every kind, a loss scale and the clip factor.
+void log() {
+  Problem problem;
+  for (const int64_t numel : {5000, 100, 20000}) problem.gradients.push_back(make_gradient(Dtype::kFloat16, numel, Values::kNormal));
+  problem.prepare();
+  constexpr int64_t kCapacity = 4, kScalars = 6;
+  const int64_t width = problem.width(kScalars), stride = width + 3;
+  Buffer rows(kCapacity * stride * sizeof(double)), clip(2 * sizeof(double));
+  const int64_t start = (int64_t{1} << 40) + 2;
+  const Buffer cursor(&start, sizeof(start));
+  const float scale = 1024, loss32 = 2.5f;
+  const double loss64 = -1e300;
+  const __half loss16 = __float2half(0.5f);
+  const __nv_bfloat16 loss_b16 = __float2bfloat16(3.0f);
+  const int64_t correct = (int64_t{1} << 40) + 1;
+  const Buffer on_device[] = {{&scale, 4}, {&loss32, 4}, {&loss64, 8}, {&loss16, 2}, {&loss_b16, 2}, {&correct, 8}};
+  const Scalar scalars[kScalars] = {
+      {on_device[1].as(), 0, 5, Dtype::kFloat32, false}, {on_device[2].as(), 0, 4, Dtype::kFloat64, false},
+      {on_device[3].as(), 0, 3, Dtype::kFloat16, false}, {on_device[4].as(), 0, 2, Dtype::kBFloat16, false},
+      {on_device[5].as(), 0, 1, Dtype::kFloat32, true},  {nullptr, 0.125, 0, Dtype::kFloat64, false}};
+  const double want[kScalars] = {0.125, static_cast<double>(correct), 3.0, 0.5, -1e300, 2.5};
+
+  StepRequest request;
+  request.row = {rows.as<double>(), stride, kCapacity, cursor.as<int64_t>()};
+  request.scalars = scalars;
+  request.n_scalars = kScalars;
+  request.grad_scale = {on_device[0].as(), 0, 0, Dtype::kFloat32, false};
+  request.max_norm = 0.01;
+  request.clip = clip.as<double>();
+  for (int step = 0; step < 6; ++step) problem.step(request);
+  const std::vector<double> got = download(rows, kCapacity * stride);
+  for (int64_t r = 0; r < kCapacity; ++r) {
+    const double* row = got.data() + r * stride;
+    problem.check_row(row, scale);
+    for (int64_t s = 0; s < kScalars; ++s) expect(row[problem.width() + s] == want[s], "a scalar");
+    for (int64_t c = width; c < stride; ++c) expect(std::isnan(row[c]), "the gap between rows was written");
+  }
+  int64_t end = 0;
+  CHECK(cudaMemcpy(&end, cursor.as(), sizeof(end), cudaMemcpyDeviceToHost));
+  expect(end == start + 6, "the cursor");
+  const std::vector<double> clipped = download(clip, 2);
+  const double norm = std::sqrt(got[kSumSq]);
+  expect(clipped[0] == norm && clipped[1] == 0.01 / (norm + 1e-6), "the clip factor");
+  fold_into_hash({got.begin(), got.begin() + width});
+}
+
+// The clip factor where none is due, and where the norm is not a number.
+void clip() {
+  for (const Values values : {Values::kNormal, Values::kZero, Values::kNan, Values::kInf}) {
+    Problem problem;
+    problem.gradients.push_back(make_gradient(Dtype::kFloat32, 1000, values));
+    problem.prepare();
+    const Buffer row(problem.width() * sizeof(double)), clip(2 * sizeof(double));
+    StepRequest request;
+    request.row.rows = row.as<double>();
+    request.max_norm = 1e6;
+    request.clip = clip.as<double>();
+    problem.step(request);
+    const std::vector<double> got = download(clip, 2);
+    const bool nan = values == Values::kNan, inf = values == Values::kInf;
+    expect(nan ? std::isnan(got[1]) : got[1] == (inf ? 0 : 1), "the clip factor");
+  }
+}
+
+void scale() {
+  for (const double factor : {0.3, 1.0}) {
+    Problem problem;
+    problem.strided = {{2, {40, 30}, {64, 2}}};
+    for (const Dtype dtype : kDtypes) {
+      problem.gradients.push_back(make_strided(dtype, problem.strided[0], 0));
+      for (const int64_t numel : {0, 1, 9, 100, 12345}) problem.gradients.push_back(make_gradient(dtype, numel, Values::kNormal, 1));
+    }
+    problem.gradients[4].missing = true;
+    problem.prepare();
+    const Buffer device_factor(&factor, sizeof(factor));
+    std::vector<void*> data;
+    for (const Gradient& g : problem.gradients) data.push_back(g.missing ? nullptr : const_cast<void*>(static_cast<const void*>(g.data())));
+    CHECK(cuda::scale(problem.table, problem.device_table->as(), data.data(), device_factor.as<double>(), nullptr));
+    for (const Gradient& g : problem.gradients) {
+      const Dtype dtype = g.layout.dtype;
+      const bool wide = dtype == Dtype::kFloat64 || dtype == Dtype::kComplex128;
+      const int64_t item = item_size(dtype) / (is_complex(dtype) ? 2 : 1);
+      std::vector<std::byte> got(g.host.size()), want = g.host;
+      CHECK(cudaMemcpy(got.data(), g.device.as(), got.size(), cudaMemcpyDeviceToHost));
+      for (size_t i = 0; i < want.size(); i += item) {
+        // Of a strided gradient, rows 40 x 30 begin every 64 elements, and every second element belongs to it.
+        const int64_t element = static_cast<int64_t>(i) / item_size(dtype);
+        const bool inside = g.layout.strided < 0 ? element >= g.lead : element % 64 < 60 && element % 2 == 0;
+        if (!inside || g.missing || factor == 1) continue;
+        const double x = get(dtype, &want[i]);
+        put(dtype, &want[i], wide ? x * factor : static_cast<float>(x) * static_cast<float>(factor));
+      }
+      expect(got == want, "a scaled gradient");
+    }
+  }
+}
+
+void meters() {
+  constexpr int kMeters = 1500;
+  const Buffer state(kMeters * kMeterColumns * sizeof(double));
+  CHECK(cudaMemset(state.as(), 0, kMeters * kMeterColumns * sizeof(double)));
+  std::vector<Scalar> values(kMeters);
+  std::vector<double> weights(kMeters);
+  const float x = 0.25f;
+  const Buffer on_device(&x, sizeof(x));
+  for (int i = 0; i < kMeters; ++i) {
+    values[i] = i % 3 ? Scalar{nullptr, i * 0.5, i} : Scalar{on_device.as(), 0, i, Dtype::kFloat32};
+    weights[i] = i % 7;
+  }
+  values[10] = {nullptr, NAN, 10};
+  CHECK(cuda::update_meters(state.as<double>(), values.data(), weights.data(), kMeters, nullptr));
+  values[11] = {nullptr, NAN, 11};
+  CHECK(cuda::update_meters(state.as<double>(), values.data(), weights.data(), 50, nullptr));
+  const std::vector<double> got = download(state, kMeters * kMeterColumns);
+  for (int i = 0; i < kMeters; ++i) {
+    const int times = i < 50 ? 2 : 1, nans = i == 10 ? 2 : i == 11 ? 1 : 0;
+    const double value = i % 3 ? i * 0.5 : 0.25, count = (times - nans) * weights[i];
+    const double* meter = &got[i * kMeterColumns];
+    const bool ok = (nans ? std::isnan(meter[kVal]) : meter[kVal] == value) && meter[kMeterSum] == count * value &&
+                    meter[kCount] == count && meter[kMeterNans] == nans;
+    expect(ok, "meter " + std::to_string(i));
+  }
+}
+
+// A captured step replays on what the gradients then hold, and advances the cursor each time.
+void graph() {
+  Problem problem;
+  for (const int64_t numel : {9000, 64, 30000}) problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
+  problem.prepare();
+  const int64_t width = problem.width();
+  const Buffer rows(3 * width * sizeof(double)), cursor(sizeof(int64_t));
+  CHECK(cudaMemset(cursor.as(), 0, sizeof(int64_t)));
+  CHECK(cudaDeviceSynchronize());
+  StepRequest request;
+  request.row = {rows.as<double>(), width, 3, cursor.as<int64_t>()};
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  problem.step(request, stream);
+  CHECK(cudaStreamEndCapture(stream, &graph));
+  CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  for (int replay = 0; replay < 3; ++replay) {
+    CHECK(cudaGraphLaunch(executable, stream));
+    CHECK(cudaStreamSynchronize(stream));
+    const std::vector<double> got = download(rows, 3 * width);
+    problem.check_row(&got[replay * width]);
+    for (Gradient& g : problem.gradients) {  // the same memory, other values
+      Gradient other = make_gradient(g.layout.dtype, g.layout.numel, Values::kSparse, 0, 100 + replay);
+      CHECK(cudaMemcpy(g.device.as(), other.host.data(), other.host.size(), cudaMemcpyHostToDevice));
+      g.expected = other.expected;
+    }
+  }
+}
+
+const std::map<std::string, std::function<void()>> scenarios = {
+    {"every_kind", every_kind}, {"spanning", spanning}, {"tickets", tickets}, {"many", many},   {"nothing", nothing},
+    {"large", large},           {"with_gaps", with_gaps}, {"log", log},       {"clip", clip},   {"scale", scale},
+    {"meters", meters},         {"graph", graph}};
+
+}  // namespace
+}  // namespace pytracker
+
+int main(int argc, char** argv) {
+  using namespace pytracker;
+  if (argc < 2 || scenarios.count(argv[1]) == 0) {
+    for (const auto& [name, run] : scenarios) std::printf("%s\n", name.c_str());
+    return argc < 2 ? 0 : 2;
+  }
+  if (argc > 2) seeds = std::atoi(argv[2]);
+  scenarios.at(argv[1])();
+  CHECK(cudaDeviceSynchronize());
+  std::printf("OK %016llx\n", static_cast<unsigned long long>(hash));
+}
