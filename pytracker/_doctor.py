@@ -37,7 +37,7 @@ def examine() -> dict[str, Any]:
     """
     build = _build_info()
     torch_version, torch_cuda, devices, torch_reason = _torch()
-    native_reason = torch_reason or _native_reason(build, torch_version)
+    core, reason = (None, torch_reason) if torch_reason else _core()
     return {
         "versions": {
             "pytracker": _version("pytracker"),
@@ -49,8 +49,8 @@ def examine() -> dict[str, Any]:
         },
         "build": build,
         "back_ends": {
-            "cpu": _cpu(build, native_reason),
-            "cuda": _cuda(build, native_reason, devices),
+            "cpu": _cpu(build, core, reason),
+            "cuda": _cuda(build, core, reason, devices),
             "reference": {
                 "available": not torch_reason,
                 "detail": "the same statistics in plain torch, for devices without a native back end",
@@ -89,7 +89,7 @@ def _build_info() -> dict[str, Any]:
     try:
         info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"built": False, "reason": "the package was never built: run `pip install --no-build-isolation .`"}
+        return {"built": False, "reason": "there is no record of a build"}
     except (OSError, ValueError) as error:
         return {"built": False, "reason": f"{path} cannot be read: {error}"}
     return info
@@ -105,33 +105,20 @@ def _torch() -> tuple[str | None, str | None, list[str], str]:
     return str(torch.__version__), torch.version.cuda, devices, ""
 
 
-def _native_reason(build: dict[str, Any], torch_version: str | None) -> str:
-    """Return why the native library cannot be used, or nothing."""
-    if not build["built"]:
-        return str(build["reason"])
-    try:
-        importlib.import_module("pytracker._C")
-    except ImportError as error:
-        if build["torch"] != torch_version:
-            return (
-                f"it was built for torch {build['torch']} and torch {torch_version} is installed: "
-                "run `pip install --no-build-isolation .` again"
-            )
-        return f"the library cannot be loaded: {error}"
-    return ""
+def _core() -> tuple[Any, str]:
+    """Return the native core and "", or None and the reason why it is not used."""
+    core, reason = importlib.import_module("pytracker._ops").load()
+    return core, reason
 
 
-def _cpu(build: dict[str, Any], reason: str) -> dict[str, Any]:
-    if reason:
+def _cpu(build: dict[str, Any], core: Any, reason: str) -> dict[str, Any]:
+    if core is None:
         return {"available": False, "detail": "", "reason": reason}
-    isa = importlib.import_module("pytracker._C").isa()
-    return {"available": True, "detail": f"{isa} kernels chosen of {', '.join(build['isa'])}", "reason": ""}
+    return {"available": True, "detail": f"{core.isa()} kernels, chosen of {', '.join(build['isa'])}", "reason": ""}
 
 
-def _cuda(build: dict[str, Any], reason: str, devices: list[str]) -> dict[str, Any]:
-    if not reason and build["cuda"] is None:
-        reason = str(build["cuda_reason"])
-    if reason:
-        return {"available": False, "detail": "", "reason": reason}
+def _cuda(build: dict[str, Any], core: Any, reason: str, devices: list[str]) -> dict[str, Any]:
+    if core is None or not core.has_backend("cuda"):
+        return {"available": False, "detail": "", "reason": reason or build.get("cuda_reason", "")}
     detail = f"CUDA {build['cuda']} for {', '.join(build['archs'])}; devices: {', '.join(devices) or 'none here'}"
     return {"available": True, "detail": detail, "reason": ""}

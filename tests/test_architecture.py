@@ -24,7 +24,7 @@ LONGEST_FILE = 400
 FLOORS = [
     {"errors", "_growing"},
     {"columns", "parameters"},
-    {"_ops", "_reference", "history"},
+    {"_ops", "_reference", "_targets", "history"},
     {"gradients"},
     {"meters", "device_log", "distributed", "store", "diagnostics", "sinks"},
     {"tracker", "report", "compare", "watch"},
