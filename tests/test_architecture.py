@@ -23,12 +23,12 @@ LONGEST_FILE = 400
 
 # The rooms from the ground up. A module may import from its own floor (without a circle) and from the floors below.
 FLOORS = [
-    {"errors", "_growing"},
+    {"errors", "_growing", "_metrics"},
     {"columns", "parameters"},
     {"_ops", "_reference", "_targets", "history"},
     {"gradients"},
     {"meters", "device_log", "distributed", "store", "diagnostics", "sinks"},
-    {"tracker", "report", "compare", "watch"},
+    {"tracker", "report", "comparison", "export", "watch"},
     {"integrations", "_doctor", "demo"},
     {"cli"},
 ]
@@ -40,7 +40,8 @@ TORCH_FREE = {
     "store",
     "diagnostics",
     "report",
-    "compare",
+    "comparison",
+    "export",
     "watch",
     "cli",
 }

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+_NAMES_OF = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -21,7 +22,7 @@ def encode(value: Any) -> str:
     >>> encode({"lr": 0.1, "clip": float("inf"), "layers": (1, 2)})
     '{"lr": 0.1, "clip": "Infinity", "layers": [1, 2]}'
     """
-    return json.dumps(plain(value), allow_nan=False, ensure_ascii=False)
+    return json.dumps(_plain(value, _NAMES_OF), allow_nan=False, ensure_ascii=False)
 
 
 def decode(text: str) -> Any:
@@ -29,24 +30,32 @@ def decode(text: str) -> Any:
     return _with_floats(json.loads(text))
 
 
-def plain(value: Any, *, nonfinite_as_null: bool = False) -> Any:
-    """Return ``value`` as dicts, lists, strings, finite numbers, booleans and None."""
+def jsonable(value: Any) -> Any:
+    """Return ``value`` for a program that reads JSON: as ``encode``, but with None for NaN and infinities.
+
+    >>> jsonable({"loss": float("nan"), "shape": (2, 3)})
+    {'loss': None, 'shape': [2, 3]}
+    """
+    return _plain(value, {})
+
+
+def _plain(value: Any, nonfinite: Mapping[str, str]) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         if math.isfinite(value):
             return float(value)
-        return None if nonfinite_as_null else ("NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity")
+        return nonfinite.get(str(float(value)))
     if isinstance(value, argparse.Namespace):
         value = vars(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item, nonfinite_as_null=nonfinite_as_null) for key, item in value.items()}
+        return {str(key): _plain(item, nonfinite) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item, nonfinite_as_null=nonfinite_as_null) for item in value]
+        return [_plain(item, nonfinite) for item in value]
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        return plain(value.item(), nonfinite_as_null=nonfinite_as_null)
+        return _plain(value.item(), nonfinite)
     return str(value)
 
 

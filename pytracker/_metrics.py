@@ -1,0 +1,64 @@
+"""What a metric's name says: whether high or low is good, and what it is shown beside. Conventions, in one place."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+Goal = Literal["max", "min"] | None
+
+_HIGH: Final = (
+    "acc accuracy auc auroc ap map f1 precision recall iou miou dice bleu rouge score reward return psnr ssim r2 "
+    "throughput top1 top5 hit hits ndcg win"
+)
+_LOW: Final = "loss error err perplexity ppl mse rmse mae nll bce ce wer cer fid kl bpb bpc"
+_HIGH_WORDS, _LOW_WORDS = frozenset(_HIGH.split()), frozenset(_LOW.split())
+_VALIDATION: Final = frozenset(("val", "valid", "validation", "eval", "test", "dev", "holdout"))
+_TRAINING: Final = frozenset(("train", "training"))
+
+
+def words(name: str) -> list[str]:
+    """Return the words of a name: ``val/lossPerToken`` has val, loss, per and token."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+", name)]
+
+
+def goal(name: str) -> Goal:
+    """Return "max" where a high value is good, "min" where a low one is, None where neither (lr, grad_norm, epoch).
+
+    >>> goal("val_accuracy"), goal("train/loss"), goal("grad_norm")
+    ('max', 'min', None)
+    """
+    found = set(words(name))
+    if found & _LOW_WORDS:
+        return "min"
+    return "max" if found & _HIGH_WORDS else None
+
+
+def split(name: str) -> str:
+    """Return "val" for a metric of data held out, else "train".
+
+    >>> split("val_loss"), split("loss")
+    ('val', 'train')
+    """
+    return "val" if _VALIDATION & set(words(name)) else "train"
+
+
+def subject(name: str) -> str:
+    """Return the name without what it says of the split, so that train and validation share a chart.
+
+    >>> subject("val_loss"), subject("train_loss"), subject("loss")
+    ('loss', 'loss', 'loss')
+    """
+    kept = [word for word in words(name) if word not in _VALIDATION | _TRAINING]
+    return " ".join(kept) or name
+
+
+def is_learning_rate(name: str) -> bool:
+    """Tell whether the series is a learning rate: ``lr``, or ``lr/<group>``."""
+    return name == "lr" or name.startswith("lr/")
+
+
+def headline(names: list[str]) -> str | None:
+    """Return the metric that says most in one number: validation before training, a loss before others."""
+    judged = [name for name in names if goal(name)]
+    return min(judged, key=lambda name: (split(name) != "val", "loss" not in words(name), len(name)), default=None)
