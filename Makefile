@@ -14,6 +14,7 @@ CUDASIM ?= ../shared/cudasim
 
 BIN := $(VENV)/bin
 NATIVE := setup.py $(shell find csrc -type f)
+CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
@@ -43,11 +44,11 @@ types: $(VENV)/.dev
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(CHECKED)
-	$(BIN)/clang-format -i $(shell find csrc -type f)
+	$(BIN)/clang-format -i $(CPP)
 
 format-check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(CHECKED)
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -type f)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 # The environment, torch, the package in editable form with the tools, and the library: four steps, each with its stamp.
 build: $(VENV)/.built

@@ -23,28 +23,18 @@ LONGEST_FILE = 400
 
 # The rooms from the ground up. A module may import from its own floor (without a circle) and from the floors below.
 FLOORS = [
-    {"errors", "_growing", "_metrics"},
+    {"errors", "_growing"},
     {"columns", "parameters"},
-    {"_ops", "_reference", "_targets", "history"},
+    {"_ops", "_reference", "history"},
+    {"_targets"},
     {"gradients"},
     {"meters", "device_log", "distributed", "store", "diagnostics", "sinks"},
-    {"tracker", "report", "comparison", "export", "watch"},
+    {"tracker", "comparison", "export", "_metrics", "report", "watch"},
     {"integrations", "_doctor", "demo"},
     {"cli"},
 ]
-TORCH_FREE = {
-    "errors",
-    "_growing",
-    "history",
-    "parameters",
-    "store",
-    "diagnostics",
-    "report",
-    "comparison",
-    "export",
-    "watch",
-    "cli",
-}
+TORCH_FREE = {"errors", "_growing", "columns", "history", "parameters", "store", "diagnostics"}
+TORCH_FREE |= {"comparison", "export", "_metrics", "report", "watch", "cli"}
 
 
 def room(module: str) -> str:
