@@ -78,29 +78,34 @@ bool is_for(const Plan& plan, const py::sequence& parameters) {
   return true;
 }
 
-// Records one step: -1 where the log must be made anew (too few slots, or the parameters moved to another device) and
-// nothing was recorded, else the number of rows that wait to be drained.
+// Codes that append() returns instead of the number of rows that wait to be drained.
+constexpr int64_t kRenew = -1;     // nothing was recorded: too few slots, or the parameters moved to another device
+constexpr int64_t kCaptured = -2;  // a graph is being captured: its replays will record
+
 int64_t append(StepLog& log, Plan& plan, StepReader& reader, int64_t step, const py::dict& scalars) {
   static thread_local std::vector<NamedValue> values;
+  std::optional<NamedValue> grad_scale;
   plan.gather();
-  if (!log.current() || !reader.read(log, scalars, values)) return -1;
+  if (!log.current() || !reader.read(log, scalars, values, grad_scale)) return kRenew;
+  const auto record = [&] { return log.append(step, values, grad_scale ? &*grad_scale : nullptr); };
+  bool recorded = false;
   if (elements_on_cpu(plan) > kReleaseGil) {
     const py::gil_scoped_release others_may_run;
-    log.append(step, values);
+    recorded = record();
   } else {
-    log.append(step, values);
+    recorded = record();
   }
   values.clear();  // lets go of the tensors
-  return log.written() - log.drained();
+  return recorded ? log.written() - log.drained() : kCaptured;
 }
 
 py::tuple take(StepLog& log, int64_t count) {
-  py::list steps, scalars;
+  py::list steps, given;
   for (const RowNote& note : log.take(count)) {
     steps.append(note.step);
-    scalars.append(note.scalars);
+    given.append(py::cast(note.given));
   }
-  return py::make_tuple(steps, scalars);
+  return py::make_tuple(steps, given);
 }
 
 template <typename Error>
@@ -131,6 +136,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("TOTALS") = int(kTotals);
   m.attr("METER_COLUMNS") = int(kMeterColumns);
   m.attr("MAX_SCALARS") = kMaxScalars;
+  m.attr("RENEW") = kRenew;
+  m.attr("CAPTURED") = kCaptured;
   m.def("isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
   m.def("has_backend", [](const std::string& device) { return has_backend(c10::Device(device).type()); });
 
@@ -165,7 +172,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("norm_and_max", &norm_and_max);
 
   py::class_<StepReader>(m, "StepReader")
-      .def(py::init<py::object, py::function>(), py::arg("optimizer"), py::arg("name_groups"))
+      .def(
+          py::init<py::object, py::function, py::set>(), py::arg("optimizer"), py::arg("name_groups"), py::arg("reserved"))
       .def("reset", &StepReader::reset);
 
   py::class_<StepLog>(m, "StepLog")

@@ -35,6 +35,7 @@ PyObject* const kModules = interned("_modules");
 PyObject* const kParameters = interned("_parameters");
 PyObject* const kParamGroups = interned("param_groups");
 PyObject* const kLr = interned("lr");
+PyObject* const kGradScale = interned("grad_scale");
 
 }  // namespace
 
@@ -56,7 +57,10 @@ NamedValue named_value(int32_t slot, const std::string& name, PyObject* value) {
 int32_t StepReader::slot_of(StepLog& log, PyObject* name) {
   for (const Key& key : keys_)
     if (key.name == name) return key.slot;
-  const int32_t slot = log.slot_of(py::cast<std::string>(py::handle(name)));
+  const auto text = py::cast<std::string>(py::handle(name));
+  if (reserved_.contains(name))
+    throw InvalidValueError("'" + text + "' is recorded by pytracker itself; give your value another name");
+  const int32_t slot = log.slot_of(text);
   if (slot >= 0 && PyUnicode_CHECK_INTERNED(name) != 0) {
     names_.push_back(py::reinterpret_borrow<py::object>(name));
     keys_.push_back({name, slot});
@@ -64,17 +68,24 @@ int32_t StepReader::slot_of(StepLog& log, PyObject* name) {
   return slot;
 }
 
-bool StepReader::read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values) {
+bool StepReader::read(
+    StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values, std::optional<NamedValue>& grad_scale) {
   values.clear();
+  grad_scale.reset();
+  if (!optimizer_.is_none() && !read_learning_rates(log, values)) return false;
   Py_ssize_t position = 0;
   PyObject *name = nullptr, *value = nullptr;
   while (PyDict_Next(scalars.ptr(), &position, &name, &value)) {
     if (value == Py_None) continue;
+    if (PyUnicode_Compare(name, kGradScale) == 0) {
+      grad_scale = named_value(-1, "grad_scale", value);
+      continue;
+    }
     const int32_t slot = slot_of(log, name);
     if (slot < 0) return false;
     values.push_back(named_value(slot, log.scalar_names()[slot], value));
   }
-  return optimizer_.is_none() || read_learning_rates(log, values);
+  return true;
 }
 
 bool StepReader::read_learning_rates(StepLog& log, std::vector<NamedValue>& values) {
@@ -87,6 +98,7 @@ bool StepReader::read_learning_rates(StepLog& log, std::vector<NamedValue>& valu
       const int32_t slot = log.slot_of(name.cast<std::string>());
       if (slot < 0) return false;
       slots.push_back(slot);
+      reserved_.add(name);
     }
     rate_slots_ = slots;
   }

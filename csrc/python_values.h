@@ -4,6 +4,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <optional>
 #include <unordered_set>
 #include <vector>
 
@@ -19,12 +20,15 @@ NamedValue named_value(int32_t slot, const std::string& name, PyObject* value);
 // Gives each keyword of tracker.step(**scalars) its slot, and each parameter group its learning rate.
 class StepReader {
  public:
-  // name_groups(param_groups) -> list of one series name for each group; called when their number changes.
-  StepReader(py::object optimizer, py::function name_groups)
-      : optimizer_(std::move(optimizer)), name_groups_(std::move(name_groups)) {}
+  // name_groups(param_groups) -> list of one series name for each group; called when their number changes. A scalar may
+  // not have one of the `reserved` names, nor that of a learning rate.
+  StepReader(py::object optimizer, py::function name_groups, py::set reserved)
+      : optimizer_(std::move(optimizer)), name_groups_(std::move(name_groups)), reserved_(std::move(reserved)) {}
 
-  // Fills `values`; false where the log has too few slots and must be made anew.
-  bool read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values);
+  // Fills `values`, and `grad_scale` from the keyword of that name, which is not recorded. False where the log has too
+  // few slots and must be made anew.
+  bool read(
+      StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values, std::optional<NamedValue>& grad_scale);
 
   // Forgets the slots, which belong to a log that is gone.
   void reset();
@@ -39,6 +43,7 @@ class StepReader {
 
   py::object optimizer_;
   py::function name_groups_;
+  py::set reserved_;
   std::vector<Key> keys_;
   std::vector<py::object> names_;
   std::vector<int32_t> rate_slots_;

@@ -32,12 +32,12 @@ int32_t StepLog::slot_of(const std::string& name) {
   return slot;
 }
 
-void StepLog::append(int64_t step, const std::vector<NamedValue>& values) {
+bool StepLog::append(int64_t step, const std::vector<NamedValue>& values, const NamedValue* grad_scale) {
   std::vector<Group>& groups = plan_->groups();
   std::vector<at::Tensor> kept;
   scalars_.resize(groups.size());
   for (auto& scalars : scalars_) scalars.clear();
-  last_scalars_ = 0;
+  given_.assign(groups.size(), 0);
   // All values are checked before anything is launched, so that a bad one leaves no half of a row behind.
   for (const NamedValue& value : values) {
     size_t home = 0;  // numbers go with the first device's row, a tensor with the row of the device where it lies
@@ -50,7 +50,13 @@ void StepLog::append(int64_t step, const std::vector<NamedValue>& values) {
     }
     scalar.slot = value.slot;
     scalars_[home].push_back(scalar);
-    last_scalars_ |= uint64_t{1} << value.slot;
+    given_[home] |= uint64_t{1} << value.slot;
+  }
+  std::vector<Scalar> scales(groups.size(), Scalar{nullptr, grad_scale == nullptr ? 1.0 : grad_scale->number});
+  for (size_t g = 0; g < groups.size() && grad_scale != nullptr && grad_scale->tensor.defined(); ++g) {
+    const at::Tensor& scale = grad_scale->tensor;  // scaling is rare on a second device, and a copy does not wait
+    const at::Tensor near = scale.is_cpu() ? scale : scale.to(groups[g].device, scale.scalar_type(), /*non_blocking=*/true);
+    scales[g] = scalar_of(near, "grad_scale", groups[g].device, kept);
   }
   bool capturing = false;
   for (size_t g = 0; g < groups.size(); ++g) {
@@ -60,14 +66,16 @@ void StepLog::append(int64_t step, const std::vector<NamedValue>& values) {
     request.row = {rows_[g].mutable_data_ptr<double>(), rows_[g].size(1), capacity_, cursors_[g].mutable_data_ptr<int64_t>()};
     request.scalars = scalars_[g].data();
     request.n_scalars = static_cast<int64_t>(scalars_[g].size());
+    request.grad_scale = scales[g];
     groups[g].backend->step(request);
     capturing = capturing || groups[g].backend->capturing();
   }
   if (!capturing) replayed(step);
+  return !capturing;
 }
 
 void StepLog::replayed(int64_t step) {
-  notes_.push_back({step, last_scalars_});
+  notes_.push_back({step, given_});
   ++written_;
 }
 

@@ -23,7 +23,7 @@ struct NamedValue {
 // What the host knows of a row.
 struct RowNote {
   int64_t step;
-  uint64_t scalars;  // bit `slot` is set where that scalar was given
+  std::vector<uint64_t> given;  // for each device, bit `slot` is set where that scalar lies in the device's row
 };
 
 class StepLog {
@@ -36,7 +36,8 @@ class StepLog {
 
   // Reduces the gathered gradients into the next row, without waiting. While a graph is captured no row is written:
   // each replay writes one.
-  void append(int64_t step, const std::vector<NamedValue>& values);
+  // `grad_scale`, where it is given, divides the statistics (its slot is not looked at). False while capturing.
+  bool append(int64_t step, const std::vector<NamedValue>& values, const NamedValue* grad_scale = nullptr);
 
   // A graph with a captured append has been replayed: the device has written a row like that one.
   void replayed(int64_t step);
@@ -65,7 +66,7 @@ class StepLog {
   std::vector<at::Tensor> rows_;
   std::vector<at::Tensor> cursors_;  // a device each: int64, the row that the next launch writes
   std::deque<RowNote> notes_;
-  uint64_t last_scalars_ = 0;
+  std::vector<uint64_t> given_;  // of the last step
   std::vector<std::vector<Scalar>> scalars_;  // a device each, kept to be filled again
 };
 

@@ -56,4 +56,5 @@ class MissingExtraError(PytrackerError, ImportError):
     """An optional package is needed; the message says which extra installs it."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f"{what} needs the package {package!r}, which is not installed: pip install 'pytracker[{extra}]'")
+        """Say what needs which package, and which extra installs it."""
+        super().__init__(f"{what} needs the package {package!r}, not installed: pip install 'pytracker[{extra}]'")

@@ -1,0 +1,71 @@
+"""What each column of a row is: its unit, how two ranks' or devices' values are merged, what is derived from it.
+
+The native core holds the same order in ``csrc/accumulator.h``; ``_ops`` compares the two when it loads the core.
+No torch here: the functions take NumPy arrays, and torch tensors as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Column:
+    """One raw moment of a gradient: float64, mergeable."""
+
+    name: str
+    unit: str
+    merge: Literal["sum", "max"]
+    meaning: str
+
+
+GRADIENT_COLUMNS: Final = (
+    Column("sum", "gradient", "sum", "sum of the elements (complex: of their real parts)"),
+    Column("sum_sq", "gradient squared", "sum", "sum of the squared moduli; its root is the L2 norm"),
+    Column("abs_max", "gradient", "max", "largest modulus; NaN if any element is"),
+    Column("zeros", "elements", "sum", "elements that are zero, those a sparse gradient does not store included"),
+    Column("nans", "elements", "sum", "elements that are NaN"),
+    Column("infs", "elements", "sum", "elements that are infinite"),
+)
+"""The columns of one tensor's row."""
+
+MAX_SUM_SQ: Final = Column("max_sum_sq", "gradient squared", "max", "largest sum_sq of one parameter")
+TOTAL_COLUMNS: Final = (*GRADIENT_COLUMNS, MAX_SUM_SQ)
+"""The columns of the totals row: those of a tensor, merged over all, and the largest ``sum_sq``."""
+
+COLUMNS: Final = tuple(column.name for column in GRADIENT_COLUMNS)
+SUM, SUM_SQ, ABS_MAX, ZEROS, NANS, INFS = range(len(COLUMNS))
+MAX_SUM_SQ_TOTAL: Final = len(COLUMNS)
+TOTALS: Final = len(TOTAL_COLUMNS)
+
+MAX_SCALARS: Final = 64
+"""Different scalars that the rows of a log can hold."""
+
+METER_COLUMNS: Final = ("val", "sum", "count", "nans")
+"""The columns of a meter's state; a NaN value is counted, and left out of the sum and the count."""
+
+
+def row_width(tensors: int, scalars: int = 0) -> int:
+    """Return the float64 values of a step's row: [totals | tensor 0 | tensor 1 | ... | scalar 0 | ...]."""
+    return TOTALS + tensors * len(COLUMNS) + scalars
+
+
+def merge_totals(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Merge totals [n, 7] of several devices or ranks, each column as it says.
+
+    Example:
+        >>> one = np.array([[1.0, 4.0, 2.0, 0.0, 0.0, 0.0, 4.0]])
+        >>> two = np.array([[1.0, 9.0, 3.0, 1.0, 0.0, 0.0, 9.0]])
+        >>> merge_totals([one, two]).tolist()
+        [[2.0, 13.0, 3.0, 1.0, 0.0, 0.0, 9.0]]
+    """
+    merged = parts[0].copy()
+    for part in parts[1:]:
+        for index, column in enumerate(TOTAL_COLUMNS):
+            into, values = merged[:, index], part[:, index]
+            merged[:, index] = into + values if column.merge == "sum" else np.maximum(into, values)
+    return merged
