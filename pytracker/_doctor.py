@@ -77,6 +77,13 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(*, as_json: bool = False) -> int:
+    """Print the report; return 0 where the native core works, else 1."""
+    report = examine()
+    print(json.dumps(report, indent=2) if as_json else describe(report))
+    return 0 if report["back_ends"]["cpu"]["available"] else 1
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

@@ -64,6 +64,14 @@ def test_without_torch_the_doctor_still_reports(monkeypatch: pytest.MonkeyPatch)
     assert "torch cannot be imported" in _doctor.describe(report)
 
 
+def test_the_exit_status_tells_whether_the_native_core_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_core(monkeypatch, "g++: not found")
+    assert _doctor.main(as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["back_ends"]["cpu"]["reason"] == "g++: not found"
+
+
 def test_a_missing_extra_says_how_to_install_it() -> None:
     report = _doctor.examine()
     report["extras"] = {"report": False}
