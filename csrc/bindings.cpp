@@ -59,7 +59,7 @@ int64_t elements_on_cpu(Plan& plan) {
 std::pair<double, double> norm_and_max(Plan& plan) {
   double sum_sq = 0, max_sum_sq = 0;
   for (const at::Tensor& row : plan.reduce(std::nullopt)) {
-    const at::Tensor totals = row.narrow(0, 0, kTotals).cpu();
+    const at::Tensor totals = row.is_cpu() ? row : row.narrow(0, 0, kTotals).cpu();
     const double* values = totals.const_data_ptr<double>();
     sum_sq += values[kSumSq];
     max_sum_sq = max_keep_nan(max_sum_sq, values[kMaxSumSq]);

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _reference
@@ -109,6 +111,11 @@ def watch_module(model: torch.nn.Module) -> Any:
     """Return a watch with ``unchanged(model)``: whether the modules and parameters are still the same."""
     core, _ = load()
     return (core or _reference).ModuleWatch(model)
+
+
+def tensor_moments(row: Tensor) -> NDArray[np.float64]:
+    """Return the moments of each tensor of a row, float64 [T, 6] on the host. Waits for the device."""
+    return row.cpu().numpy()[TOTALS:].reshape(-1, len(COLUMNS)).astype(np.float64)
 
 
 def _module_of(plan: Any) -> Any:

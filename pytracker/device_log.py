@@ -126,6 +126,11 @@ class DeviceLog:
             self._every = every
             self._renew(self._log.slots)
 
+    @property
+    def names(self) -> list[str]:
+        """The scalars recorded so far."""
+        return list(self._log.scalar_names)
+
     def append(self, step: int, scalars: dict[str, Any]) -> None:
         """Record one step: reduce all gradients, with the scalars beside them, in one launch. Never waits.
 

@@ -18,7 +18,7 @@
 
 namespace pytracker::cuda {
 
-// One instruction in each case: -1 where equal, so that subtracting it counts.
+// -1 where equal, so that subtracting it counts: one instruction where C++ makes two.
 __device__ __forceinline__ uint32_t is_zero(float x) {
   uint32_t mask;
   asm("set.eq.u32.f32 %0, %1, 0f00000000;" : "=r"(mask) : "f"(x));
@@ -29,6 +29,12 @@ __device__ __forceinline__ uint32_t is_zero(double x) {
   asm("set.eq.u32.f64 %0, %1, 0d0000000000000000;" : "=r"(mask) : "d"(x));
   return mask;
 }
+// In each half of a word that holds two fp16 values; it serves bfloat16 as well, as both are zero when their bits are.
+__device__ __forceinline__ uint32_t are_zero(uint32_t pair) {
+  uint32_t mask;
+  asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(pair), "r"(0));
+  return mask;
+}
 
 // A value as the sums see it: up to fp32 for the short formats, so that products are exact.
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -36,20 +42,19 @@ __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 
-// How a dtype is read. Real: what chains are summed in. kVectors: 16-byte loads in flight, in chains of kChain.
+// How a dtype is read. Raw: 16 bytes. Real: what chains are summed in. kVectors: loads in flight, in chains of kChain.
 // see() takes the maximum and counts the zeros of a vector; largest() and count() read what it kept.
-template <typename T, int kVectors_, int kChain_>
+template <typename T, typename Vector, int kVectors_, int kChain_>
 struct RealFormat {
+  using Raw = Vector;
   using Real = T;
   using Max = T;
   static constexpr bool kComplex = false;
   static constexpr int kElements = kVectorBytes / sizeof(T);
   static constexpr int kVectors = kVectors_, kChain = kChain_;
 
-  static __device__ __forceinline__ void unpack(const uint4& raw, Real (&x)[kElements]) {
-    memcpy(x, &raw, sizeof(raw));
-  }
-  static __device__ __forceinline__ void see(const uint4& raw, Max& max, uint32_t& zeros) {
+  static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) { memcpy(x, &raw, sizeof(raw)); }
+  static __device__ __forceinline__ void see(const Raw& raw, Max& max, uint32_t& zeros) {
     Real x[kElements];
     unpack(raw, x);
 #pragma unroll
@@ -67,19 +72,19 @@ struct RealFormat {
 // integer of its bits, and is zero when its bits are.
 template <typename T>
 struct PairFormat {
+  using Raw = uint4;
   using Real = float;
   using Max = uint32_t;
   static constexpr bool kComplex = false;
   static constexpr int kElements = 8;
   static constexpr int kVectors = 8, kChain = 4;  // products are exact, so the first of four does not round
 
-  static __device__ __forceinline__ void see(const uint4& raw, Max& max, uint32_t& zeros) {
+  static __device__ __forceinline__ void see(const Raw& raw, Max& max, uint32_t& zeros) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (const uint32_t word : words) {
       max = max_of_pairs(max, word & 0x7fff7fffu);
-      // Each -1 that is subtracted from the lower half borrows from the upper: count() makes up for it.
-      zeros -= __heq2_mask(__halves2half2(__ushort_as_half(word & 0xffff), __ushort_as_half(word >> 16)), __half2(0, 0));
+      zeros -= are_zero(word);  // each -1 in the lower half borrows from the upper: count() makes up for it
     }
   }
   static __device__ __forceinline__ void see(T x, Max& max) {
@@ -113,6 +118,7 @@ struct PairFormat {
 // Complex values are rare: one by one in fp64, without chains.
 template <typename Part>
 struct ComplexFormat {
+  using Raw = uint4;
   using Real = double;
   using Max = double;
   static constexpr bool kComplex = true;
@@ -124,16 +130,16 @@ struct ComplexFormat {
 template <typename T>
 struct Format;
 template <>
-struct Format<float> : RealFormat<float, 6, 3> {};  // a product rounds, so chains of three have three roundings
+struct Format<float> : RealFormat<float, float4, 6, 3> {};  // a product rounds, so chains of three have three roundings
 template <>
-struct Format<double> : RealFormat<double, 6, 3> {};
+struct Format<double> : RealFormat<double, double2, 6, 3> {};
 template <>
 struct Format<float2> : ComplexFormat<float> {};
 template <>
 struct Format<double2> : ComplexFormat<double> {};
 template <>
 struct Format<__nv_bfloat16> : PairFormat<__nv_bfloat16> {
-  static __device__ __forceinline__ void unpack(const uint4& raw, float (&x)[kElements]) {
+  static __device__ __forceinline__ void unpack(const Raw& raw, float (&x)[kElements]) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
@@ -144,12 +150,15 @@ struct Format<__nv_bfloat16> : PairFormat<__nv_bfloat16> {
 };
 template <>
 struct Format<__half> : PairFormat<__half> {
-  static __device__ __forceinline__ void unpack(const uint4& raw, float (&x)[kElements]) {
+  static __device__ __forceinline__ void unpack(const Raw& raw, float (&x)[kElements]) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      x[2 * w] = __half2float(__ushort_as_half(words[w] & 0xffff));
-      x[2 * w + 1] = __half2float(__ushort_as_half(words[w] >> 16));
+      __half2 pair;
+      memcpy(&pair, &words[w], sizeof(pair));
+      const float2 both = __half22float2(pair);
+      x[2 * w] = both.x;
+      x[2 * w + 1] = both.y;
     }
   }
 };
@@ -174,6 +183,8 @@ class Accumulator {
   using Real = typename F::Real;
 
  public:
+  using Raw = typename F::Raw;
+
   // One element, exactly.
   __device__ __forceinline__ void add(T value) {
     if constexpr (F::kComplex) {
@@ -191,15 +202,15 @@ class Accumulator {
   // kVectors vectors at data[0], data[32], ...: the warp's other lanes have those between. In a tile that is not full,
   // only those before data[left] are there.
   template <bool kFull>
-  __device__ __forceinline__ void add_tile(const uint4* data, int left) {
+  __device__ __forceinline__ void add_tile(const Raw* data, int left) {
     if constexpr (F::kComplex) {
       add_slowly<kFull>(data, left);
     } else {
       constexpr int kTile = F::kVectors * F::kElements;
-      uint4 raw[F::kVectors];
+      Raw raw[F::kVectors];
 #pragma unroll
       for (int i = 0; i < F::kVectors; ++i)
-        raw[i] = kFull || i * kWarp < left ? __ldg(data + i * kWarp) : uint4{0, 0, 0, 0};
+        raw[i] = kFull || i * kWarp < left ? data[i * kWarp] : Raw{};
 
       Real sum = 0;
       double sum_sq = 0;
@@ -252,10 +263,10 @@ class Accumulator {
 
   // The rare path. It reads the tile again rather than keep it, so that the common path pays no registers.
   template <bool kFull>
-  __device__ __forceinline__ void add_slowly(const uint4* data, int left) {
+  __device__ __forceinline__ void add_slowly(const Raw* data, int left) {
 #pragma unroll 1
     for (int i = 0; i < F::kVectors && (kFull || i * kWarp < left); ++i) {
-      const uint4 raw = __ldg(data + i * kWarp);
+      const Raw raw = data[i * kWarp];
       T x[F::kElements];
       memcpy(x, &raw, sizeof(raw));
 #pragma unroll

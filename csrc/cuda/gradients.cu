@@ -70,11 +70,13 @@ __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& 
     if (team.rank() < vectors.head) accumulator.add(data[team.rank()]);
     if (team.rank() < vectors.tail) accumulator.add(data[stretch.count - 1 - team.rank()]);
 
-    const uint4* body = reinterpret_cast<const uint4*>(data + vectors.head) + team.lane();
     constexpr int kTile = Format<T>::kVectors * kWarp;
-    int at = team.warp() * kTile;
-    for (; at + kTile <= vectors.count; at += team.warps() * kTile) accumulator.template add_tile<true>(body + at, 0);
-    if (at < vectors.count) accumulator.template add_tile<false>(body + at, vectors.count - at - team.lane());
+    using Raw = typename Accumulator<T>::Raw;
+    const Raw* body = reinterpret_cast<const Raw*>(data + vectors.head) + team.warp() * kTile + team.lane();
+    int left = vectors.count - team.warp() * kTile;
+    for (; left >= kTile; left -= team.warps() * kTile, body += team.warps() * kTile)
+      accumulator.template add_tile<true>(body, kTile);
+    if (left > 0) accumulator.template add_tile<false>(body, left - team.lane());
   }
   accumulator.store(columns);
 }

@@ -35,9 +35,11 @@ def depth_profile(view: View) -> Profile | None:
 
 
 def _reference(norms: Points, count: int = 20) -> float:
-    """Return the median norm of the first steps, NaN where none is finite."""
+    """Return the median of the first norms, up to the first that isn't finite; NaN where there is none."""
     head = norms.values[:count]
-    head = head[np.isfinite(head) & (head > 0)]
+    bad = np.flatnonzero(~np.isfinite(head))
+    head = head[: bad[0]] if len(bad) else head
+    head = head[head > 0]
     return float(np.median(head)) if len(head) else float("nan")
 
 
@@ -56,7 +58,8 @@ def gradient_exploding(
 ) -> Iterator[Finding]:
     """The gradient norm explodes: over time, from the start, or with depth.
 
-    Over time: the median of ``width`` norms is ``growth`` times that of the first 20. From the start: in the first 20 steps,
+    Over time: the median of ``width`` norms, or a norm within the 5 steps before one that isn't finite, is ``growth`` times
+    the median of the first 20. From the start: in the first 20 steps,
     norm * weight norm / loss is above ``strain``. That is how many times its own size the loss would change if the weights
     changed by theirs; it has no unit, so the scale of the loss doesn't matter. Or the norm is above ``largest`` there. With
     depth: the rms gradient grows by ``decades`` powers of ten from the last weight matrix to the first.
@@ -90,8 +93,25 @@ def gradient_exploding(
             action=f"{clip}; lower the learning rate",
             numbers={"reference": reference, "norm": float(blocks[worst]), "ratio": float(ratio[worst])},
         )
+    yield from _runs_away(view, norms, reference, growth)
     yield from _from_the_start(view, norms, reference, strain, largest)
     yield from _with_depth(view, decades)
+
+
+def _runs_away(view: View, norms: Points, reference: float, growth: float) -> Iterator[Finding]:
+    last = norms.runaway(view.since)
+    if not len(last) or last.values.max() < growth * reference:
+        return
+    yield view.finding(
+        "critical",
+        f"the gradient norm rose from {reference:.3g} to {last.values.max():.3g}, and was not finite after step "
+        f"{last.steps[-1]}",
+        first_step=int(last.steps[0]),
+        last_step=int(last.steps[-1]),
+        cause="unstable optimisation: each step makes the next gradient larger",
+        action=f"clip at {_clip_at(norms):.2g}: the 90th percentile of the usual norms; lower the learning rate",
+        numbers={"reference": reference, "norm": float(last.values.max())},
+    )
 
 
 def _from_the_start(

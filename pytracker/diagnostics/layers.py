@@ -11,13 +11,10 @@ from ..parameters import INFS, NANS
 from .findings import Finding
 from .registry import rule
 from .statistics import finite_median
+from .updates import update_ratios
 from .view import View
 
 _NAMED = 20  # parameters named in a finding at most
-
-ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Lion", "AdamP", "AdamW8bit", "PagedAdamW", "LAMB")
-PLAIN = ("SGD",)
-
 
 @rule
 def gradient_nonfinite(view: View) -> Iterator[Finding]:
@@ -208,40 +205,24 @@ def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[F
         high: ratio that is too high.
         low: ratio that is too low.
     """
-    optimizer = str(view.meta.get("optimizer", ""))
-    weights = view.layout.weights
-    if optimizer not in ADAPTIVE + PLAIN or view.interval_stop < 2 or not len(weights):
-        return
-    size = view.field("weight_norm")[0, weights].astype(np.float64)
-    moved = view.weight_norms if optimizer in PLAIN else view.layout.root[weights]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratios = np.where(size > 0, _rates(view)[weights] * moved / size, np.nan)
+    ratios = update_ratios(view)
     ratio = float(finite_median(ratios))
     recent = view.loss.tail(20).values
     unsolved = len(recent) > 0 and not np.median(recent) <= 0.5 * abs(view.initial_loss)
     too_high, too_low = ratio > high, 0.0 < ratio < low and unsolved and not _decayed(view)
     if not (too_high or too_low):
         return
+    weights = view.layout.weights
     order = np.argsort(-ratios if too_high else ratios)  # NaN comes last
     yield view.finding(
         "warning" if too_high else "info",
         f"a step changes the median weight matrix by {ratio:.2g} of its size; about 1e-3 is usual",
-        first_step=int(view.parameters.first_step[view.interval_stop - 2]),
+        first_step=int(view.parameters.first_step[view.interval_stop - 1]),
         parameters=tuple(view.layout.infos[place].name for place in weights[order[:3]]),
         cause=f"the learning rate is too {'high' if too_high else 'low'} for these weights",
         action=f"{'lower' if too_high else 'raise'} the learning rate about {max(ratio / 1e-3, 1e-3 / ratio):.0f}-fold",
         numbers={"ratio": ratio},
     )
-
-
-def _rates(view: View) -> np.ndarray:
-    """Return the learning rate of each parameter, [T]; NaN where it isn't known."""
-    latest = {name: float(points.values[-1]) for name, points in view.learning_rates.items() if len(points)}
-    if "lr" in latest:
-        return np.full(len(view.layout.infos), latest["lr"])
-    if not latest:
-        return np.full(len(view.layout.infos), np.nan)
-    return np.array([latest.get(f"lr/{info.group}", np.nan) for info in view.layout.infos])
 
 
 def _decayed(view: View) -> bool:

@@ -9,9 +9,11 @@ import numpy as np
 from .findings import Finding
 from .registry import rule
 from .statistics import Float64Array, finite_median, log10, running_median, spread, theil_sen, thin
+from .updates import typical_update
 from .view import Points, View
 
 _MAD = 1.4826
+_NONE = Points(np.empty(0, np.int64), np.empty(0))
 
 
 @rule
@@ -33,7 +35,7 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
     centres, medians = thin(loss.steps, loss.values)
     if len(medians) < 10:
         return
-    head = loss.values[:10]
+    head = loss.values[:15]
     head = head[np.isfinite(head)]
     if not len(head):
         return
@@ -43,7 +45,7 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
     slope = theil_sen(centres, medians)
     span = centres[-1] - centres[0]
     steepest = -slope.low * span / max(abs(start), 1e-300)
-    if (slope.high < 0 and steepest >= decrease) or end < start - 1.5 * noise - decrease * abs(start):
+    if (slope.high < 0 and steepest >= decrease) or end < start - 2.0 * noise - decrease * abs(start):
         return
     yield view.finding(
         "warning",
@@ -61,21 +63,22 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
 
 @rule
 def loss_oscillating(
-    view: View, threshold: float = 0.6, window: int = 50, detrend: int = 15, floor: float = 0.5, blow_up: float = 3.0
+    view: View, threshold: float = 0.6, sure: float = 0.12, long: float = 0.1, window: int = 50, blow_up: float = 3.0
 ) -> Iterator[Finding]:
     """The training loss swings wildly, or runs away.
 
-    In windows of ``window`` steps: residuals from the running median over ``detrend`` steps; 1.4826 times their median
-    absolute value, divided by the local level. The level is kept between ``floor`` and 1 times the initial loss: noise of a
-    loss that is nearly gone is no trouble, and one that has blown up is compared with where it started. A loss that
-    rises ``blow_up``-fold within the first 20 steps, or within the 5 steps before it is NaN or Inf, counts as well.
+    In windows of ``window`` steps: residuals from the running median over 15 steps; 1.4826 times their median absolute
+    value, divided by the local level. The level is kept between 0.3 and 1 times the initial loss: noise of a loss that is
+    nearly gone is no trouble, and one that has blown up is compared with where it started. Residuals alone can't tell small
+    batches from long steps, so the threshold is lower where the update ratio says that steps are long. A loss that rises
+    ``blow_up``-fold within the first 20 steps, or within the 5 steps before it is NaN or Inf, counts as well.
 
     Args:
         view: what to judge.
         threshold: the relative scale of residuals from which on the loss oscillates.
+        sure: the same, while a step changes the median weight matrix by more than ``long`` of its size.
+        long: see ``sure``.
         window: steps that are judged together.
-        detrend: width of the running median.
-        floor: the lowest level, as a share of the initial loss.
         blow_up: the rise above the initial loss that is one swing too many.
     """
     start = abs(view.initial_loss)
@@ -87,13 +90,14 @@ def loss_oscillating(
     values, steps = recent.values[finite], recent.steps[finite]
     if len(values) < window:
         return
-    level = running_median(values, detrend)
+    level = running_median(values, 15)
     residual = np.abs(values - level)
     starts = np.unique(np.append(np.arange(0, len(values) - window + 1, window // 2), len(values) - window))
     picked = starts[:, None] + np.arange(window)
-    local = np.clip(np.abs(np.median(level[picked], axis=1)), floor * start, start)
+    local = np.clip(np.abs(np.median(level[picked], axis=1)), 0.3 * start, start)
     relative = _MAD * np.median(residual[picked], axis=1) / local
-    wild = np.flatnonzero(relative >= threshold)
+    ratio = typical_update(view)
+    wild = np.flatnonzero(relative >= (sure if ratio > long else threshold))
     if not len(wild):
         return
     worst = int(wild[np.argmax(relative[wild])])
@@ -105,39 +109,30 @@ def loss_oscillating(
         f"{inside.max():.4g}; it started at {start:.4g})",
         first_step=int(steps[starts[wild[0]]]),
         last_step=int(steps[starts[wild[-1]] + window - 1]),
-        cause="the learning rate is too high, or the batches are very small",
+        cause="the learning rate is too high" + ("" if ratio > long else ", or the batches are very small"),
         action=f"lower the learning rate{_lr_now(view)} 3- to 10-fold, warm it up, or use larger batches",
-        numbers={"relative": float(relative[worst]), "start": start},
+        numbers={"relative": float(relative[worst]), "start": start, "update_ratio": ratio},
     )
 
 
 def _blows_up(view: View, start: float, rise: float) -> Iterator[Finding]:
-    loss = view.loss
-    fresh = loss.values[loss.index(view.since) :]
-    first = loss.index(view.since)
-    if first < 20:
-        last, begin = min(20, len(loss)), 0
-    elif not np.isfinite(fresh).all() and np.isfinite(loss.values[first - 1]):
-        last = first + int(np.argmin(np.isfinite(fresh)))
-        begin = max(0, last - 5)
-    else:
-        return
-    values = np.abs(loss.values[begin:last])
-    values = np.where(np.isfinite(values), values, 0.0)
-    if not len(values) or values.max() < rise * start:
-        return
-    place = begin + int(values.argmax())
-    ended = not np.isfinite(loss.values[place:last]).all() or not np.isfinite(fresh).all()
-    yield view.finding(
-        "critical" if ended else "warning",
-        f"the loss rose from {start:.4g} to {values.max():.4g} at step {loss.steps[place]}"
-        f"{', and then was no number any more' if ended else ''}",
-        first_step=int(loss.steps[begin]),
-        last_step=int(loss.steps[last - 1]),
-        cause="the learning rate is too high: a step overshoots more than the one before",
-        action=f"lower the learning rate{_lr_now(view)} 10-fold, warm it up, clip gradients",
-        numbers={"relative": float(values.max()) / start, "start": start},
-    )
+    early, last = view.loss.head(20), view.loss.runaway(view.since)
+    for points in (early if view.loss.index(view.since) < 20 else _NONE, last):
+        sizes = np.abs(points.values)
+        sizes = np.where(np.isfinite(sizes), sizes, 0.0)
+        if not len(sizes) or sizes.max() < rise * start:
+            continue
+        place = int(sizes.argmax())
+        yield view.finding(
+            "critical" if points is last else "warning",
+            f"the loss rose from {start:.4g} to {sizes[place]:.4g} at step {points.steps[place]}"
+            + (f", and was not finite after step {points.steps[-1]}" if points is last else ""),
+            first_step=int(points.steps[0]),
+            last_step=int(points.steps[-1]),
+            cause="the learning rate is too high: a step overshoots more than the one before",
+            action=f"lower the learning rate{_lr_now(view)} 10-fold, warm it up, clip gradients",
+            numbers={"relative": float(sizes[place]) / start, "start": start},
+        )
 
 
 @rule
@@ -205,13 +200,14 @@ def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
 
 
 @rule
-def overfitting(view: View, rise: float = 0.1, lost: float = 0.5, evaluations: int = 3) -> Iterator[Finding]:
+def overfitting(view: View, rise: float = 0.1, lost: float = 0.3, evaluations: int = 3) -> Iterator[Finding]:
     """The validation loss rises while the training loss falls.
 
     After its lowest point (of a running median over 3), the validation loss has a Theil-Sen slope whose 95 % interval is
     above zero, is ``rise`` above the lowest (Prechelt's generalisation loss), for at least ``evaluations`` evaluations
-    (his UP criterion); and the training loss falls over the same steps, or is nearly gone. It is a warning when ``lost`` of what the
-    validation loss had gained since the start is lost again, and information before.
+    (his UP criterion); and the training loss falls over the same steps, or is nearly gone. It is a warning when ``lost``
+    of what the validation loss had gained since the start (of its own, or of the training loss) is lost again, and
+    information before.
 
     Args:
         view: what to judge.
@@ -225,11 +221,12 @@ def overfitting(view: View, rise: float = 0.1, lost: float = 0.5, evaluations: i
         return
     steps, values = thin(validation.steps[finite], validation.values[finite])
     smooth = running_median(values, 3)
+    smooth[0] = min(smooth[0], values[0])
     best = int(np.argmin(smooth))
     if len(values) - best <= evaluations:
         return
     lowest, now = float(smooth[best]), float(np.median(values[-3:]))
-    gained = float(values[0]) - lowest
+    gained = max(float(values[0]), view.initial_loss) - lowest
     if lowest <= 0 or now < (1 + rise) * lowest:
         return
     slope = theil_sen(steps[best:], values[best:])

@@ -49,6 +49,8 @@ def finite_median(blocks: Float64Array) -> Float64Array:
     >>> finite_median(np.array([[1.0, np.nan, 3.0], [np.inf, np.nan, np.nan]]))
     array([ 2., nan])
     """
+    if not blocks.shape[-1]:
+        return np.full(blocks.shape[:-1], np.nan)
     finite = np.isfinite(blocks)
     if finite.all():
         return np.asarray(np.median(blocks, axis=-1), np.float64)

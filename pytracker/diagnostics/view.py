@@ -32,6 +32,10 @@ class Points:
         """Return the number of values."""
         return len(self.values)
 
+    def head(self, count: int) -> Points:
+        """Return the first ``count`` points."""
+        return Points(self.steps[:count], self.values[:count])
+
     def tail(self, count: int) -> Points:
         """Return the last ``count`` points."""
         start = max(0, len(self) - count)
@@ -40,6 +44,15 @@ class Points:
     def index(self, step: int) -> int:
         """Return the place of the first point at ``step`` or later."""
         return int(np.searchsorted(self.steps, step))
+
+    def runaway(self, since: int) -> Points:
+        """Return the up to 5 finite values before the first non-finite one at ``since`` or later; none if all are finite."""
+        first = self.index(since)
+        bad = np.flatnonzero(~np.isfinite(self.values[first:]))
+        end = first + int(bad[0]) if len(bad) else 0
+        start = max(0, end - 5)
+        known = np.isfinite(self.values[start:end])
+        return Points(self.steps[start:end][known], self.values[start:end][known])
 
     def at(self, step: int) -> float:
         """Return the value at ``step``, NaN where there is none."""

@@ -1,0 +1,470 @@
+"""The tracker: ties a model, an optimizer, the device log, a run, the detectors and the sinks together.
+
+One step, from top to bottom::
+
+    Tracker.step                 counts, and hands the scalars on
+      DeviceLog.append           one call into C++: takes the .grad pointers, one launch writes a row on the device
+        every `every` rows: one asynchronous copy to the host
+      Tracker._receive           some steps later: exact rows of single steps
+        History, Run (disk), sinks, Diagnosis
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import _ops
+from ._targets import Target, named_parameters, plan_for
+from .columns import ABS_MAX, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from .device_log import DeviceLog, Rows
+from .diagnostics import Diagnosis, Finding
+from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
+from .history import History
+from .parameters import Interval, ParameterHistory, ParameterInfo, summarize
+
+if TYPE_CHECKING:
+    from .store import Run
+
+logger = logging.getLogger("pytracker")
+
+GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")
+"""What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
+
+_RESERVED = frozenset({*GRADIENT_SERIES, "epoch", "step"})
+
+
+class Sink(Protocol):
+    """What mirrors a training elsewhere (TensorBoard, CSV, ...): told of every exact value, in order."""
+
+    def write(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
+        """Take a value of each series at each of ``steps``."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class _Memory:
+    """Stands in for a run where there is none: keeps what a ``Run`` would, in memory only."""
+
+    every_step = False
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    def log_many(self, steps: NDArray[np.int64], metrics: dict[str, NDArray[np.float64]]) -> None:
+        for name, values in metrics.items():
+            self.history[name].extend(values, steps)
+
+    def set_parameters(self, infos: Iterable[ParameterInfo]) -> None:
+        self.history.parameters = ParameterHistory(infos)
+
+    def log_interval(self, interval: Interval) -> None:
+        self.history.parameters.append(interval)
+
+    def log_rows(self, steps: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
+        self.history.parameters.append_rows(steps, rows)
+
+    def log_finding(self, finding: dict[str, Any]) -> None:
+        known = self.history.findings
+        same = [i for i, other in enumerate(known) if other.get("key") == finding.get("key")]
+        known[same[0] if same else len(known) :][:1] = [finding]
+
+    def set_meta(self, **facts: Any) -> None:
+        self.history.meta.update(facts)
+
+    def truncate(self, step: int) -> None:
+        self.history.truncate(step)
+
+    def finish(self, state: str = "finished", *, error: str | None = None) -> None:
+        return None
+
+
+class Tracker:
+    """Records every gradient statistic of every step, without making the training wait.
+
+    Call ``step`` after ``backward`` and before the gradients are cleared::
+
+        with pytracker.Tracker(model, optimizer=optimizer) as tracker:
+            for x, y in loader:
+                loss = loss_function(model(x), y)
+                loss.backward()
+                tracker.step(loss=loss, n=len(x))
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Args:
+        model: a module, an iterable of parameters, or of (name, parameter) pairs.
+        optimizer: its learning rates are recorded on every step: ``lr``, or ``lr/NAME`` for each of several groups (its
+            ``name``, or else its index).
+        run: where to keep the training on disk; in memory only (``tracker.history``) without one.
+        every: steps from one copy to the host to the next. Findings come, and the disk is written, as often.
+        diagnosis: looks for trouble in what has been recorded, at each drain; None for none, default: all rules.
+        on_finding: called with each finding that is new or has grown; by default new ones are logged as warnings
+            (logger ``pytracker``).
+        sinks: other places that are told every value.
+        meta: facts for the diagnosis and the report, e.g. ``{"clip_threshold": 1.0, "scheduler": True}``.
+
+    Raises:
+        InvalidTypeError: ``model``, ``optimizer`` or ``every`` is of the wrong type.
+        InvalidValueError: ``every`` is less than 1.
+        ParameterError: two parameters have the same name, or one has no data.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with Tracker(model, optimizer=optimizer, diagnosis=None) as tracker:
+        ...     for _ in range(3):
+        ...         loss = model(torch.ones(4, 2)).pow(2).mean()
+        ...         loss.backward()
+        ...         tracker.step(loss=loss, n=4)
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        >>> len(tracker.history["loss"]), tracker.history["lr"][:]
+        (3, [0.1, 0.1, 0.1])
+        >>> tracker.history["grad_norm"][-1] < tracker.history["grad_norm"][0]
+        True
+    """
+
+    def __init__(
+        self,
+        model: Target,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        run: Run | None = None,
+        every: int = 50,
+        diagnosis: Diagnosis | None | str = "default",
+        on_finding: Callable[[Finding], None] | None = None,
+        sinks: Iterable[Sink] = (),
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """Plan the reduction and allocate the device log; this may wait for the device."""
+        if optimizer is not None and not hasattr(optimizer, "param_groups"):
+            raise InvalidTypeError(
+                f"optimizer is {optimizer!r:.80}, of type {type(optimizer).__name__}; expected a torch optimizer "
+                "(something with param_groups)"
+            )
+        if diagnosis is not None and not isinstance(diagnosis, Diagnosis) and diagnosis != "default":
+            raise InvalidTypeError(f"diagnosis is {diagnosis!r:.80}; expected a Diagnosis, or None for none")
+        self._model = model if isinstance(model, torch.nn.Module) else None
+        self._watch = _ops.watch_module(self._model) if self._model is not None else None
+        self._plan = plan_for(model)
+        self._log = DeviceLog(
+            self._plan, every=every, on_rows=self._receive, optimizer=optimizer, reserved=_RESERVED
+        )
+        self._append = self._log.append
+        self._run: Any = _Memory() if run is None else run
+        self._diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
+        self._on_finding = on_finding
+        self._sinks = list(sinks)
+        self._steps = 0
+        self._epochs = 0
+        self._closed = False
+        self._means = _EpochMeans()
+        self._run.set_parameters(parameter_infos(self._plan, optimizer))
+        self._numel = np.array([parameter.numel() for parameter in self._plan.parameters], np.float64)
+        facts = {"every": self._log.every, "optimizer": type(optimizer).__name__ if optimizer is not None else None}
+        self._run.set_meta(**facts, **(meta or {}))
+        self._measure_weights()
+
+    @property
+    def steps(self) -> int:
+        """Steps recorded so far; the next one gets this number."""
+        return self._steps
+
+    @property
+    def every(self) -> int:
+        """Steps from one copy to the host to the next. Setting it delivers what is pending, and waits for that."""
+        return self._log.every
+
+    @every.setter
+    def every(self, every: int) -> None:
+        self._log.every = every
+
+    @property
+    def history(self) -> History:
+        """What has arrived so far; ``flush`` brings the rest. Never waits."""
+        history: History = self._run.history
+        return history
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings so far, the most severe first."""
+        return [] if self._diagnosis is None else self._diagnosis.findings
+
+    @property
+    def waits(self) -> int:
+        """How often the host had to wait because the device was more than ``every`` steps behind."""
+        return self._log.waits
+
+    def step(self, n: float = 1, **scalars: Any) -> None:
+        """Record the gradients as they are, and the scalars beside them. Never waits.
+
+        Args:
+            n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
+            scalars: by name a number, or a tensor of one element of any dtype, on a device of the model or the CPU;
+                None is left out. ``grad_scale`` is not recorded: it divides the gradients' statistics (the scale of a
+                GradScaler, before ``unscale_``).
+
+        Raises:
+            ClosedError: the tracker is closed.
+            InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded. Nothing of the step is.
+            ParameterError: a gradient cannot be read, or (at a drain) the model has other parameters than before.
+        """
+        if self._closed:
+            raise ClosedError("the tracker is closed; make a new one to go on recording")
+        if not isinstance(n, (int, float)):
+            raise InvalidTypeError(f"n is {n!r:.80}, of type {type(n).__name__}; expected a number of samples")
+        step = self._steps
+        self._steps = step + 1  # also where nothing can be recorded: the step has happened, and is missing
+        self._means.weigh(step, n)
+        self._append(step, scalars)
+
+    def replayed(self, n: float = 1) -> None:
+        """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
+
+        The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew.
+        """
+        if self._closed:
+            raise ClosedError("the tracker is closed; make a new one to go on recording")
+        step = self._steps
+        self._steps = step + 1
+        self._means.weigh(step, n)
+        self._log.replayed(step)
+
+    def epoch(self, **metrics: Any) -> dict[str, float]:
+        """End an epoch: record its metrics at the latest step, and return the means of its steps' scalars. Waits.
+
+        Args:
+            metrics: by name a number or a tensor of one element: validation loss, accuracy, ...
+
+        Returns:
+            The mean of each scalar over the steps of the epoch, weighted by ``n``, and the metrics given.
+
+        Raises:
+            ClosedError: the tracker is closed.
+            InvalidTypeError, InvalidValueError: a metric is nothing that can be recorded. No metric is.
+        """
+        if self._closed:
+            raise ClosedError("the tracker is closed; make a new one to go on recording")
+        values = {name: _number(name, value) for name, value in metrics.items() if value is not None}
+        for name in values:
+            if name in _RESERVED or name in self._log.names:
+                raise InvalidValueError(f"{name!r} is already recorded on each step; give the epoch's value another name")
+        self._epochs += 1
+        self.flush()
+        self._measure_weights()
+        at = np.array([max(self._steps - 1, 0)], np.int64)
+        self._record(at, {name: np.array([value]) for name, value in {**values, "epoch": self._epochs}.items()})
+        return {**self._means.take(), **values}
+
+    def flush(self) -> None:
+        """Bring everything recorded so far to the history and the run. Waits for the device."""
+        self._log.flush()
+
+    def close(self, *, error: str | None = None) -> None:
+        """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
+
+        Args:
+            error: the run is marked as failed, with this text.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._log.flush()
+        except Exception as problem:
+            error = error or f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            for sink in self._sinks:
+                self._guard(sink, sink.close)
+            if error is None:
+                self._run.finish()
+            else:
+                self._run.finish("failed", error=error)
+
+    def __enter__(self) -> Tracker:
+        """Return the tracker itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close; where an exception leaves the block, it goes on its way with all rows safe."""
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(error=f"{type(error).__name__}: {error}")
+        except Exception as problem:
+            warnings.warn(f"the last rows could not be brought home: {problem}", RuntimeWarning, stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to go on counting: the number of steps and epochs."""
+        return {"steps": self._steps, "epochs": self._epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint: what has been recorded after it is taken out of the run. Waits for the disk.
+
+        Raises:
+            InvalidValueError: ``state`` is not from ``state_dict``.
+        """
+        try:
+            steps, epochs = int(state["steps"]), int(state["epochs"])
+        except (KeyError, TypeError, ValueError):
+            raise InvalidValueError(f"state is {state!r:.80}; expected what Tracker.state_dict() returned") from None
+        self.flush()
+        if self.history.last_step >= steps:
+            self._run.truncate(steps)
+        self._steps, self._epochs = steps, epochs
+        self._means = _EpochMeans()
+
+    def _receive(self, rows: Rows) -> None:
+        """Hand rows that have arrived to everyone who wants them."""
+        present = ~np.isnan(rows.tensors[:, :, ZEROS])
+        totals = rows.totals
+        elements = present @ self._numel
+        series = {
+            "grad_norm": np.sqrt(totals[:, SUM_SQ]),
+            "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
+            "grad_abs_max": totals[:, ABS_MAX],
+            "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
+            "grad_zero_fraction": totals[:, ZEROS] / np.maximum(elements, 1),
+        }
+        self._means.add(rows)
+        complete = {name: values for name, (where, values) in rows.scalars.items() if len(where) == len(rows.steps)}
+        self._record(rows.steps, {**series, **complete})
+        for name, (where, values) in rows.scalars.items():
+            if name not in complete:
+                self._record(rows.steps[where], {name: values})
+        if len(self._numel):
+            self._run.log_rows(rows.steps, rows.tensors)
+            self._run.log_interval(summarize(rows.steps, rows.tensors, self._numel, self._weight_norms))
+        if not present.any() and len(self._numel):
+            self._warn_of_no_gradient(rows)
+        self._diagnose()
+        self._check_parameters()
+
+    def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
+        self._run.log_many(steps, series)
+        for sink in list(self._sinks):
+            self._guard(sink, lambda sink=sink: sink.write(steps, series))  # type: ignore[misc]
+
+    def _guard(self, sink: Sink, action: Callable[[], None]) -> None:
+        """Call a sink; one that fails is reported and left out from then on, and the training goes on."""
+        try:
+            action()
+        except Exception as error:
+            self._sinks.remove(sink)
+            warnings.warn(
+                f"the sink {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _diagnose(self) -> None:
+        if self._diagnosis is None:
+            return
+        known = {finding.key for finding in self._diagnosis.findings}
+        for finding in self._diagnosis.update(self.history):
+            self._run.log_finding(finding.to_dict())
+            if self._on_finding is not None:
+                self._on_finding(finding)
+            elif finding.key not in known:
+                logger.warning("%s", finding)
+
+    def _warn_of_no_gradient(self, rows: Rows) -> None:
+        warnings.warn(
+            f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
+            "loss.backward() and before optimizer.zero_grad()",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _check_parameters(self) -> None:
+        if self._model is None or self._watch is None or self._watch.unchanged(self._model):
+            return
+        names, parameters = named_parameters(self._model)
+        if names == self._plan.names and self._plan.is_for(parameters):
+            self._watch = _ops.watch_module(self._model)
+            return
+        before, now = set(self._plan.names), set(names)
+        changes = [f"new: {name!r}" for name in names if name not in before]
+        changes += [f"gone: {name!r}" for name in self._plan.names if name not in now]
+        self._watch = None  # said once
+        raise ParameterError(
+            f"the model's parameters have changed since the tracker was made ({'; '.join(changes[:5]) or 'replaced'}); "
+            "everything recorded is kept: close this tracker and make a new one for the changed model"
+        )
+
+    def _measure_weights(self) -> None:
+        """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
+        members, rows = self._plan.members, _ops.make_plan(self._plan.parameters, self._plan.names, "value").reduce()
+        self._weight_norms = np.full(len(self._numel), math.nan)
+        for of_device, row in zip(members, rows, strict=True):
+            self._weight_norms[of_device] = np.sqrt(_ops.tensor_moments(row)[:, SUM_SQ])
+
+
+class _EpochMeans:
+    """The weighted means of the scalars over the steps of an epoch."""
+
+    def __init__(self) -> None:
+        self._weights: dict[int, float] = {}  # of the steps that have not arrived yet
+        self._sums: dict[str, list[float]] = {}  # name -> [sum of n * value, sum of n]
+
+    def weigh(self, step: int, n: float) -> None:
+        self._weights[step] = n
+
+    def add(self, rows: Rows) -> None:
+        weights = np.array([self._weights.pop(step, 1.0) for step in rows.steps.tolist()], np.float64)
+        for name, (where, values) in rows.scalars.items():
+            here = weights[where]
+            total = self._sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(values @ here)
+            total[1] += float(here.sum())
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+        self._sums = {}
+        return means
+
+
+def parameter_infos(plan: Any, optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
+    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
+    groups: dict[int, str] = {}
+    for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
+        groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
+    return [
+        ParameterInfo(
+            name=name,
+            shape=tuple(parameter.shape),
+            dtype=str(parameter.dtype).removeprefix("torch."),
+            group=groups.get(id(parameter), ""),
+            numel=parameter.numel(),
+        )
+        for name, parameter in zip(plan.names, plan.parameters, strict=True)
+    ]
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a metric as a float; a tensor's device is waited for."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise InvalidValueError(
+                f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; a metric has one"
+            )
+        return float(value.item())
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise InvalidTypeError(f"{name!r} is {value!r:.80}, of type {type(value).__name__}; expected a number")
+    return float(value)
