@@ -107,8 +107,8 @@ def describe() -> tuple[Extension, dict[str, Any]]:
         cxx.append("-DHAVE_SVE_CPU_DEFINITION")  # torch's list of capabilities has SVE only with it
     nvcc = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "-DPYTRACKER_CUDA"]
     # torch takes these operators away from its own kernels, whose types are its own; ours are CUDA's.
-    for macro in ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"):
-        nvcc.append(f"-U__CUDA_NO_{macro}__")
+    taken = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
+    nvcc += [f"-U__CUDA_NO_{macro}__" for macro in taken]
     link = []
     if SANITIZE:
         sanitizers = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
