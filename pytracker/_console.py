@@ -1,0 +1,251 @@
+"""How runs look in a terminal: readable at 80 columns and without colour."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ._metrics import goal, headline
+from .comparison import Comparison, flatten
+from .store import StoredRun
+
+_STATE_STYLES: Final = {"running": "green", "failed": "red", "interrupted": "yellow", "unreadable": "red"}
+_SEVERITY_STYLES: Final = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
+_BARS: Final = "▁▂▃▄▅▆▇█"
+_SHOWN_PARAMETERS: Final = 5
+
+
+def number(value: float | None) -> str:
+    """Write a number in at most ten characters; a dash for None.
+
+    >>> number(0.00012345), number(1234567.0), number(3.0), number(None)
+    ('0.0001234', '1.235e+06', '3', '-')
+    """
+    return "-" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time span in its two largest units.
+
+    >>> duration(3.25), duration(75), duration(3 * 3600 + 61), duration(None)
+    ('3.2 s', '1 m 15 s', '3 h 1 m', '-')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} m {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} m" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def age(moment: float) -> str:
+    """Write how long ago a moment (Unix seconds) was, in one unit."""
+    passed = time.time() - moment
+    if not math.isfinite(passed):
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if passed >= length:
+            return f"{passed / length:.0f} {unit}"
+    return f"{max(passed, 0):.0f} s"
+
+
+def sparkline(values: NDArray[Any], width: int = 24) -> str:
+    """Draw a series as a row of bars; each bar is the part's value furthest from the whole's middle. Blank: no number.
+
+    >>> sparkline(np.array([1.0, 2.0, 8.0, 1.0]), width=4)
+    '▁▂█▁'
+    """
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return " " * min(width, len(values))
+    low, high = float(finite.min()), float(finite.max())
+    middle = float(np.median(finite))
+    bars = []
+    for part in np.array_split(values, min(width, len(values))):
+        part = part[np.isfinite(part)]
+        if not len(part):
+            bars.append(" ")
+            continue
+        value = float(part[np.argmax(np.abs(part - middle))])
+        bars.append(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1)) if high > low else 0])
+    return "".join(bars)
+
+
+def state(name: str) -> Text:
+    """Show a run's state."""
+    return Text(name, style=_STATE_STYLES.get(name, ""))
+
+
+def _table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1)
+    )
+    for column in columns:
+        right = column in numbers
+        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def run_list(runs: Iterable[StoredRun]) -> RenderableType:
+    """Show runs, one a line, and below them why some can't be read."""
+    table = _table("run", "state", "age", "steps", "time", "last", numbers=("age", "steps", "time"))
+    broken = []
+    for run in runs:
+        metric = headline(list(run.summaries))
+        last = f"{metric} {number(run.summaries[metric].last)}" if metric else ""
+        steps = str(run.last_step + 1) if run.summaries else "-"
+        table.add_row(run.name, state(run.state), age(run.created), steps, duration(run.seconds or None), last)
+        if run.state == "unreadable":
+            broken.append(Text(f"{run.name}: {run.error}", style="red"))
+    return Group(table, *broken)
+
+
+def run_details(run: StoredRun) -> RenderableType:
+    """Show what there is to know about one run."""
+    parts: list[RenderableType] = [Text(run.name, style="bold"), _pairs(_run_facts(run))]
+    config = flatten(run.config)
+    if config:
+        parts.append(_pairs(config, title="Config"))
+    if run.summaries:
+        numbers = ("values", "last", "min", "at step", "max", "at step ")
+        table = _table("series", *numbers, title="Series", numbers=numbers)
+        for name, each in run.summaries.items():
+            low, high = (number(each.minimum), str(each.minimum_step)), (number(each.maximum), str(each.maximum_step))
+            table.add_row(name, str(each.count), number(each.last), *low, *high)
+        parts.append(table)
+    if run.parameters:
+        parts.append(parameter_table(run))
+    if run.findings:
+        parts.append(findings(run.findings))
+    return Group(*parts)
+
+
+def _run_facts(run: StoredRun) -> dict[str, Any]:
+    facts = run.facts
+    commit = facts.get("git_commit")
+    known = {
+        "state": f"{run.state}: {run.error}" if run.error else run.state,
+        "path": run.path,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.created)) if run.sessions else None,
+        "training time": duration(run.seconds or None),
+        "steps": run.last_step + 1,
+        "sessions": f"{len(run.sessions)}, {run.archived_points} repeated values archived"
+        if len(run.sessions) > 1
+        else None,
+        "lost": f"{run.dropped_points} values, {run.dropped_blobs} per-parameter records, while the disk failed"
+        if run.dropped_points or run.dropped_blobs
+        else None,
+        "command": facts.get("command"),
+        "commit": f"{commit[:12]}{' with uncommitted changes' if facts.get('git_dirty') else ''}" if commit else None,
+        "host": facts.get("host"),
+        "devices": ", ".join(facts.get("devices") or ()) or None,
+        "python, torch": f"{facts.get('python')}, {facts.get('torch') or 'none'}" if facts else None,
+        **run.meta,
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _pairs(values: dict[str, Any], title: str | None = None) -> Table:
+    table = Table.grid(padding=(0, 2))
+    if title:
+        table.title, table.title_justify, table.title_style = title, "left", "bold"
+    table.add_column(style="dim", no_wrap=len(max(map(str, values), key=len, default="")) < 30, overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(str(name), str(value))
+    return table
+
+
+def loudest_and_quietest(names: Sequence[str], norms: NDArray[Any]) -> list[tuple[str, float]]:
+    """Return the parameters with the largest and the smallest norms, from large to small; all, where they are few."""
+    order = [index for index in np.argsort(-norms, kind="stable").tolist() if not math.isnan(norms[index])]
+    if len(order) > 2 * _SHOWN_PARAMETERS:
+        order = order[:_SHOWN_PARAMETERS] + order[-_SHOWN_PARAMETERS:]
+    return [(names[index], float(norms[index])) for index in order]
+
+
+def parameter_table(run: StoredRun) -> RenderableType:
+    """Show the loudest and the quietest parameters of the last interval."""
+    parameters = run.history.parameters
+    elements = sum(info.numel for info in run.parameters)
+    title = f"Parameters: {len(run.parameters)}, {elements:,} elements, {len(parameters)} intervals recorded"
+    if not len(parameters):
+        return Text(title, style="bold")
+    norms = parameters.field("norm_mean")
+    return norm_table(parameters.names, norms, f"{title}; gradient norms, mean of the last interval")
+
+
+def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> Table:
+    """Show the loudest and quietest of ``norms`` [m, T] in the last interval, each with its course."""
+    table = _table("parameter", "norm", "course", title=title, numbers=("norm",))
+    place = {name: index for index, name in enumerate(names)}
+    for name, value in loudest_and_quietest(names, norms[-1]):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            course = sparkline(np.log10(norms[:, place[name]]))
+        table.add_row(name, number(value), course)
+    return table
+
+
+def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
+    """Show findings: what, where, how it is known, why, and what to do."""
+    parts: list[RenderableType] = [Text("Findings", style="bold")]
+    for finding in found:
+        severity = str(finding.get("severity", "info"))
+        steps = f"steps {finding.get('first_step')} to {finding.get('last_step')}"
+        head = Text.assemble((severity, _SEVERITY_STYLES.get(severity, "")), f" {finding.get('rule')}, {steps}")
+        told = [(name, finding.get(name)) for name in ("evidence", "cause", "action")]
+        parts += [head, _pairs({f"  {name}": text for name, text in told if text})]
+    return Group(*parts) if len(parts) > 1 else Text("no findings")
+
+
+def comparison(compared: Comparison) -> RenderableType:
+    """Show runs side by side."""
+    runs = _table("run", "state", "steps", "time", "steps/s", numbers=("steps", "time", "steps/s"))
+    columns = (compared.names, compared.states, compared.last_steps, compared.seconds, compared.steps_per_second)
+    for name, stands, last_step, seconds, speed in zip(*columns, strict=True):
+        runs.add_row(name, state(stands), str(last_step + 1), duration(seconds), number(speed))
+    parts: list[RenderableType] = [runs]
+    metrics = _table("metric", "run", "best", "at step", "last", title="Metrics", numbers=("best", "at step", "last"))
+    for metric, results in compared.metrics.items():
+        bests = [each.best for each in results if each is not None and each.best is not None]
+        top = (min if goal(metric) == "min" else max)(bests, default=None)
+        for index, (name, result) in enumerate(zip(compared.names, results, strict=True)):
+            cells = ["-", "-", "-"]
+            if result is not None:
+                mark = "*" if result.best == top is not None and len(bests) > 1 else ""
+                cells = [number(result.best) + mark, str(result.best_step or "-"), number(result.last)]
+            metrics.add_row("" if index else metric, name, *cells, end_section=index == len(results) - 1)
+    parts.append(metrics)
+    if compared.reach:
+        reach = _table("level", "run", "at step", "after", title="First reached", numbers=("at step", "after"))
+        for each in compared.reach:
+            level = f"{each.metric} {'<=' if goal(each.metric) == 'min' else '>='} {number(each.threshold)}"
+            for index, name in enumerate(compared.names):
+                step, after = each.steps[index], each.seconds[index]
+                reach.add_row("" if index else level, name, "never" if step is None else str(step), duration(after))
+        parts.append(reach)
+    for title, differences in (("Config, where it differs", compared.config), ("Surroundings", compared.facts)):
+        if differences:
+            table = _table("key", "run", "value", title=title)
+            for key, values in differences.items():
+                for index, (name, value) in enumerate(zip(compared.names, values, strict=True)):
+                    table.add_row("" if index else key, name, "-" if value is None else str(value))
+            parts.append(table)
+    return Group(*parts)
+
+
+def show(what: RenderableType) -> None:
+    """Print to standard output; 80 columns wide where that is no terminal."""
+    Console(highlight=False).print(what)
