@@ -5,10 +5,10 @@ import torch
 import pytracker  # 1
 
 model = torch.nn.Linear(20, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 tracker = pytracker.Tracker(model, optimizer=optimizer)  # 2
 
-for _ in range(200):
+for _ in range(1000):
     x = torch.randn(64, 20)
     loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
     optimizer.zero_grad()
