@@ -55,18 +55,6 @@ int64_t elements_on_cpu(Plan& plan) {
   return elements;
 }
 
-// The total norm and the largest norm of one parameter. Waits for the device.
-std::pair<double, double> norm_and_max(Plan& plan) {
-  double sum_sq = 0, max_sum_sq = 0;
-  for (const at::Tensor& row : plan.reduce(std::nullopt)) {
-    const at::Tensor totals = row.is_cpu() ? row : row.narrow(0, 0, kTotals).cpu();
-    const double* values = totals.const_data_ptr<double>();
-    sum_sq += values[kSumSq];
-    max_sum_sq = max_keep_nan(max_sum_sq, values[kMaxSumSq]);
-  }
-  return {std::sqrt(sum_sq), std::sqrt(max_sum_sq)};
-}
-
 // Whether the plan is for just these parameters, in this order.
 bool is_for(const Plan& plan, const py::sequence& parameters) {
   const std::vector<at::Tensor>& known = plan.parameters();
@@ -169,7 +157,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
       .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))
       .def("scale", &Plan::scale, py::arg("factor"))
-      .def("norm_and_max", &norm_and_max);
+      .def("norm_and_max", &Plan::norm_and_max);
 
   py::class_<StepReader>(m, "StepReader")
       .def(

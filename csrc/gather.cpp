@@ -273,15 +273,40 @@ std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale
   for (Group& group : groups_) {
     const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
     rows.push_back(at::empty({width}, at::TensorOptions().dtype(at::kDouble).device(group.device)));
-    StepRequest request;
-    request.layouts = &group.layouts;
-    request.gradients = group.data.data();
-    request.row.rows = rows.back().mutable_data_ptr<double>();
-    request.row.stride = width;
-    if (grad_scale) request.grad_scale = scalar_of(*grad_scale, "grad_scale", group.device, kept);
-    group.backend->step(request);
+    Scalar scale{nullptr, 1.0};
+    if (grad_scale) scale = scalar_of(*grad_scale, "grad_scale", group.device, kept);
+    reduce_into(group, rows.back(), scale);
   }
   return rows;
+}
+
+void Plan::reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale) {
+  StepRequest request;
+  request.layouts = &group.layouts;
+  request.gradients = group.data.data();
+  request.row.rows = row.mutable_data_ptr<double>();
+  request.row.stride = row.numel();
+  request.grad_scale = grad_scale;
+  group.backend->step(request);
+}
+
+std::pair<double, double> Plan::norm_and_max() {
+  gather();
+  for (Group& group : groups_) {
+    if (!group.scratch.defined())
+      group.scratch = at::empty(
+          {row_width(static_cast<int64_t>(group.members.size()), 0)},
+          at::TensorOptions().dtype(at::kDouble).device(group.device));
+    reduce_into(group, group.scratch, Scalar{nullptr, 1.0});
+  }
+  double sum_sq = 0, max_sum_sq = 0;
+  for (const Group& group : groups_) {
+    const at::Tensor totals = group.device.is_cpu() ? group.scratch : group.scratch.narrow(0, 0, kTotals).cpu();
+    const double* values = totals.const_data_ptr<double>();
+    sum_sq += values[kSumSq];
+    max_sum_sq = max_keep_nan(max_sum_sq, values[kMaxSumSq]);
+  }
+  return {std::sqrt(sum_sq), std::sqrt(max_sum_sq)};
 }
 
 at::Tensor Plan::reduce_and_clip(double max_norm) {

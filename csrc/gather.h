@@ -24,6 +24,7 @@ struct Group {
   Layouts layouts;                       // [members]
   std::vector<const void*> data;         // [members] null: no gradient
   std::vector<at::Tensor> kept;          // [members] what `data` points into where that is not the gradient itself
+  at::Tensor scratch;                    // a row that is read before the next one is written
   std::unique_ptr<Backend> backend;
 };
 
@@ -42,7 +43,10 @@ class Plan {
   // Gathers, and reduces into one row for each device. grad_scale divides the statistics.
   std::vector<at::Tensor> reduce(const std::optional<at::Tensor>& grad_scale);
 
-  // The same, and also the factor that brings the total norm down to max_norm: {total norm, factor}, float64 on the device
+  // Gathers and reduces; returns the total norm and the largest norm of one parameter. Waits for the device.
+  std::pair<double, double> norm_and_max();
+
+  // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor}, float64 on the device
   // of the gradients, which must be one device.
   at::Tensor reduce_and_clip(double max_norm);
 
@@ -65,6 +69,7 @@ class Plan {
   };
 
   void group_by_device();
+  void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
   at::Tensor source_of(int64_t parameter) const;
   const void* plain_data(const Slot& slot) const;
   bool describe(int64_t parameter);

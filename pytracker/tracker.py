@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -40,6 +41,10 @@ GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "g
 """What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
 _RESERVED = frozenset({*GRADIENT_SERIES, "epoch", "step"})
+
+
+_DIAGNOSIS_SHARE = 0.02
+"""The diagnosis takes at most this share of the time: where drains come fast, it looks at several at once."""
 
 
 class Sink(Protocol):
@@ -170,6 +175,7 @@ class Tracker:
         self._steps = 0
         self._epochs = 0
         self._closed = False
+        self._diagnose_again = 0.0
         self._means = _EpochMeans()
         self._run.set_parameters(parameter_infos(self._plan, optimizer))
         self._numel = np.array([parameter.numel() for parameter in self._plan.parameters], np.float64)
@@ -374,7 +380,9 @@ class Tracker:
             )
 
     def _diagnose(self) -> None:
-        if self._diagnosis is None:
+        """Look for trouble, unless that would take more than its share of the training's time: then a later drain will."""
+        now = time.perf_counter()
+        if self._diagnosis is None or (now < self._diagnose_again and not self._closed):
             return
         known = {finding.key for finding in self._diagnosis.findings}
         for finding in self._diagnosis.update(self.history):
@@ -383,6 +391,8 @@ class Tracker:
                 self._on_finding(finding)
             elif finding.key not in known:
                 logger.warning("%s", finding)
+        done = time.perf_counter()
+        self._diagnose_again = done + (done - now) / _DIAGNOSIS_SHARE
 
     def _warn_of_no_gradient(self, rows: Rows) -> None:
         warnings.warn(

@@ -7,34 +7,18 @@
 // Maths: squares are summed in fp32 over a chain of a few elements, and each chain is promoted to fp64. With u = 2^-24,
 // a chain has at most three roundings, so sum_sq is within 3 u of exact and the norm within 1.5 u = 9e-8, whatever the
 // values and however many. fp32 squares would overflow beyond 1.8e19 and lose bits below 1e-19: the sum of a tile tells,
-// and that tile is read again in fp64, as is one with a NaN or an Inf. A tile of zeros is told from one that underflowed
-// by its count of zeros.
+// and that tile is read again in fp64, as is one with a NaN or an Inf. Zeros are counted only where the least magnitude is
+// zero, which costs one more instruction for each two elements and saves two; a tile of zeros alone has not underflowed.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <limits>
+
 #include "table.h"
 
 namespace pytracker::cuda {
-
-// -1 where equal, so that subtracting it counts: one instruction where C++ makes two.
-__device__ __forceinline__ uint32_t is_zero(float x) {
-  uint32_t mask;
-  asm("set.eq.u32.f32 %0, %1, 0f00000000;" : "=r"(mask) : "f"(x));
-  return mask;
-}
-__device__ __forceinline__ uint32_t is_zero(double x) {
-  uint32_t mask;
-  asm("set.eq.u32.f64 %0, %1, 0d0000000000000000;" : "=r"(mask) : "d"(x));
-  return mask;
-}
-// In each half of a word that holds two fp16 values; it serves bfloat16 as well, as both are zero when their bits are.
-__device__ __forceinline__ uint32_t are_zero(uint32_t pair) {
-  uint32_t mask;
-  asm("set.eq.u32.f16x2 %0, %1, %2;" : "=r"(mask) : "r"(pair), "r"(0));
-  return mask;
-}
 
 // A value as the sums see it: up to fp32 for the short formats, so that products are exact.
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -43,75 +27,102 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
 
 // How a dtype is read. Raw: 16 bytes. Real: what chains are summed in. kVectors: loads in flight, in chains of kChain.
-// see() takes the maximum and counts the zeros of a vector; largest() and count() read what it kept.
+// see() takes the largest and the least magnitude of a vector; zeros() counts, and is only asked where the least is 0.
 template <typename T, typename Vector, int kVectors_, int kChain_>
 struct RealFormat {
   using Raw = Vector;
   using Real = T;
-  using Max = T;
+  using Magnitude = T;
   static constexpr bool kComplex = false;
   static constexpr int kElements = kVectorBytes / sizeof(T);
   static constexpr int kVectors = kVectors_, kChain = kChain_;
+  static constexpr T kAbove = std::numeric_limits<T>::infinity();  // no magnitude is greater
 
   static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) { memcpy(x, &raw, sizeof(raw)); }
-  static __device__ __forceinline__ void see(const Raw& raw, Max& max, uint32_t& zeros) {
+  static __device__ __forceinline__ Magnitude magnitude(T x) { return abs(x); }
+  static __device__ __forceinline__ Magnitude larger(Magnitude a, Magnitude b) { return max(a, b); }  // drops NaN
+  static __device__ __forceinline__ void see(const Raw& raw, Magnitude& largest, Magnitude& least) {
     Real x[kElements];
     unpack(raw, x);
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      see(x[e], max);
-      zeros -= is_zero(x[e]);
+    for (const Real value : x) {
+      largest = max(largest, abs(value));
+      least = min(least, abs(value));
     }
   }
-  static __device__ __forceinline__ void see(T x, Max& max) { max = ::max(max, abs(x)); }  // drops NaN
-  static __device__ __forceinline__ double largest(Max max) { return max; }
-  static __device__ __forceinline__ uint32_t count(uint32_t zeros) { return zeros; }
+  static __device__ __forceinline__ bool has_zero(Magnitude least) { return least == 0; }
+  static __device__ __forceinline__ int zeros(const Raw& raw) {
+    Real x[kElements];
+    unpack(raw, x);
+    int count = 0;
+#pragma unroll
+    for (const Real value : x) count += value == 0;
+    return count;
+  }
+  static __device__ __forceinline__ double value(Magnitude largest) { return largest; }
 };
 
-// Two 16-bit values in each word, compared together: without its sign, a value of either format orders like the
-// integer of its bits, and is zero when its bits are.
+// Two 16-bit values in each word, compared together: without their signs, the bits of both formats order like integers,
+// and like bfloat16 numbers, for which there are instructions.
+template <typename T>
+struct Format;
 template <typename T>
 struct PairFormat {
   using Raw = uint4;
   using Real = float;
-  using Max = uint32_t;
+  using Magnitude = uint32_t;
   static constexpr bool kComplex = false;
   static constexpr int kElements = 8;
   static constexpr int kVectors = 8, kChain = 4;  // products are exact, so the first of four does not round
+  static constexpr Magnitude kAbove = 0x7f807f80u;
 
-  static __device__ __forceinline__ void see(const Raw& raw, Max& max, uint32_t& zeros) {
+  static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-    for (const uint32_t word : words) {
-      max = max_of_pairs(max, word & 0x7fff7fffu);
-      zeros -= are_zero(word);  // each -1 in the lower half borrows from the upper: count() makes up for it
-    }
+    for (int w = 0; w < 4; ++w) Format<T>::split(words[w], x[2 * w], x[2 * w + 1]);
   }
-  static __device__ __forceinline__ void see(T x, Max& max) {
+  static __device__ __forceinline__ Magnitude magnitude(T x) {
     uint16_t bits;
     memcpy(&bits, &x, sizeof(bits));
-    max = max_of_pairs(max, bits & 0x7fffu);
+    return bits & 0x7fffu;
   }
-  static __device__ __forceinline__ double largest(Max max) {
-    const uint16_t halves[2] = {static_cast<uint16_t>(max), static_cast<uint16_t>(max >> 16)};
-    T x[2];
-    memcpy(x, halves, sizeof(x));
-    return fmaxf(widen(x[0]), widen(x[1]));
-  }
-  static __device__ __forceinline__ uint32_t count(uint32_t zeros) {
-    const uint32_t lower = zeros & 0xffff;
-    return lower + (((zeros >> 16) + lower) & 0xffff);
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t max_of_pairs(uint32_t a, uint32_t b) {
+  static __device__ __forceinline__ Magnitude larger(Magnitude a, Magnitude b) {
 #if __CUDA_ARCH__ >= 800
-    uint32_t max;  // the order of bfloat16 is the order of the bits, for fp16's too
-    asm("max.bf16x2 %0, %1, %2;" : "=r"(max) : "r"(a), "r"(b));
-    return max;
+    asm("max.bf16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+    return a;
 #else
     return __vmaxu2(a, b);
 #endif
+  }
+  static __device__ __forceinline__ Magnitude smaller(Magnitude a, Magnitude b) {
+#if __CUDA_ARCH__ >= 800
+    asm("min.bf16x2 %0, %0, %1;" : "+r"(a) : "r"(b));
+    return a;
+#else
+    return __vminu2(a, b);
+#endif
+  }
+  static __device__ __forceinline__ void see(const Raw& raw, Magnitude& largest, Magnitude& least) {
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (const uint32_t word : words) {
+      const Magnitude pair = word & 0x7fff7fffu;
+      largest = larger(largest, pair);
+      least = smaller(least, pair);
+    }
+  }
+  static __device__ __forceinline__ bool has_zero(Magnitude least) { return (least & 0xffffu) == 0 || least >> 16 == 0; }
+  static __device__ __forceinline__ int zeros(const Raw& raw) {
+    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+    int count = 0;
+#pragma unroll
+    for (const uint32_t word : words) count += ((word & 0x7fffu) == 0) + ((word & 0x7fff0000u) == 0);
+    return count;
+  }
+  static __device__ __forceinline__ double value(Magnitude largest) {
+    float lower, upper;
+    Format<T>::split(largest, lower, upper);
+    return fmaxf(lower, upper);
   }
 };
 
@@ -120,15 +131,13 @@ template <typename Part>
 struct ComplexFormat {
   using Raw = uint4;
   using Real = double;
-  using Max = double;
+  using Magnitude = double;
   static constexpr bool kComplex = true;
   static constexpr int kElements = kVectorBytes / (2 * sizeof(Part));
   static constexpr int kVectors = 4, kChain = 1;
-  static __device__ __forceinline__ double largest(Max max) { return max; }
+  static __device__ __forceinline__ double value(Magnitude largest) { return largest; }
 };
 
-template <typename T>
-struct Format;
 template <>
 struct Format<float> : RealFormat<float, float4, 6, 3> {};  // a product rounds, so chains of three have three roundings
 template <>
@@ -137,29 +146,20 @@ template <>
 struct Format<float2> : ComplexFormat<float> {};
 template <>
 struct Format<double2> : ComplexFormat<double> {};
+// The two halves of a word go to fp32 in registers of that type, where C++ would add a move for each.
 template <>
 struct Format<__nv_bfloat16> : PairFormat<__nv_bfloat16> {
-  static __device__ __forceinline__ void unpack(const Raw& raw, float (&x)[kElements]) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      x[2 * w] = __uint_as_float(words[w] << 16);
-      x[2 * w + 1] = __uint_as_float(words[w] & 0xffff0000u);
-    }
+  static __device__ __forceinline__ void split(uint32_t word, float& lower, float& upper) {
+    asm("shl.b32 %0, %1, 16;" : "=f"(lower) : "r"(word));
+    asm("and.b32 %0, %1, 0xffff0000;" : "=f"(upper) : "r"(word));
   }
 };
 template <>
 struct Format<__half> : PairFormat<__half> {
-  static __device__ __forceinline__ void unpack(const Raw& raw, float (&x)[kElements]) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      __half2 pair;
-      memcpy(&pair, &words[w], sizeof(pair));
-      const float2 both = __half22float2(pair);
-      x[2 * w] = both.x;
-      x[2 * w + 1] = both.y;
-    }
+  static __device__ __forceinline__ void split(uint32_t word, float& lower, float& upper) {
+    asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+        : "=f"(lower), "=f"(upper)
+        : "r"(word));
   }
 };
 
@@ -191,11 +191,11 @@ class Accumulator {
       const double re = value.x, im = value.y;
       const bool nan = re != re || im != im;
       add_sums(re, re * re + im * im, re == 0 && im == 0, nan, isinf(re) || isinf(im));
-      if (!nan) max_ = fmax(max_, hypot(re, im));
+      if (!nan) largest_ = max(largest_, hypot(re, im));
     } else {
       const double x = widen(value);
       add_sums(x, x * x, x == 0, x != x, isinf(x));
-      F::see(value, max_);
+      largest_ = F::larger(largest_, F::magnitude(value));
     }
   }
 
@@ -214,7 +214,7 @@ class Accumulator {
 
       Real sum = 0;
       double sum_sq = 0;
-      uint32_t zeros = 0;
+      typename F::Magnitude least = F::kAbove;
 #pragma unroll
       for (int first = 0; first < F::kVectors; first += F::kChain) {
         Real chain[F::kElements];
@@ -225,12 +225,16 @@ class Accumulator {
           sum += add_up(x);
 #pragma unroll
           for (int e = 0; e < F::kElements; ++e) chain[e] = i == first ? x[e] * x[e] : fma(x[e], x[e], chain[e]);
-          F::see(raw[i], max_, zeros);
+          F::see(raw[i], largest_, least);
         }
 #pragma unroll
         for (int e = 0; e < F::kElements; ++e) sum_sq += static_cast<double>(chain[e]);
       }
-      zeros = F::count(zeros);
+      int zeros = 0;
+      if (F::has_zero(least)) {
+#pragma unroll
+        for (const Raw& vector : raw) zeros += F::zeros(vector);
+      }
 
       if (in_range(sum_sq) || zeros == kTile) {
         sum_ += static_cast<double>(sum);
@@ -246,7 +250,7 @@ class Accumulator {
   __device__ __forceinline__ void store(double (&columns)[kColumns]) const {
     columns[kSum] = sum_;
     columns[kSumSq] = sum_sq_;
-    columns[kAbsMax] = nans_ == 0 ? F::largest(max_) : std::numeric_limits<double>::quiet_NaN();
+    columns[kAbsMax] = nans_ == 0 ? F::value(largest_) : std::numeric_limits<double>::quiet_NaN();
     columns[kZeros] = zeros_;
     columns[kNans] = nans_;
     columns[kInfs] = infs_;
@@ -283,7 +287,7 @@ class Accumulator {
   }
 
   double sum_ = 0, sum_sq_ = 0;
-  typename F::Max max_ = 0;
+  typename F::Magnitude largest_ = 0;
   uint32_t zeros_ = 0, nans_ = 0, infs_ = 0;  // a share has fewer than 2^32 elements
 };
 
