@@ -73,7 +73,7 @@ struct PairFormat {
   using Magnitude = uint32_t;
   static constexpr bool kComplex = false;
   static constexpr int kElements = 8;
-  static constexpr int kVectors = 8, kChain = 4;  // products are exact, so the first of four does not round
+  static constexpr int kVectors = 4, kChain = 4;  // products are exact, so the first of four does not round
   static constexpr Magnitude kAbove = 0x7f807f80u;
 
   static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) {

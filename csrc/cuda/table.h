@@ -17,7 +17,7 @@ constexpr int kBlocksPerSm = 6;  // leaves 80 registers to a thread: no spills, 
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kVectorBytes = 16;
 
-// All in vectors. A multiple of 768 is a whole number of tiles for each warp, whatever the dtype (elements.cuh).
+// All in vectors. 768 are a whole number of the tiles that a warp takes at a time, whatever the dtype (elements.cuh).
 constexpr int64_t kShareUnit = 768;
 constexpr int64_t kMaxShare = 20 * kShareUnit;  // 240 KB: enough to hide what a block costs, small enough to balance
 constexpr int64_t kBlocksWanted = 768;          // of shares below that: 6 blocks for each of 128 SMs
