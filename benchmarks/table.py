@@ -10,6 +10,7 @@ import platform
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -49,10 +50,11 @@ Key = tuple[str, str, str]  # workload, dtype, contender
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure that was promised: what it is, what was measured, what it must reach, and whether more is better."""
+    """A figure that was promised: by medians and by minima, what it must reach, and whether more is better."""
 
     text: str
-    measured: float
+    by_median: float
+    by_minimum: float
     bound: float
     unit: str = "x"
     at_least: bool = True
@@ -63,10 +65,9 @@ class Goal:
 
     @property
     def verdict(self) -> str:
-        if (self.measured >= self.bound) if self.at_least else (self.measured <= self.bound):
+        if (self.by_median >= self.bound) if self.at_least else (self.by_median <= self.bound):
             return "reached"
-        short = abs(self.measured - self.bound) / self.bound
-        return f"missed by {short:.0%}"
+        return f"missed by {abs(self.by_median - self.bound) / self.bound:.0%}"
 
 
 def load(path: Path) -> dict[Key, Timing]:
@@ -82,30 +83,33 @@ def load(path: Path) -> dict[Key, Timing]:
 
 
 def goals(timings: dict[Key, Timing]) -> list[Goal]:
-    """Return the goals of the CPU back end, from the medians."""
-
-    def seconds(workload: str, contender: str, dtype: str = "fp32") -> float:
-        return timings[workload, dtype, contender].median
-
-    def faster(workload: str, contender: str, than: str) -> float:
-        return seconds(workload, than) / seconds(workload, contender)
-
+    """Return the goals of the CPU back end."""
     large, many, few, small = "one tensor of 1e8", "10,000 tensors of 64", "100 tensors of 64", "MLP, 8 parameters"
-    many_each = seconds(many, "gradient_stats") / 10_000
-    few_each = seconds(few, "gradient_stats") / 100
+
+    def both(formula: Callable[[Callable[..., float]], float]) -> tuple[float, float]:
+        """Apply a formula to the medians and to the minima."""
+        return (
+            formula(lambda workload, contender, dtype="fp32": timings[workload, dtype, contender].median),
+            formula(lambda workload, contender, dtype="fp32": timings[workload, dtype, contender].best),
+        )
+
+    def faster(workload: str, contender: str, than: str) -> tuple[float, float]:
+        return both(lambda seconds: seconds(workload, than) / seconds(workload, contender))
+
+    bf16 = both(lambda seconds: seconds(large, "gradient_stats") / seconds(large, "gradient_stats", "bf16") / 2)
+    each = both(lambda s: (s(many, "gradient_stats") / 10_000 - s(few, "gradient_stats") / 100) * 1e9)
+    loop, drop_in = "original loop", "compute_gradient_stats"
     return [
-        Goal("one tensor of 1e8: bytes/s of torch.sum", faster(large, "gradient_stats", "torch.sum of each"), 1.0),
-        Goal("one tensor of 1e8: over get_total_norm", faster(large, "gradient_stats", "get_total_norm + item"), 2.0),
-        Goal("ResNet-50: over the loop", faster("ResNet-50", "compute_gradient_stats", "original loop"), 2.2),
-        Goal("10,000 tensors: over the loop", faster(many, "compute_gradient_stats", "original loop"), 100),
-        Goal("small MLP: over the loop", faster(small, "compute_gradient_stats", "original loop"), 20),
-        Goal("small MLP: Tracker.step over 2 norm(2).item()", faster(small, "Tracker.step", "2 x norm(2).item()"), 1.0),
+        Goal("one tensor of 1e8: bytes/s of torch.sum", *faster(large, "gradient_stats", "torch.sum of each"), 1.0),
+        Goal("one tensor of 1e8: over get_total_norm", *faster(large, "gradient_stats", "get_total_norm + item"), 2.0),
+        Goal("ResNet-50: over the loop", *faster("ResNet-50", drop_in, loop), 2.2),
+        Goal("10,000 tensors: over the loop", *faster(many, drop_in, loop), 100),
+        Goal("small MLP: over the loop", *faster(small, drop_in, loop), 20),
         Goal(
-            "one tensor of 1e8: bytes/s of bf16 over fp32",
-            seconds(large, "gradient_stats") / seconds(large, "gradient_stats", "bf16") / 2,
-            0.5,
+            "small MLP: Tracker.step over 2 norm(2).item()", *faster(small, "Tracker.step", "2 x norm(2).item()"), 1.0
         ),
-        Goal("each of 10,000 tensors over each of 100", (many_each - few_each) * 1e9, 60, "ns", at_least=False),
+        Goal("one tensor of 1e8: bytes/s of bf16 over fp32", *bf16, 0.5),
+        Goal("each of 10,000 tensors over each of 100", *each, 60, "ns", at_least=False),
     ]
 
 
