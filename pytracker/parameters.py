@@ -44,6 +44,9 @@ FIELDS: Final[dict[str, float]] = {
 }
 """The arrays of an ``Interval``, each with the value that stands for "nothing to tell"."""
 
+_REDUCED: Final = tuple(name for name in FIELDS if name != "first_nonfinite")
+"""The float32 arrays of an ``Interval``, in the order in which ``summarize`` fills them."""
+
 DEFAULT_ROW_BYTES: Final = 128 * 2**20
 DEFAULT_INTERVAL_BYTES: Final = 2**30
 
@@ -106,34 +109,33 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
     if not len(steps):
         raise InvalidValueError("summarize: no steps were given; an interval has at least one")
 
-    present = ~np.isnan(rows[:, :, ZEROS])
-    seen = present.sum(axis=0)
-    absent = seen == 0
+    # A drain calls this for each interval, so the usual case, no gradient missing, takes few passes over the rows.
+    missing = np.isnan(rows[:, :, ZEROS])
+    some_missing = bool(missing.any())
+    present: Any = ~missing if some_missing else True
+    seen: Any = present.sum(axis=0) if some_missing else len(steps)
     norms = np.sqrt(rows[:, :, SUM_SQ])
-    last = len(steps) - 1 - np.argmax(present[::-1], axis=0)
-    nans = np.sum(rows[:, :, NANS], axis=0, where=present)
-    infs = np.sum(rows[:, :, INFS], axis=0, where=present)
-    nonfinite = present & (rows[:, :, NANS] + rows[:, :, INFS] > 0)
-    zeros = np.sum(rows[:, :, ZEROS], axis=0, where=present)
-    divisor = np.maximum(seen, 1)
+    last = norms[-1]
+    if some_missing:
+        last = np.take_along_axis(norms, (len(steps) - 1 - np.argmax(present[::-1], axis=0))[None], axis=0)[0]
+    counts = np.add.reduce(rows[:, :, ZEROS:], axis=0, where=present[:, :, None] if some_missing else True)
 
-    def over_present(values: Float64Array) -> Float32Array:
-        return _to_float32(np.where(absent, np.nan, values))
-
-    return Interval(
-        first_step=int(steps[0]),
-        last_step=int(steps[-1]),
-        norm_last=over_present(np.take_along_axis(norms, last[None, :], axis=0)[0]),
-        norm_mean=over_present(np.sum(norms, axis=0, where=present) / divisor),
-        norm_max=over_present(np.max(norms, axis=0, where=present, initial=0.0)),
-        abs_max=over_present(np.max(rows[:, :, ABS_MAX], axis=0, where=present, initial=0.0)),
-        zero_fraction=over_present(zeros / (divisor * np.maximum(numel, 1))),
-        nans=_to_float32(nans),
-        infs=_to_float32(infs),
-        missing=(len(steps) - seen).astype(np.float32),
-        first_nonfinite=np.where(nonfinite.any(axis=0), steps[np.argmax(nonfinite, axis=0)], -1),
-        weight_norm=_to_float32(np.full(len(numel), np.nan) if weight_norm is None else weight_norm),
-    )
+    wide = np.empty((len(_REDUCED), len(numel)))
+    wide[0] = last
+    wide[1] = np.add.reduce(norms, axis=0, where=present) / np.maximum(seen, 1)
+    wide[2] = np.maximum.reduce(norms, axis=0, where=present, initial=0.0)
+    wide[3] = np.maximum.reduce(rows[:, :, ABS_MAX], axis=0, where=present, initial=0.0)
+    wide[4] = counts[:, 0] / (np.maximum(seen, 1) * np.maximum(numel, 1))
+    wide[:5, seen == 0] = np.nan
+    wide[5:7] = counts[:, 1:].T
+    wide[7] = len(steps) - seen
+    wide[8] = np.nan if weight_norm is None else weight_norm
+    first_nonfinite = np.full(len(numel), -1, np.int64)
+    if wide[5:7].any():
+        nonfinite = (rows[:, :, NANS] + rows[:, :, INFS]) > 0  # a missing gradient's NaN is not above 0
+        first_nonfinite = np.where(nonfinite.any(axis=0), steps[np.argmax(nonfinite, axis=0)], -1)
+    fields = dict(zip(_REDUCED, _to_float32(wide), strict=True))
+    return Interval(int(steps[0]), int(steps[-1]), **fields, first_nonfinite=first_nonfinite)
 
 
 def check_rows(steps: NDArray[Any], rows: NDArray[Any], parameters: int) -> None:
@@ -147,13 +149,16 @@ def check_rows(steps: NDArray[Any], rows: NDArray[Any], parameters: int) -> None
         raise InvalidValueError("steps: expected ascending steps, each once")
 
 
-def _to_float32(values: ArrayLike) -> Float32Array:
-    wide = np.asarray(values, np.float64)
+_LARGEST: Final = float(np.finfo(np.float32).max)
+_SMALLEST: Final = float(np.finfo(np.float32).smallest_subnormal)
+
+
+def _to_float32(wide: Float64Array) -> Float32Array:
+    """Return float32; a finite value outside its range becomes the nearest one that is finite and not zero."""
     with np.errstate(over="ignore", under="ignore"):
         narrow = wide.astype(np.float32)
-    limits = np.finfo(np.float32)
-    narrow[np.isinf(narrow) & np.isfinite(wide)] = limits.max
-    narrow[(narrow == 0) & (wide > 0)] = limits.smallest_subnormal
+    narrow[np.isinf(narrow) & np.isfinite(wide)] = _LARGEST
+    narrow[(narrow == 0) & (wide > 0)] = _SMALLEST
     return narrow
 
 
