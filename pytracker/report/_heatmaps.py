@@ -83,8 +83,8 @@ def _heatmap(
     if logarithmic:
         low, high = np.floor(low), max(np.ceil(high), np.floor(low) + 1)
         z = np.where(np.isneginf(z), low, z)
-        ticks = np.unique(np.linspace(low, high, 6).round()).tolist()
-        bar = {"tickvals": ticks, "ticktext": [f"10<sup>{tick:.0f}</sup>" for tick in ticks]}
+        ticks = list(range(int(low), int(high) + 1, max(1, round((high - low) / 6))))
+        bar = {"tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks]}
     else:
         low, high, bar = 0.0, 1.0, {"tickformat": ".0%"}
     value = "10^%{z:.2f}" if logarithmic else "%{z:.1%}"

@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from .._metrics import goal, is_learning_rate, split, subject
 from ..history import History, Series
 from ..parameters import Float64Array, Int64Array
-from ._thinning import thin
+from ._thinning import thin, trend
 
 POINTS: Final = 2000  # of one line: more than a chart has pixels
+TREND_POINTS: Final = 120
 MARKS: Final = 200  # non-finite values marked in one line
 COLORS: Final = ("#2f6fde", "#d9541e", "#139a6b", "#9b51c9", "#c98a00", "#0c97b5", "#c7417b", "#7a7f87")
 _SEVERITY_COLORS: Final = {"critical": "#d33", "warning": "#e69500", "info": "#3a87c8"}
-_NOT_CHARTED: Final = frozenset({"epoch", "grad_norm", "grad_max"})
+_NORMS: Final = ("grad_norm", "grad_max")
+_TITLES: Final = {
+    "grad_abs_max": "Largest gradient element",
+    "grad_nonfinite": "Gradient elements that are NaN or Inf",
+    "grad_zero_fraction": "Share of gradient elements that are zero",
+}
 _OTHER_CHARTS: Final = 24
 
 
@@ -39,19 +45,20 @@ class Subject:
 
 
 def line_charts(subjects: list[Subject]) -> list[dict[str, Any]]:
-    """Return the charts of all series: losses, accuracies, learning rate, gradient norms, then whatever else there is."""
-    names = list(dict.fromkeys(name for each in subjects for name in each.history if len(each.history[name])))
+    """Return the charts of all series: losses, accuracies, learning rate, gradient norms, then what else there is."""
+    names = list(dict.fromkeys(name for each in subjects for name, series in each.history.items() if len(series)))
     judged = [name for name in names if goal(name)]
     topics = sorted(dict.fromkeys(map(subject, judged)), key=lambda topic: "loss" not in topic)
     charts = [_chart(subjects, topic.capitalize(), [n for n in judged if subject(n) == topic]) for topic in topics]
     rates = [name for name in names if is_learning_rate(name)]
     if rates:
         charts.append(_chart(subjects, "Learning rate", rates))
-    norms = [name for name in ("grad_norm", "grad_max") if name in names]
+    norms = [name for name in names if name in _NORMS]
     if norms:
         charts.append(_gradient_chart(subjects, norms))
-    others = [name for name in names if name not in {*judged, *rates} | _NOT_CHARTED and _moves(subjects, name)]
-    charts += [_chart(subjects, name, [name]) for name in others[:_OTHER_CHARTS]]
+    charted = {*judged, *rates, *norms, "epoch"}
+    others = [name for name in names if name not in charted and _moves(subjects, name)]
+    charts += [_chart(subjects, _TITLES.get(name, name), [name]) for name in others[:_OTHER_CHARTS]]
     for index, chart in enumerate(charts):
         chart["id"] = f"chart-{index}"
         chart["kind"] = "line"
@@ -89,11 +96,12 @@ def _gradient_chart(subjects: list[Subject], names: list[str]) -> dict[str, Any]
 
 
 def _chart(subjects: list[Subject], title: str, names: list[str], *, log: bool = False) -> dict[str, Any]:
-    traces = [_trace(each, name, names) for each in subjects for name in names if name in each.history]
-    marks = [_nonfinite(each, name) for each in subjects for name in names if name in each.history]
+    drawn = [(each, name) for each in subjects for name in names if name in each.history]
+    traces = [trace for each, name in drawn for trace in _traces(each, name, names)]
+    marks = [_nonfinite(each, name) for each, name in drawn]
     shapes = [_band(finding) for each in subjects for finding in each.findings]
     parts = {split(name) for name in names}
-    note = "thin: training; dots: validation" if len(parts) == 2 else ""
+    note = "dots: validation" if len(parts) == 2 else ""
     layout = {
         "xaxis": {"title": {"text": "step", "standoff": 4}, "rangemode": "nonnegative"},
         "yaxis": {"type": "log" if log else "linear", "exponentformat": "power"},
@@ -102,23 +110,29 @@ def _chart(subjects: list[Subject], title: str, names: list[str], *, log: bool =
     return {"title": title, "note": note, "data": traces + [mark for mark in marks if mark], "layout": layout}
 
 
-def _trace(each: Subject, name: str, names: list[str]) -> dict[str, Any]:
+def _traces(each: Subject, name: str, names: list[str]) -> list[dict[str, Any]]:
+    """Return the line of a series; where that is noisy, faint and with its trend over it."""
     series = each.history[name]
     steps, values = thin(series.steps, series.values, POINTS)
     validation = split(name) == "val"
     dotted = name == "grad_max" or (is_learning_rate(name) and name != names[0])
-    return {
+    line: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines+markers" if validation and len(steps) <= 100 else "lines",
         "name": name,
         "x": packed(steps),
         "y": packed(np.where(np.isfinite(values), values, np.nan)),
         "line": {"color": each.color, "width": 2 if validation else 1.2, "dash": "dot" if dotted else "solid"},
-        "opacity": 0.75 if not validation and any(split(other) == "val" for other in names) else 1.0,
         "marker": {"size": 5},
         "hovertemplate": f"{_escaped(each.name)}<br>{_escaped(name)} %{{y:.5g}} at step %{{x}}<extra></extra>",
         "meta": {"run": each.index, "series": name, "recorded": len(series)},
     }
+    medians = trend(series.steps, series.values, TREND_POINTS)
+    if medians is None:
+        return [line]
+    over: dict[str, Any] = {"x": packed(medians[0]), "y": packed(medians[1]), "hoverinfo": "skip"}
+    over |= {"line": {**line["line"], "width": 2}, "meta": {"run": each.index, "series": name, "trend": True}}
+    return [{**line, "opacity": 0.35}, {"type": "scatter", "mode": "lines", "name": f"{name}, trend", **over}]
 
 
 def _nonfinite(each: Subject, name: str) -> dict[str, Any] | None:

@@ -22,7 +22,9 @@ def page(runs: list[StoredRun], subjects: list[Subject], compared: Comparison, c
         _runs_bar(subjects) if len(runs) > 1 else "",
         f"<h2>Summary</h2>{_summary(subjects, compared)}{_config(runs, compared)}",
         _findings(subjects),
-        f"<h2>Series</h2><div class=grid>{''.join(map(_line_card, charts['lines']))}</div>" if charts["lines"] else "",
+        f"<h2 id=series>Series</h2><div class=grid>{''.join(map(_line_card, charts['lines']))}</div>"
+        if charts["lines"]
+        else "",
         _map_section(subjects, charts["maps"]),
     ]
     # "</" inside a script would end it.
@@ -41,8 +43,8 @@ def page(runs: list[StoredRun], subjects: list[Subject], compared: Comparison, c
 <body>
 <header><h1>{_text(title)}</h1><p class=soft>pytracker report, {when}</p></header>
 <main>{"".join(sections)}</main>
-<footer>Drag across a chart to zoom all of them, double-click to go back. Long series are drawn with at most a few thousand
-points: the lowest and the highest of each stretch.</footer>
+<footer>Drag across a chart to zoom all of them, double-click to go back. Of long series the lowest and the highest value
+of each stretch are drawn; a thick line over a faint one is the median of each stretch.</footer>
 <script type="application/json" id=report>{data}</script>
 <script>{_asset("page.js")}</script>
 </body>
@@ -155,7 +157,7 @@ def _finding(each: Subject, finding: dict[str, Any], named: bool) -> str:
     )
     return (
         f"<div class='card finding {_text(severity)}'><h3>{run}{_text(finding.get('rule'))} "
-        f"<a href='#chart-0' data-first={first} data-last={last}>{steps}</a></h3>"
+        f"<a href='#series' data-first={first} data-last={last}>{steps}</a></h3>"
         f"<p>{_text(finding.get('evidence', ''))}</p><dl>{told}</dl></div>"
     )
 

@@ -10,8 +10,8 @@ from ..parameters import Float64Array, Int64Array
 def thin(steps: Int64Array, values: Float64Array, points: int) -> tuple[Int64Array, Float64Array]:
     """Return at most about ``points`` of a series, as drawn on a screen that is no wider.
 
-    The series is cut into equal parts, and of each the smallest, the largest and the first non-finite value are kept, in
-    order; besides the first and the last of all. A series that is short enough comes back whole.
+    The series is cut into equal parts, and of each the smallest, the largest and the first non-finite value are kept,
+    in order; besides the first and the last of all. A series that is short enough comes back whole.
 
     >>> steps, values = np.arange(1000), np.zeros(1000)
     >>> values[500] = 7.0
@@ -38,6 +38,29 @@ def thin(steps: Int64Array, values: Float64Array, points: int) -> tuple[Int64Arr
     kept.append((offsets + np.argmax(bad, axis=1))[bad.any(axis=1)])
     places = np.unique(np.concatenate(kept))
     return steps[places], values[places]
+
+
+def trend(steps: Int64Array, values: Float64Array, parts: int) -> tuple[Int64Array, Float64Array] | None:
+    """Return the medians of ``parts`` equal stretches where the series is noisy; None where it is smooth or short.
+
+    Noisy: its ups and downs together are more than three times those of the medians.
+
+    >>> steps = np.arange(1000)
+    >>> trend(steps, steps / 1000, parts=50) is None
+    True
+    >>> middle, line = trend(steps, (-1.0) ** steps, parts=50)
+    >>> len(line), float(abs(line).max())
+    (50, 0.0)
+    """
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if len(values) < 4 * parts:
+        return None
+    medians = np.array([np.median(part) for part in np.array_split(values, parts)])
+    if np.abs(np.diff(values)).sum() <= 3 * np.abs(np.diff(medians)).sum():
+        return None
+    middles = np.array([part[len(part) // 2] for part in np.array_split(steps, parts)])
+    return middles, medians
 
 
 def groups(count: int, most: int) -> Int64Array:

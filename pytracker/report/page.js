@@ -6,7 +6,7 @@ const hidden = new Set(); // runs switched off
 const lines = [];         // the elements of the line charts, which share their steps
 const maps = [];          // likewise of the heat maps
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+const settings = { responsive: true, displayModeBar: false };
 
 function themed(chart) {
   const grid = { gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--line") };

@@ -1,0 +1,110 @@
+"""A headless Chromium, driven through chromedriver with nothing but the standard library."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+MISSING = None if CHROMIUM and DRIVER else "needs chromium and chromedriver: apt-get install chromium chromium-driver"
+
+
+class Browser:
+    """One browser window. Pages are local files; the network is cut off, so a page that needs it shows its errors."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._driver = subprocess.Popen([DRIVER, f"--port={port}", "--log-level=SEVERE"], stdout=subprocess.DEVNULL)
+        self._url = f"http://127.0.0.1:{port}"
+        try:
+            self._wait_for_driver()
+            arguments = [
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+                "--disable-dev-shm-usage",
+            ]
+            arguments += ["--host-resolver-rules=MAP * ~NOTFOUND"]
+            options = {"binary": CHROMIUM, "args": arguments}
+            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            self._url += f"/session/{session['sessionId']}"
+        except BaseException:
+            self._driver.kill()
+            raise
+
+    def _wait_for_driver(self) -> None:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self._call("GET", "/status")
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page's viewport a size in pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._devtools("Emulation.setDeviceMetricsOverride", metrics)
+
+    def dark(self) -> None:
+        """Ask for a dark page, as a system's setting does."""
+        self._devtools("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+
+    def _devtools(self, command: str, parameters: dict[str, Any]) -> Any:
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def open(self, path: Path) -> None:
+        """Open a report and wait until its charts are drawn."""
+        self._call("POST", "/url", {"url": path.absolute().as_uri()})
+        deadline = time.monotonic() + 60
+        while self.run("return document.body.dataset.drawn") != "yes":
+            assert time.monotonic() < deadline, f"the page didn't finish drawing: {self.console()}"
+            time.sleep(0.05)
+
+    def run(self, script: str) -> Any:
+        """Run JavaScript and give back what it returns; promises are awaited."""
+        return self._call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def click(self, selector: str) -> None:
+        """Click the first element that the selector finds."""
+        self.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+    def console(self) -> list[str]:
+        """Give the warnings and errors that the page has written since the last call."""
+        entries = self._call("POST", "/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
+
+    def screenshot(self, path: Path) -> None:
+        """Take a picture of the whole page."""
+        size = self._devtools("Page.getLayoutMetrics", {})["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 8000), "scale": 1}
+        picture = self._devtools("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        path.write_bytes(base64.b64decode(picture["data"]))
+
+    def close(self) -> None:
+        """Close the window and the driver."""
+        try:
+            self._call("DELETE", "")
+        finally:
+            self._driver.terminate()
+            self._driver.wait(20)
