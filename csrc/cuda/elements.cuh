@@ -185,32 +185,45 @@ class Accumulator {
  public:
   using Raw = typename F::Raw;
 
-  // One element, exactly.
+  // One element, in fp64.
   __device__ __forceinline__ void add(T value) {
     if constexpr (F::kComplex) {
       const double re = value.x, im = value.y;
       const bool nan = re != re || im != im;
-      add_sums(re, re * re + im * im, re == 0 && im == 0, nan, isinf(re) || isinf(im));
+      sum_ += re;
+      sum_sq_ += re * re + im * im;
+      zeros_ += re == 0 && im == 0;
+      nans_ += nan;
+      infs_ += isinf(re) || isinf(im);
       if (!nan) largest_ = max(largest_, hypot(re, im));
     } else {
-      const double x = widen(value);
-      add_sums(x, x * x, x == 0, x != x, isinf(x));
+      const Real narrow = widen(value);
+      const double x = narrow;
+      sum_ += x;
+      sum_sq_ += x * x;
+      zeros_ += narrow == 0;
+      nans_ += narrow != narrow;
+      infs_ += isinf(narrow);
       largest_ = F::larger(largest_, F::magnitude(value));
     }
   }
 
-  // kVectors vectors at data[0], data[32], ...: the warp's other lanes have those between. In a tile that is not full,
-  // only those before data[left] are there.
-  template <bool kFull>
-  __device__ __forceinline__ void add_tile(const Raw* data, int left) {
+  // The elements of one vector, in fp64.
+  __device__ __forceinline__ void add(Raw raw) {
+    T x[F::kElements];
+    memcpy(x, &raw, sizeof(raw));
+#pragma unroll
+    for (const T& value : x) add(value);
+  }
+
+  // kVectors vectors at data[0], data[32], ...: the warp's other lanes have those between.
+  __device__ __forceinline__ void add_tile(const Raw* data) {
     if constexpr (F::kComplex) {
-      add_slowly<kFull>(data, left);
+      add_tile_exactly(data);
     } else {
-      constexpr int kTile = F::kVectors * F::kElements;
       Raw raw[F::kVectors];
 #pragma unroll
-      for (int i = 0; i < F::kVectors; ++i)
-        raw[i] = kFull || i * kWarp < left ? data[i * kWarp] : Raw{};
+      for (int i = 0; i < F::kVectors; ++i) raw[i] = data[i * kWarp];
 
       Real sum = 0;
       double sum_sq = 0;
@@ -236,13 +249,12 @@ class Accumulator {
         for (const Raw& vector : raw) zeros += F::zeros(vector);
       }
 
-      if (in_range(sum_sq) || zeros == kTile) {
+      if (in_range(sum_sq) || zeros == F::kVectors * F::kElements) {
         sum_ += static_cast<double>(sum);
         sum_sq_ += sum_sq;
         zeros_ += zeros;
-        if (!kFull) zeros_ -= kTile - F::kElements * min(F::kVectors, (max(left, 0) + kWarp - 1) / kWarp);
       } else {
-        add_slowly<kFull>(data, left);
+        add_tile_exactly(data);
       }
     }
   }
@@ -266,24 +278,9 @@ class Accumulator {
   }
 
   // The rare path. It reads the tile again rather than keep it, so that the common path pays no registers.
-  template <bool kFull>
-  __device__ __forceinline__ void add_slowly(const Raw* data, int left) {
+  __device__ __forceinline__ void add_tile_exactly(const Raw* data) {
 #pragma unroll 1
-    for (int i = 0; i < F::kVectors && (kFull || i * kWarp < left); ++i) {
-      const Raw raw = data[i * kWarp];
-      T x[F::kElements];
-      memcpy(x, &raw, sizeof(raw));
-#pragma unroll
-      for (int e = 0; e < F::kElements; ++e) add(x[e]);
-    }
-  }
-
-  __device__ __forceinline__ void add_sums(double x, double square, bool zero, bool nan, bool inf) {
-    sum_ += x;
-    sum_sq_ += square;
-    zeros_ += zero;
-    nans_ += nan;
-    infs_ += inf;
+    for (int i = 0; i < F::kVectors; ++i) add(data[i * kWarp]);
   }
 
   double sum_ = 0, sum_sq_ = 0;

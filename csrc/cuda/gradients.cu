@@ -70,13 +70,14 @@ __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& 
     if (team.rank() < vectors.head) accumulator.add(data[team.rank()]);
     if (team.rank() < vectors.tail) accumulator.add(data[stretch.count - 1 - team.rank()]);
 
+    // Tile after tile for each warp; what is left is less than a tile and goes to the warp whose turn it is.
     constexpr int kTile = Format<T>::kVectors * kWarp;
     using Raw = typename Accumulator<T>::Raw;
     const Raw* body = reinterpret_cast<const Raw*>(data + vectors.head) + team.warp() * kTile + team.lane();
     int left = vectors.count - team.warp() * kTile;
-    for (; left >= kTile; left -= team.warps() * kTile, body += team.warps() * kTile)
-      accumulator.template add_tile<true>(body, kTile);
-    if (left > 0) accumulator.template add_tile<false>(body, left - team.lane());
+    for (; left >= kTile; left -= team.warps() * kTile, body += team.warps() * kTile) accumulator.add_tile(body);
+#pragma unroll 1
+    for (int i = team.lane(); i < left; i += kWarp, body += kWarp) accumulator.add(*body);
   }
   accumulator.store(columns);
 }
@@ -98,8 +99,8 @@ __device__ __forceinline__ void accumulate(const void* gradient, const TensorEnt
 // Rows, written by one thread each
 
 // The row of a tensor whose elements have all been merged; adds it to a total.
-__device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const double* columns, double* total) {
-  const TensorEntry& tensor = step.work.tensors[t];
+__device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const TensorEntry& tensor, const double* columns,
+                                              double* total) {
   Moments moments;
   moments.sum = columns[kSum];
   moments.sum_sq = columns[kSumSq];
@@ -151,10 +152,12 @@ template <int kPointers>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
   __shared__ Scratch scratch;
   __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
+  __shared__ BlockEntry block_entries[kWarps];
+  __shared__ TensorEntry tensor_entries[kWarps];
   const Step& step = parameters.step;
   const Work& work = step.work;
   const int32_t b = work.first_block + blockIdx.x;
-  const BlockEntry block = work.blocks[b];
+  const BlockEntry& block = fetch(&work.blocks[b], block_entries);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const auto gradient_of = [&](int32_t t) { return parameters.gradients[t - work.first_tensor]; };
   const auto partial_of = [&](int32_t block, bool begins) {
@@ -170,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const
     const Team team{together};
     const int32_t first = block.first_tensor + (together ? 0 : warp);
     for (int32_t t = first; t < block.end_tensor; t += together ? 1 : kWarps) {
-      const TensorEntry& tensor = work.tensors[t];
+      const TensorEntry& tensor = fetch(&work.tensors[t], tensor_entries);
       const Stretch stretch = stretch_of(tensor, work.share, b);
       if ((stretch.vectors > kWarpVectors) != together) continue;
       const void* gradient = gradient_of(t);
@@ -184,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const
       if (team.rank() != 0) continue;
       const double* merged = scratch.merged[together ? 0 : warp];
       if (tensor.n_blocks == 1) {
-        finish_tensor(step, t, merged, totals[warp]);
+        finish_tensor(step, t, tensor, merged, totals[warp]);
       } else {
         double* partial = partial_of(b, tensor.first_block == b);
         for (int c = 0; c < kColumns; ++c) partial[c] = merged[c];
@@ -205,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const
   }
   // The first and the last tensor of the block may lie in others too.
   for (int32_t t = block.first_tensor; t < block.end_tensor; t += max(block.end_tensor - 1 - block.first_tensor, 1)) {
-    const TensorEntry& tensor = work.tensors[t];
+    const TensorEntry& tensor = fetch(&work.tensors[t], tensor_entries);
     if (tensor.n_blocks == 1) continue;
     double* total = step.totals + tensor.total * kTotals;
     if (gradient_of(t) == nullptr) {
@@ -221,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const
       reduce_block(mine, scratch);
       if (threadIdx.x == 0) {
         double merged[kTotals] = {};
-        finish_tensor(step, t, scratch.merged[0], merged);
+        finish_tensor(step, t, tensor, scratch.merged[0], merged);
         for (int c = 0; c < kTotals; ++c) total[c] = merged[c];
       }
       ++complete;

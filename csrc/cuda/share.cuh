@@ -26,6 +26,19 @@ inline Work work_of(const Table& table, const void* device_table) {
   return work;
 }
 
+// An entry of a table in shared memory, brought there by one load of the whole warp: if each thread read each field for
+// itself, the tables of a block would be as many bytes as a tenth of its share.
+template <typename Entry>
+__device__ __forceinline__ const Entry& fetch(const Entry* entry, Entry (&of_warps)[kWarps]) {
+  constexpr int kWords = sizeof(Entry) / sizeof(uint32_t);
+  static_assert(kWords <= kWarp);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  __syncwarp();  // the entry before this one may still be read
+  if (lane < kWords) reinterpret_cast<uint32_t*>(&of_warps[warp])[lane] = reinterpret_cast<const uint32_t*>(entry)[lane];
+  __syncwarp();
+  return of_warps[warp];
+}
+
 // The elements of a tensor that lie in a block's share. 32 bits are enough for these: a share is 240 KB.
 struct Stretch {
   int64_t first;
