@@ -1,7 +1,7 @@
 // Feeds values to meters: the last value, the sum weighted by n, the count, and the NaNs, which are counted apart.
 //
-// What it costs: one launch for up to about a thousand values of any dtype. The host learns nothing of the values, so
-// it needn't wait for them.
+// What it costs: one launch for up to kMaxScalars values of any dtypes. The host learns nothing of the values, so it
+// needn't wait for them.
 #include <algorithm>
 
 #include "../accumulator.h"
@@ -11,19 +11,15 @@
 namespace pytracker::cuda {
 namespace {
 
-template <int kValues>
 struct Parameters {
   double* state;
   int32_t count;
-  Scalar values[kValues];
-  double weights[kValues];
+  Scalar values[kMaxScalars];
+  double weights[kMaxScalars];
 };
-constexpr int kFewValues = 100;  // parameters below 4 KB, which cost less to launch with
-constexpr int kManyValues = 1000;
 
-template <int kValues>
-__global__ void update_meters_kernel(const __grid_constant__ Parameters<kValues> parameters) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+__global__ void __launch_bounds__(kMaxScalars) update_meters_kernel(const __grid_constant__ Parameters parameters) {
+  const int i = threadIdx.x;
   if (i >= parameters.count) return;
   const double value = read(parameters.values[i]), weight = parameters.weights[i];
   const bool nan = value != value;
@@ -34,27 +30,18 @@ __global__ void update_meters_kernel(const __grid_constant__ Parameters<kValues>
   meter[kMeterNans] += nan;
 }
 
-template <int kValues>
-cudaError_t launch(double* state, const Scalar* values, const double* weights, int32_t count, cudaStream_t stream) {
-  Parameters<kValues> parameters;
-  parameters.state = state;
-  parameters.count = count;
-  std::copy_n(values, count, parameters.values);
-  std::copy_n(weights, count, parameters.weights);
-  const int threads = 128;
-  update_meters_kernel<kValues><<<(count + threads - 1) / threads, threads, 0, stream>>>(parameters);
-  return cudaGetLastError();
-}
-
 }  // namespace
 
 cudaError_t update_meters(double* state, const Scalar* values, const double* weights, int64_t count,
                           cudaStream_t stream) {
-  for (int64_t done = 0; done < count; done += kManyValues) {
-    const int32_t part = static_cast<int32_t>(std::min<int64_t>(count - done, kManyValues));
-    const auto launcher = part <= kFewValues ? launch<kFewValues> : launch<kManyValues>;
-    if (const cudaError_t error = launcher(state, values + done, weights + done, part, stream); error != cudaSuccess)
-      return error;
+  for (int64_t done = 0; done < count; done += kMaxScalars) {
+    Parameters parameters;
+    parameters.state = state;
+    parameters.count = static_cast<int32_t>(std::min<int64_t>(count - done, kMaxScalars));
+    std::copy_n(values + done, parameters.count, parameters.values);
+    std::copy_n(weights + done, parameters.count, parameters.weights);
+    update_meters_kernel<<<1, kMaxScalars, 0, stream>>>(parameters);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }

@@ -7,6 +7,7 @@
 // A product is rounded as torch's mul_ rounds it: the factor goes to the type that the product is computed in (fp32 for
 // fp32 and shorter), the product to the gradient's own.
 #include <algorithm>
+#include <type_traits>
 
 #include "elements.cuh"
 #include "launch.h"

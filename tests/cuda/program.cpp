@@ -98,23 +98,30 @@ void fold_into_hash(const std::vector<double>& values) {
   }
 }
 
-// Reduces under many schedules, without preparing anew: what a step leaves behind must serve the next.
-void check(Problem problem) {
-  problem.prepare();
+// Calls f, which returns a row, under many schedules: the bits must be the same each time.
+void under_all_seeds(const std::function<std::vector<double>()>& f) {
   std::vector<double> first;
   for (int seed = 0; seed < seeds; ++seed) {
     setenv("CUDASIM_SEED", std::to_string(seed).c_str(), 1);
-    Buffer row(problem.width() * sizeof(double));
+    const std::vector<double> row = f();
+    if (first.empty()) first = row;
+    expect(std::memcmp(row.data(), first.data(), row.size() * sizeof(double)) == 0, "other bits than the first seed");
+  }
+  fold_into_hash(first);
+}
+
+// Reduces again and again, without preparing anew: what a step leaves behind must serve the next.
+void check(Problem problem) {
+  problem.prepare();
+  under_all_seeds([&] {
+    const Buffer row(problem.width() * sizeof(double));
     StepRequest request;
     request.row.rows = row.as<double>();
     problem.step(request);
-    CHECK(cudaDeviceSynchronize());
     const std::vector<double> got = download(row, problem.width());
     problem.check_row(got.data());
-    if (first.empty()) first = got;
-    expect(std::memcmp(got.data(), first.data(), got.size() * sizeof(double)) == 0, "other bits than the first seed");
-  }
-  fold_into_hash(first);
+    return got;
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -152,6 +159,7 @@ void tickets() {
   for (const int64_t numel : {9000, 10, 4000, 7000, 20, 12000})
     problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
   problem.gradients[3].missing = true;
+  for (int t = 0; t < 30; ++t) problem.gradients.push_back(make_gradient(Dtype::kBFloat16, 10 * t, Values::kNormal));
   check(std::move(problem));
 }
 
@@ -204,13 +212,14 @@ void with_gaps() {
 }
 
 // A log of rows on the device: the cursor, scalars of every kind, a loss scale and the clip factor.
-void log() {
+std::vector<double> log_some_steps() {
   Problem problem;
   for (const int64_t numel : {5000, 100, 20000}) problem.gradients.push_back(make_gradient(Dtype::kFloat16, numel, Values::kNormal));
   problem.prepare();
   constexpr int64_t kCapacity = 4, kScalars = 6;
   const int64_t width = problem.width(kScalars), stride = width + 3;
   Buffer rows(kCapacity * stride * sizeof(double)), clip(2 * sizeof(double));
+  CHECK(cudaMemset(rows.as(), 0xff, kCapacity * stride * sizeof(double)));
   const int64_t start = (int64_t{1} << 40) + 2;
   const Buffer cursor(&start, sizeof(start));
   const float scale = 1024, loss32 = 2.5f;
@@ -246,8 +255,10 @@ void log() {
   const std::vector<double> clipped = download(clip, 2);
   const double norm = std::sqrt(got[kSumSq]);
   expect(clipped[0] == norm && clipped[1] == 0.01 / (norm + 1e-6), "the clip factor");
-  fold_into_hash({got.begin(), got.begin() + width});
+  return {got.begin(), got.begin() + width};
 }
+
+void log() { under_all_seeds(log_some_steps); }
 
 // The clip factor where none is due, and where the norm is not a number.
 void clip() {
