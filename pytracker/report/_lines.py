@@ -66,7 +66,7 @@ def line_charts(subjects: list[Subject]) -> list[dict[str, Any]]:
 
 
 def _moves(subjects: list[Subject], name: str) -> bool:
-    """Tell whether a series is more than a row of zeros (as the count of non-finite elements is in a sound training)."""
+    """Tell whether a series is more than zeros (as the count of non-finite elements is in a sound training)."""
     return any((each.history[name].values != 0).any() for each in subjects if name in each.history)
 
 

@@ -43,7 +43,7 @@ def page(runs: list[StoredRun], subjects: list[Subject], compared: Comparison, c
 <body>
 <header><h1>{_text(title)}</h1><p class=soft>pytracker report, {when}</p></header>
 <main>{"".join(sections)}</main>
-<footer>Drag across a chart to zoom all of them, double-click to go back. Of long series the lowest and the highest value
+<footer>Drag across a chart to zoom all, double-click to go back. Of long series the lowest and the highest value
 of each stretch are drawn; a thick line over a faint one is the median of each stretch.</footer>
 <script type="application/json" id=report>{data}</script>
 <script>{_asset("page.js")}</script>

@@ -46,14 +46,15 @@ class Browser:
 
     def _wait_for_driver(self) -> None:
         deadline = time.monotonic() + 20
-        while True:
-            try:
-                self._call("GET", "/status")
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        while not self._answers():
+            assert time.monotonic() < deadline, "chromedriver didn't start"
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self._call("GET", "/status")["ready"])
+        except OSError:
+            return False
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
