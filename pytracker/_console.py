@@ -88,19 +88,20 @@ def state(name: str) -> Text:
     return Text(name, style=_STATE_STYLES.get(name, ""))
 
 
-def _table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
-    table = Table(
+def plain_table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house style; ``numbers`` are the columns to align on the right."""
+    made = Table(
         box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1)
     )
     for column in columns:
         right = column in numbers
-        table.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    return table
+        made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return made
 
 
 def run_list(runs: Iterable[StoredRun]) -> RenderableType:
     """Show runs, one a line, and below them why some can't be read."""
-    table = _table("run", "state", "age", "steps", "time", "last", numbers=("age", "steps", "time"))
+    table = plain_table("run", "state", "age", "steps", "time", "last", numbers=("age", "steps", "time"))
     broken = []
     for run in runs:
         metric = headline(list(run.summaries))
@@ -119,11 +120,11 @@ def run_details(run: StoredRun) -> RenderableType:
     if config:
         parts.append(_pairs(config, title="Config"))
     if run.summaries:
-        numbers = ("values", "last", "min", "at step", "max", "at step ")
-        table = _table("series", *numbers, title="Series", numbers=numbers)
+        numbers = ("last", "lowest", "at step", "highest", "at step ")
+        table = plain_table("series", *numbers, title="Series", numbers=numbers)
         for name, each in run.summaries.items():
             low, high = (number(each.minimum), str(each.minimum_step)), (number(each.maximum), str(each.maximum_step))
-            table.add_row(name, str(each.count), number(each.last), *low, *high)
+            table.add_row(name, number(each.last), *low, *high)
         parts.append(table)
     if run.parameters:
         parts.append(parameter_table(run))
@@ -189,7 +190,7 @@ def parameter_table(run: StoredRun) -> RenderableType:
 
 def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> Table:
     """Show the loudest and quietest of ``norms`` [m, T] in the last interval, each with its course."""
-    table = _table("parameter", "norm", "course", title=title, numbers=("norm",))
+    table = plain_table("parameter", "norm", "course", title=title, numbers=("norm",))
     place = {name: index for index, name in enumerate(names)}
     for name, value in loudest_and_quietest(names, norms[-1]):
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -212,12 +213,14 @@ def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
 
 def comparison(compared: Comparison) -> RenderableType:
     """Show runs side by side."""
-    runs = _table("run", "state", "steps", "time", "steps/s", numbers=("steps", "time", "steps/s"))
+    runs = plain_table("run", "state", "steps", "time", "steps/s", numbers=("steps", "time", "steps/s"))
     columns = (compared.names, compared.states, compared.last_steps, compared.seconds, compared.steps_per_second)
     for name, stands, last_step, seconds, speed in zip(*columns, strict=True):
         runs.add_row(name, state(stands), str(last_step + 1), duration(seconds), number(speed))
     parts: list[RenderableType] = [runs]
-    metrics = _table("metric", "run", "best", "at step", "last", title="Metrics", numbers=("best", "at step", "last"))
+    metrics = plain_table(
+        "metric", "run", "best", "at step", "last", title="Metrics", numbers=("best", "at step", "last")
+    )
     for metric, results in compared.metrics.items():
         bests = [each.best for each in results if each is not None and each.best is not None]
         top = (min if goal(metric) == "min" else max)(bests, default=None)
@@ -229,7 +232,7 @@ def comparison(compared: Comparison) -> RenderableType:
             metrics.add_row("" if index else metric, name, *cells, end_section=index == len(results) - 1)
     parts.append(metrics)
     if compared.reach:
-        reach = _table("level", "run", "at step", "after", title="First reached", numbers=("at step", "after"))
+        reach = plain_table("level", "run", "at step", "after", title="First reached", numbers=("at step", "after"))
         for each in compared.reach:
             level = f"{each.metric} {'<=' if goal(each.metric) == 'min' else '>='} {number(each.threshold)}"
             for index, name in enumerate(compared.names):
@@ -238,7 +241,7 @@ def comparison(compared: Comparison) -> RenderableType:
         parts.append(reach)
     for title, differences in (("Config, where it differs", compared.config), ("Surroundings", compared.facts)):
         if differences:
-            table = _table("key", "run", "value", title=title)
+            table = plain_table("key", "run", "value", title=title)
             for key, values in differences.items():
                 for index, (name, value) in enumerate(zip(compared.names, values, strict=True)):
                     table.add_row("" if index else key, name, "-" if value is None else str(value))

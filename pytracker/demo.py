@@ -193,7 +193,10 @@ def save_picture(console: Console, path: str) -> None:
 @click.option("--report", default="report.html", show_default=True, help="The HTML page to draw the run into.")
 @click.option("--picture", type=click.Path(dir_okay=False), help="Also write what is shown into this SVG file.")
 def main(epochs: int, seed: int, directory: str, report: str, picture: str | None) -> None:
-    """Train a small network on digits and show what was tracked."""
+    """Train a small network on digits and show what was tracked.
+
+    Example: pytracker demo --epochs 3
+    """
     console = Console(record=picture is not None, width=88 if picture else None)
     with Run(directory, config={"epochs": epochs, "batch": BATCH, "seed": seed}) as run:
         tracker, costs = train(epochs, run, seed, console)

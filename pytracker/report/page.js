@@ -30,7 +30,7 @@ function draw(element, chart) {
   const data = chart.data.map((trace) => ({ ...trace, visible: !hidden.has(trace.meta.run) }));
   const layout = themed(chart);
   // A long name must not push the map off a narrow window.
-  if (chart.kind === "map" && element.clientWidth < 600) {
+  if (chart.kind === "map" && element.clientWidth < 420) {
     layout.yaxis.automargin = false;
     layout.yaxis.showticklabels = false;
   }

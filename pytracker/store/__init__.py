@@ -1,7 +1,7 @@
 """The run store: one folder a run, one SQLite file in it. No torch here; `docs/runs.md` describes the file."""
 
 from ._json import jsonable
-from .reading import SeriesSummary, Session, StoredRun, find_run, list_runs, load_run
+from .reading import SeriesSummary, Session, StoredRun, Tail, find_run, list_runs, load_run
 from .run import Run
 
-__all__ = ["Run", "SeriesSummary", "Session", "StoredRun", "find_run", "jsonable", "list_runs", "load_run"]
+__all__ = ["Run", "SeriesSummary", "Session", "StoredRun", "Tail", "find_run", "jsonable", "list_runs", "load_run"]

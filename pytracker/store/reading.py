@@ -117,8 +117,7 @@ class StoredRun:
         """Return steps and the training seconds at which they were logged, ascending; a few rows a second at most."""
         with self._open() as connection:
             rows = connection.execute("SELECT step, seconds FROM clock ORDER BY step").fetchall()
-        table = np.array(rows, np.float64).reshape(-1, 2)
-        return table[:, 0].astype(np.int64), table[:, 1]
+        return _clock_arrays(rows)
 
     def _open(self) -> Any:
         if self.state == UNREADABLE:
@@ -294,3 +293,41 @@ def read_exact_rows(connection: sqlite3.Connection, parameters: ParameterHistory
         steps = [step for step, _ in reversed(rows)]
         moments = np.frombuffer(b"".join(blob for _, blob in reversed(rows)), "<f8")
         parameters.append_rows(steps, moments.reshape(len(rows), *shape))
+
+
+class Tail:
+    """A run that is read again and again while it grows: each time only what is new.
+
+    ``run``, ``history`` and ``clock`` hold what the last ``read`` knew. Of the intervals, only the last few are kept.
+    """
+
+    def __init__(self, path: Path, *, intervals: int = 100) -> None:
+        """Remember what to read."""
+        self.path = path
+        self.history = History()
+        self.run: StoredRun
+        self._intervals = intervals
+        self._last_row = 0
+        self._archives = -1
+        self.clock: tuple[Int64Array, Float64Array] = _clock_arrays([])  # the latest steps, and their training seconds
+
+    def read(self) -> None:
+        """Look at the file again."""
+        with open_for_reading(self.path) as connection:
+            connection.execute("BEGIN")
+            self.run = _read_header(connection, self.path)
+            archives = connection.execute("SELECT count(*) FROM archives").fetchone()[0]
+            if archives != self._archives:  # a resume took rows away: begin again
+                self.history, self._last_row, self._archives = History(), 0, archives
+            found, self._last_row = read_points(connection, self._last_row)
+            for name, series in found.items():
+                self.history[name].extend(series.values, series.steps)
+            self.history.findings = self.run.findings
+            self.history.parameters = read_intervals(connection, self.run.parameters, latest=self._intervals)
+            rows = connection.execute("SELECT step, seconds FROM clock ORDER BY step DESC LIMIT 1000").fetchall()
+        self.clock = _clock_arrays(rows[::-1])
+
+
+def _clock_arrays(rows: list[tuple[int, float]]) -> tuple[Int64Array, Float64Array]:
+    table = np.array(rows, np.float64).reshape(-1, 2)
+    return table[:, 0].astype(np.int64), table[:, 1]
