@@ -221,8 +221,9 @@ class DeviceLog:
         """Deliver the flights that have arrived; with ``wait``, the next one in any case."""
         while self._flights and (wait or all(event.query() for event in self._flights[0].events)):
             flight = self._flights.popleft()
-            for event in flight.events:
-                event.synchronize()
+            if wait:
+                for event in flight.events:
+                    event.synchronize()
             wait = False
             self._on_rows(self._unpack(flight))
 
