@@ -102,7 +102,8 @@ def make_reader(
 ) -> Any:
     """Return what turns the keywords of a step and the optimizer's learning rates into scalars of a log.
 
-    ``name_groups`` names the series of each parameter group; a keyword may have none of these names, nor a ``reserved``.
+    ``name_groups`` names the series of each parameter group. A keyword may have none of these names, nor a ``reserved``
+    one.
     """
     return _module_of(plan).StepReader(optimizer, name_groups, set(reserved))
 
@@ -129,15 +130,15 @@ def _register() -> None:
     if core is None:
         _reference.define_operators()
 
-    @torch.library.register_fake("pytracker::gradient_moments")
+    @torch.library.register_fake("pytracker::gradient_moments")  # type: ignore[untyped-decorator]  # torch has no types here
     def _gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
         return gradients[0].new_empty((row_width(len(gradients)),), dtype=torch.float64)
 
-    @torch.library.register_fake("pytracker::scale_gradients_")
+    @torch.library.register_fake("pytracker::scale_gradients_")  # type: ignore[untyped-decorator]
     def _scale_gradients(gradients: list[Tensor], factor: Tensor) -> None:
         return None
 
-    @torch.library.register_fake("pytracker::update_meters_")
+    @torch.library.register_fake("pytracker::update_meters_")  # type: ignore[untyped-decorator]
     def _update_meters(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
         return None
 

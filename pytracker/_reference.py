@@ -19,6 +19,7 @@ from .errors import InvalidTypeError, InvalidValueError, ParameterError
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
+
 def wide(device: torch.device) -> torch.dtype:
     """Return the dtype of moments on a device: float64, or float32 where the device has no other (mps)."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -288,7 +289,7 @@ class ModuleWatch:
 
 def define_operators() -> None:
     """Define torch.ops.pytracker.* on top of this module, where the native core has not."""
-    library = torch.library.Library("pytracker", "DEF")
+    library: Any = torch.library.Library("pytracker", "DEF")  # type: ignore[no-untyped-call]
     library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
     library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
     library.define("update_meters_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()")

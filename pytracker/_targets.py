@@ -28,7 +28,7 @@ def named_parameters(target: Target) -> tuple[list[str], list[Tensor]]:
         ParameterError: two parameters have the same name.
     """
     if isinstance(target, torch.nn.Module):
-        named = list(target.named_parameters())
+        named: list[tuple[str, Tensor]] = list(target.named_parameters())
     elif isinstance(target, Tensor):
         named = [("0", target)]
     else:

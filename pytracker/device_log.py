@@ -4,7 +4,7 @@ A drain happens when ``every`` rows are there. On a CUDA device it is one asynch
 stream, followed by an event; the rows are read at the first later step that finds the event done. What orders what:
 
 * the side stream waits for the rows to be written (``side.wait_stream(main)``);
-* the training stream waits, on the device, for the copy before the last one, since it is about to write over those rows;
+* the training stream waits, on the device, for the copy before the last one, whose rows are written over next;
 * the host reads a pinned buffer only after its event, and hands it to a new copy only after having read it. There are
   two, so the host waits only when the device is more than a whole interval behind: that wait is counted and told.
 """
@@ -54,9 +54,9 @@ class _Lane:
 
     def __init__(self, rows: torch.Tensor, every: int) -> None:
         self.device = rows.device
-        self.stream = torch.cuda.Stream(self.device)
+        self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self.buffers = [torch.empty((every, rows.shape[1]), dtype=rows.dtype, pin_memory=True) for _ in range(2)]
-        self.events = [torch.cuda.Event() for _ in range(2)]
+        self.events = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def copy(self, pieces: list[torch.Tensor], turn: int) -> tuple[torch.Tensor, torch.cuda.Event]:
         """Enqueue the copy of a few pieces of the ring into the buffer whose turn it is."""
@@ -179,6 +179,8 @@ class DeviceLog:
         for lane in self._lanes:
             if lane is not None:  # rows may have been written on a stream that is no longer the current one
                 torch.cuda.synchronize(lane.device)
+        while self._flights:  # first, so that the drain below finds a free buffer and counts no wait
+            self._land(wait=True)
         self._drain()
         while self._flights:
             self._land(wait=True)
@@ -219,7 +221,7 @@ class DeviceLog:
 
     def _land(self, wait: bool = False) -> None:
         """Deliver the flights that have arrived; with ``wait``, the next one in any case."""
-        while self._flights and (wait or all(event.query() for event in self._flights[0].events)):
+        while self._flights and (wait or all(map(_is_done, self._flights[0].events))):
             flight = self._flights.popleft()
             if wait:
                 for event in flight.events:
@@ -244,6 +246,10 @@ class DeviceLog:
                     scalars[name] = _in_order(*before, having, part[having, end + slot])
         totals = merge_totals([part[:, :TOTALS] for part in parts])
         return Rows(np.array(flight.steps, np.int64), totals, tensors, scalars)
+
+
+def _is_done(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]
 
 
 def _in_order(

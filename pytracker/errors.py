@@ -21,7 +21,7 @@ class InvalidTypeError(PytrackerError, TypeError):
 
 
 class ParameterError(PytrackerError, ValueError):
-    """A parameter or its gradient cannot be tracked: the device, dtype or layout is unsupported, or a name occurs twice."""
+    """A parameter or its gradient cannot be tracked: unsupported device, dtype or layout, or a name used twice."""
 
 
 class ClosedError(PytrackerError, RuntimeError):

@@ -282,7 +282,7 @@ def clip_grad_norm_(
         tensors = named_parameters(parameters)[1]
         return torch.nn.utils.clip_grad_norm_(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)
-    norm = norm_and_factor[0]
+    norm: Tensor = norm_and_factor[0]
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(
             f"the total norm of the gradients of {len(gradients)} parameters is {norm.item()}, so they cannot be "
@@ -290,5 +290,3 @@ def clip_grad_norm_(
         )
     plan.scale(norm_and_factor[1])
     return norm.to(gradients[0].abs().dtype if gradients[0].is_complex() else gradients[0].dtype)
-
-

@@ -113,7 +113,7 @@ class AverageMeter:
 
     @property
     def avg(self) -> Any:
-        """sum / count, 0 before the first value. Waits where values are on a device."""
+        """Sum / count, 0 before the first value. Waits where values are on a device."""
         count = self.count
         return self.sum / count if count else 0
 
@@ -240,9 +240,9 @@ class GradientMeter:
     def compute(self, per_parameter: bool = False) -> dict[str, dict[str, float]]:
         """Return mean, min, max, std (population), last and count of each norm. Waits for the device.
 
-        The keys are ``grad_norm`` (of all gradients together) and ``grad_max`` (the largest norm of one parameter); with
-        ``per_parameter`` also ``norm/NAME``, over the updates in which that parameter had a gradient. Before the first
-        update all are NaN and the count is 0.
+        The keys are ``grad_norm`` (of all gradients together) and ``grad_max`` (the largest norm of one parameter);
+        with ``per_parameter`` also ``norm/NAME``, over the updates in which that parameter had a gradient. Before the
+        first update all are NaN and the count is 0.
         """
         self._log.flush()
         result = {"grad_norm": self._spread.of(0), "grad_max": self._spread.of(1)}

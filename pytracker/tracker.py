@@ -148,7 +148,7 @@ class Tracker:
         optimizer: torch.optim.Optimizer | None = None,
         run: Run | None = None,
         every: int = 50,
-        diagnosis: Diagnosis | None | str = "default",
+        diagnosis: Diagnosis | str | None = "default",
         on_finding: Callable[[Finding], None] | None = None,
         sinks: Iterable[Sink] = (),
         meta: dict[str, Any] | None = None,
@@ -164,9 +164,7 @@ class Tracker:
         self._model = model if isinstance(model, torch.nn.Module) else None
         self._watch = _ops.watch_module(self._model) if self._model is not None else None
         self._plan = plan_for(model)
-        self._log = DeviceLog(
-            self._plan, every=every, on_rows=self._receive, optimizer=optimizer, reserved=_RESERVED
-        )
+        self._log = DeviceLog(self._plan, every=every, on_rows=self._receive, optimizer=optimizer, reserved=_RESERVED)
         self._append = self._log.append
         self._run: Any = _Memory() if run is None else run
         self._diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
@@ -266,7 +264,7 @@ class Tracker:
         values = {name: _number(name, value) for name, value in metrics.items() if value is not None}
         for name in values:
             if name in _RESERVED or name in self._log.names:
-                raise InvalidValueError(f"{name!r} is already recorded on each step; give the epoch's value another name")
+                raise InvalidValueError(f"{name!r} is recorded on each step already; give the epoch's another name")
         self._epochs += 1
         self.flush()
         self._measure_weights()
@@ -380,7 +378,7 @@ class Tracker:
             )
 
     def _diagnose(self) -> None:
-        """Look for trouble, unless that would take more than its share of the training's time: then a later drain will."""
+        """Look for trouble, unless that takes more than its share of the time: then a later drain will."""
         now = time.perf_counter()
         if self._diagnosis is None or (now < self._diagnose_again and not self._closed):
             return
