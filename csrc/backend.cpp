@@ -14,7 +14,9 @@ std::map<c10::DeviceType, BackendFactory>& factories() {
 
 }  // namespace
 
-bool register_backend(c10::DeviceType type, BackendFactory factory) { return factories().emplace(type, factory).second; }
+bool register_backend(c10::DeviceType type, BackendFactory factory) {
+  return factories().emplace(type, factory).second;
+}
 
 bool has_backend(c10::DeviceType type) { return factories().count(type) > 0; }
 

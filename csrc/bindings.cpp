@@ -18,11 +18,11 @@ TORCH_LIBRARY(pytracker, m) {
   m.def("update_meters_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()");
 }
 
-#define PYTRACKER_REGISTER(key)                                \
-  TORCH_LIBRARY_IMPL(pytracker, key, m) {                      \
-    m.impl("gradient_moments", pytracker::gradient_moments);   \
-    m.impl("scale_gradients_", pytracker::scale_gradients_);   \
-    m.impl("update_meters_", pytracker::update_meters_);       \
+#define PYTRACKER_REGISTER(key)                              \
+  TORCH_LIBRARY_IMPL(pytracker, key, m) {                    \
+    m.impl("gradient_moments", pytracker::gradient_moments); \
+    m.impl("scale_gradients_", pytracker::scale_gradients_); \
+    m.impl("update_meters_", pytracker::update_meters_);     \
   }
 PYTRACKER_REGISTER(CPU)
 #if defined(PYTRACKER_CUDA)
@@ -130,11 +130,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("has_backend", [](const std::string& device) { return has_backend(c10::Device(device).type()); });
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
-      .def(
-          py::init([](std::vector<at::Tensor> parameters, std::vector<std::string> names, const std::string& source) {
-            return std::make_shared<Plan>(std::move(parameters), std::move(names), source_named(source));
-          }),
-          py::arg("parameters"), py::arg("names"), py::arg("source") = "gradient")
+      .def(py::init([](std::vector<at::Tensor> parameters, std::vector<std::string> names, const std::string& source) {
+             return std::make_shared<Plan>(std::move(parameters), std::move(names), source_named(source));
+           }),
+           py::arg("parameters"), py::arg("names"), py::arg("source") = "gradient")
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("parameters", &Plan::parameters)
       .def_property_readonly(
@@ -145,13 +144,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             return members;
           },
           "For each device the indices of its parameters, in the order of its rows.")
-      .def_property_readonly(
-          "devices",
-          [](Plan& plan) {
-            py::list devices;
-            for (const Group& group : plan.groups()) devices.append(py::cast(group.device));
-            return devices;
-          })
+      .def_property_readonly("devices",
+                             [](Plan& plan) {
+                               py::list devices;
+                               for (const Group& group : plan.groups()) devices.append(py::cast(group.device));
+                               return devices;
+                             })
       .def_property_readonly("generation", &Plan::generation)
       .def("is_for", &is_for)
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
@@ -160,8 +158,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("norm_and_max", &Plan::norm_and_max);
 
   py::class_<StepReader>(m, "StepReader")
-      .def(
-          py::init<py::object, py::function, py::set>(), py::arg("optimizer"), py::arg("name_groups"), py::arg("reserved"))
+      .def(py::init<py::object, py::function, py::set>(), py::arg("optimizer"), py::arg("name_groups"),
+           py::arg("reserved"))
       .def("reset", &StepReader::reset);
 
   py::class_<StepLog>(m, "StepLog")

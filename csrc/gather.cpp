@@ -26,9 +26,9 @@ std::optional<Dtype> dtype_of(c10::ScalarType type) {
 }
 
 // Anything that is not simply memory with strides: a Python subclass (DTensor), a lazy negation, a sparse layout.
-const c10::DispatchKeySet kIrregular(
-    {c10::DispatchKey::Python, c10::DispatchKey::Negative, c10::DispatchKey::Sparse, c10::DispatchKey::SparseCsr,
-     c10::DispatchKey::NestedTensor, c10::DispatchKey::Quantized});
+const c10::DispatchKeySet kIrregular({c10::DispatchKey::Python, c10::DispatchKey::Negative, c10::DispatchKey::Sparse,
+                                      c10::DispatchKey::SparseCsr, c10::DispatchKey::NestedTensor,
+                                      c10::DispatchKey::Quantized});
 
 // The piece of a DTensor that lies on this rank; FSDP2 and tensor parallel hand out gradients of this kind.
 at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
@@ -43,9 +43,9 @@ at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
   Py_DECREF(wrapper);
   PyGILState_Release(gil);
   if (!piece.defined())
-    throw ParameterError(c10::str(
-        "the gradient of '", name, "' is a ", type,
-        ", a tensor subclass without a local tensor that could be read; track the plain parameters instead"));
+    throw ParameterError(
+        c10::str("the gradient of '", name, "' is a ", type,
+                 ", a tensor subclass without a local tensor that could be read; track the plain parameters instead"));
   return piece;
 }
 
@@ -115,8 +115,8 @@ void Plan::group_by_device() {
     const at::Tensor& p = parameters_[i];
     const c10::Device device = p.device();
     if (!has_backend(device.type()))
-      throw ParameterError(c10::str(
-          "parameter '", names_[i], "' is on ", device, ", for which this build of pytracker has no back end; see `pytracker doctor`"));
+      throw ParameterError(c10::str("parameter '", names_[i], "' is on ", device,
+                                    ", for which this build of pytracker has no back end; see `pytracker doctor`"));
     auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.device == device; });
     if (group == groups_.end()) {
       groups_.emplace_back(device);
@@ -127,9 +127,8 @@ void Plan::group_by_device() {
     Layout layout;
     layout.numel = dtype && !p.key_set().has_any(kIrregular) ? p.numel() : 0;
     layout.dtype = dtype.value_or(Dtype::kFloat32);
-    slots_.push_back(
-        {p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups_.begin()),
-         static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
+    slots_.push_back({p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups_.begin()),
+                      static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
     group->members.push_back(static_cast<int64_t>(i));
     group->layouts.tensors.push_back(layout);
   }
@@ -211,22 +210,20 @@ bool Plan::describe(int64_t parameter) {
   if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
   if (tensor.device() != group.device) {
     if (parameters_[parameter].device() != group.device) return false;
-    throw ParameterError(c10::str(
-        "the gradient of '", name, "' is on ", tensor.device(), " and the parameter on ", group.device,
-        "; move them to one device"));
+    throw ParameterError(c10::str("the gradient of '", name, "' is on ", tensor.device(), " and the parameter on ",
+                                  group.device, "; move them to one device"));
   }
   const auto dtype = dtype_of(tensor.scalar_type());
   if (!dtype)
-    throw ParameterError(c10::str(
-        "the gradient of '", name, "' has dtype ", tensor.scalar_type(),
-        "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
+    throw ParameterError(c10::str("the gradient of '", name, "' has dtype ", tensor.scalar_type(),
+                                  "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
   const int64_t numel = tensor.numel();
   const at::Tensor found = tensor;
   if (tensor.layout() == c10::kSparse) {
     tensor = tensor.coalesce()._values();
   } else if (tensor.layout() != c10::kStrided) {
-    throw ParameterError(c10::str(
-        "the gradient of '", name, "' has layout ", tensor.layout(), "; pytracker reads strided and sparse COO tensors"));
+    throw ParameterError(c10::str("the gradient of '", name, "' has layout ", tensor.layout(),
+                                  "; pytracker reads strided and sparse COO tensors"));
   }
   if (tensor.is_neg()) tensor = tensor.resolve_neg();
 
@@ -294,9 +291,8 @@ std::pair<double, double> Plan::norm_and_max() {
   gather();
   for (Group& group : groups_) {
     if (!group.scratch.defined())
-      group.scratch = at::empty(
-          {row_width(static_cast<int64_t>(group.members.size()), 0)},
-          at::TensorOptions().dtype(at::kDouble).device(group.device));
+      group.scratch = at::empty({row_width(static_cast<int64_t>(group.members.size()), 0)},
+                                at::TensorOptions().dtype(at::kDouble).device(group.device));
     reduce_into(group, group.scratch, Scalar{nullptr, 1.0});
   }
   double sum_sq = 0, max_sum_sq = 0;
@@ -338,11 +334,11 @@ Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device d
   at::Tensor tensor = value;
   if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
   if (tensor.numel() != 1)
-    throw InvalidValueError(c10::str(
-        "'", name, "' is a tensor of shape ", value.sizes(), " with ", value.numel(),
-        " elements; a recorded value has one: reduce it first, e.g. with .mean()"));
+    throw InvalidValueError(c10::str("'", name, "' is a tensor of shape ", value.sizes(), " with ", value.numel(),
+                                     " elements; a recorded value has one: reduce it first, e.g. with .mean()"));
   if (tensor.is_complex())
-    throw InvalidValueError(c10::str("'", name, "' is complex (", tensor.scalar_type(), "); record .real, .imag or .abs()"));
+    throw InvalidValueError(
+        c10::str("'", name, "' is complex (", tensor.scalar_type(), "); record .real, .imag or .abs()"));
   Scalar scalar;
   if (tensor.is_cpu()) {  // the value is here already: reading it waits for nothing
     switch (tensor.scalar_type()) {
@@ -353,9 +349,9 @@ Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device d
     return scalar;
   }
   if (tensor.device() != device)
-    throw InvalidValueError(c10::str(
-        "'", name, "' is on ", tensor.device(), ", where the model has no parameter; it is recorded on ", device,
-        ": move it there with .to('", device, "', non_blocking=True)"));
+    throw InvalidValueError(c10::str("'", name, "' is on ", tensor.device(),
+                                     ", where the model has no parameter; it is recorded on ", device,
+                                     ": move it there with .to('", device, "', non_blocking=True)"));
   const auto dtype = dtype_of(tensor.scalar_type());
   scalar.is_integer = tensor.scalar_type() == c10::kLong;
   if (!dtype && !scalar.is_integer) tensor = tensor.to(at::kDouble);

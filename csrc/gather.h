@@ -20,11 +20,11 @@ enum class Source { kGradient, kValue };
 struct Group {
   explicit Group(c10::Device device) : device(device) {}
   c10::Device device;
-  std::vector<int64_t> members;          // indices of the parameters
-  Layouts layouts;                       // [members]
-  std::vector<const void*> data;         // [members] null: no gradient
-  std::vector<at::Tensor> kept;          // [members] what `data` points into where that is not the gradient itself
-  at::Tensor scratch;                    // a row that is read before the next one is written
+  std::vector<int64_t> members;   // indices of the parameters
+  Layouts layouts;                // [members]
+  std::vector<const void*> data;  // [members] null: no gradient
+  std::vector<at::Tensor> kept;   // [members] what `data` points into where that is not the gradient itself
+  at::Tensor scratch;             // a row that is read before the next one is written
   std::unique_ptr<Backend> backend;
 };
 
@@ -46,8 +46,8 @@ class Plan {
   // Gathers and reduces; returns the total norm and the largest norm of one parameter. Waits for the device.
   std::pair<double, double> norm_and_max();
 
-  // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor}, float64 on the device
-  // of the gradients, which must be one device.
+  // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor},
+  // float64 on the device of the gradients, which must be one device.
   at::Tensor reduce_and_clip(double max_norm);
 
   // Multiplies the gathered gradients by *factor (float64, on their device).
@@ -83,8 +83,8 @@ class Plan {
   int64_t generation_ = 0;
 };
 
-// A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed to
-// where it lies on `device`. `kept` receives what must outlive the launch. Throws InvalidValueError, naming `name`.
+// A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed
+// to where it lies on `device`. `kept` receives what must outlive the launch. Throws InvalidValueError, naming `name`.
 Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept);
 
 }  // namespace pytracker

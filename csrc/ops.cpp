@@ -59,13 +59,14 @@ at::Tensor gradient_moments(at::TensorList gradients, const std::optional<at::Te
 void scale_gradients_(at::TensorList gradients, const at::Tensor& factor) {
   if (gradients.empty()) return;
   if (factor.scalar_type() != at::kDouble || factor.numel() != 1 || factor.device() != gradients[0].device())
-    throw InvalidValueError(c10::str(
-        "scale_gradients_ needs a factor of one float64 element on ", gradients[0].device(), ", got shape ", factor.sizes(),
-        ", ", factor.scalar_type(), ", on ", factor.device()));
+    throw InvalidValueError(c10::str("scale_gradients_ needs a factor of one float64 element on ",
+                                     gradients[0].device(), ", got shape ", factor.sizes(), ", ", factor.scalar_type(),
+                                     ", on ", factor.device()));
   for (size_t i = 0; i < gradients.size(); ++i)
     if (!gradients[i].is_non_overlapping_and_dense() && gradients[i].layout() == at::kStrided &&
         at::has_internal_overlap(gradients[i]) == at::MemOverlap::Yes)
-      throw InvalidValueError(c10::str("gradients[", i, "] is expanded: its elements share memory, and cannot be scaled in place"));
+      throw InvalidValueError(
+          c10::str("gradients[", i, "] is expanded: its elements share memory, and cannot be scaled in place"));
   cache().with(gradients, [&](Plan& plan) {
     plan.gather();
     plan.scale(factor);
@@ -74,14 +75,13 @@ void scale_gradients_(at::TensorList gradients, const at::Tensor& factor) {
 
 void update_meters_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights) {
   const auto count = static_cast<int64_t>(values.size());
-  if (state.scalar_type() != at::kDouble || state.dim() != 2 || state.size(1) != kMeterColumns || !state.is_contiguous())
-    throw InvalidValueError(c10::str(
-        "the state of meters is a contiguous float64 tensor of shape [K, ", int(kMeterColumns), "], got ", state.scalar_type(),
-        " ", state.sizes()));
+  if (state.scalar_type() != at::kDouble || state.dim() != 2 || state.size(1) != kMeterColumns ||
+      !state.is_contiguous())
+    throw InvalidValueError(c10::str("the state of meters is a contiguous float64 tensor of shape [K, ",
+                                     int(kMeterColumns), "], got ", state.scalar_type(), " ", state.sizes()));
   if (count > state.size(0) || count > kMaxScalars || weights.size() != values.size())
-    throw InvalidValueError(c10::str(
-        count, " values with ", weights.size(), " weights for ", state.size(0),
-        " meters; give one weight for each value, and at most ", kMaxScalars, " values"));
+    throw InvalidValueError(c10::str(count, " values with ", weights.size(), " weights for ", state.size(0),
+                                     " meters; give one weight for each value, and at most ", kMaxScalars, " values"));
   std::vector<Scalar> scalars;
   std::vector<at::Tensor> kept;
   for (int64_t i = 0; i < count; ++i) {

@@ -1,7 +1,7 @@
 // What is reduced: how each gradient lies in memory, which scalars go with the step, where the row is written.
 //
-// Plain data, free of torch, so that the kernels of every back end include this and nothing else. gather.h fills it from
-// tensors, and is the one place that validates them.
+// Plain data, free of torch, so that the kernels of every back end include this and nothing else. gather.h fills it
+// from tensors, and is the one place that validates them.
 #pragma once
 
 #include <cstdint>

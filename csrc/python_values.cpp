@@ -47,9 +47,8 @@ NamedValue named_value(int32_t slot, const std::string& name, PyObject* value) {
   if (text || (number == -1 && PyErr_Occurred() != nullptr)) {
     PyErr_Clear();
     const std::string shown = py::str(py::repr(value)).cast<std::string>().substr(0, 80);
-    throw InvalidTypeError(
-        "'" + name + "' is " + shown + ", of type " + Py_TYPE(value)->tp_name +
-        "; a recorded value is a number or a tensor of one element");
+    throw InvalidTypeError("'" + name + "' is " + shown + ", of type " + Py_TYPE(value)->tp_name +
+                           "; a recorded value is a number or a tensor of one element");
   }
   return {slot, number, {}};
 }
@@ -68,8 +67,8 @@ int32_t StepReader::slot_of(StepLog& log, PyObject* name) {
   return slot;
 }
 
-bool StepReader::read(
-    StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values, std::optional<NamedValue>& grad_scale) {
+bool StepReader::read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values,
+                      std::optional<NamedValue>& grad_scale) {
   values.clear();
   grad_scale.reset();
   if (!optimizer_.is_none() && !read_learning_rates(log, values)) return false;

@@ -27,8 +27,8 @@ class StepReader {
 
   // Fills `values`, and `grad_scale` from the keyword of that name, which is not recorded. False where the log has too
   // few slots and must be made anew.
-  bool read(
-      StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values, std::optional<NamedValue>& grad_scale);
+  bool read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values,
+            std::optional<NamedValue>& grad_scale);
 
   // Forgets the slots, which belong to a log that is gone.
   void reset();

@@ -55,7 +55,8 @@ bool StepLog::append(int64_t step, const std::vector<NamedValue>& values, const 
   std::vector<Scalar> scales(groups.size(), Scalar{nullptr, grad_scale == nullptr ? 1.0 : grad_scale->number});
   for (size_t g = 0; g < groups.size() && grad_scale != nullptr && grad_scale->tensor.defined(); ++g) {
     const at::Tensor& scale = grad_scale->tensor;  // scaling is rare on a second device, and a copy does not wait
-    const at::Tensor near = scale.is_cpu() ? scale : scale.to(groups[g].device, scale.scalar_type(), /*non_blocking=*/true);
+    const at::Tensor near =
+        scale.is_cpu() ? scale : scale.to(groups[g].device, scale.scalar_type(), /*non_blocking=*/true);
     scales[g] = scalar_of(near, "grad_scale", groups[g].device, kept);
   }
   bool capturing = false;
@@ -63,7 +64,8 @@ bool StepLog::append(int64_t step, const std::vector<NamedValue>& values, const 
     StepRequest request;
     request.layouts = &groups[g].layouts;
     request.gradients = groups[g].data.data();
-    request.row = {rows_[g].mutable_data_ptr<double>(), rows_[g].size(1), capacity_, cursors_[g].mutable_data_ptr<int64_t>()};
+    request.row = {rows_[g].mutable_data_ptr<double>(), rows_[g].size(1), capacity_,
+                   cursors_[g].mutable_data_ptr<int64_t>()};
     request.scalars = scalars_[g].data();
     request.n_scalars = static_cast<int64_t>(scalars_[g].size());
     request.grad_scale = scales[g];

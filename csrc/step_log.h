@@ -66,7 +66,7 @@ class StepLog {
   std::vector<at::Tensor> rows_;
   std::vector<at::Tensor> cursors_;  // a device each: int64, the row that the next launch writes
   std::deque<RowNote> notes_;
-  std::vector<uint64_t> given_;  // of the last step
+  std::vector<uint64_t> given_;               // of the last step
   std::vector<std::vector<Scalar>> scalars_;  // a device each, kept to be filled again
 };
 

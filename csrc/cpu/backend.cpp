@@ -159,8 +159,7 @@ class CpuBackend final : public Backend {
     const Layout& layout = layouts.tensors[chunk.tensor];
     const int64_t item = item_size(layout.dtype);
     const char* bytes = static_cast<const char*>(data);
-    if (layout.strided < 0)
-      return kernels().moments(layout.dtype, bytes + chunk.begin * item, chunk.end - chunk.begin);
+    if (layout.strided < 0) return kernels().moments(layout.dtype, bytes + chunk.begin * item, chunk.end - chunk.begin);
 
     alignas(64) char gathered[kGather * 16];
     Moments total;

@@ -1,7 +1,7 @@
 // The six moments of a run of elements, on one core.
 //
-// Price: each byte is read once. A 64-byte line of fp32 costs about a dozen vector instructions with AVX-512, twice that
-// with AVX2, so that a core waits for memory and not for arithmetic.
+// Price: each byte is read once. A 64-byte line of fp32 costs about a dozen vector instructions with AVX-512, twice
+// that with AVX2, so that a core waits for memory and not for arithmetic.
 //
 // Maths: every value is widened to float64 before it is added. The square of a 16- or 32-bit value is exact there and
 // neither overflows nor underflows, so large and small gradients need no path of their own. NaN and Inf are looked for
@@ -147,7 +147,8 @@ Moments finite_moments(const T* data, int64_t numel, int64_t ahead) {
   Moments m;
   m.sum = fold(sum, kPlus);
   m.sum_sq = fold(sum_sq, kPlus);
-  m.abs_max = at::vec::vec_reduce_all<typename L::Value>([](const Vec& a, const Vec& b) { return at::vec::clamp_min(a, b); }, abs_max);
+  m.abs_max = at::vec::vec_reduce_all<typename L::Value>(
+      [](const Vec& a, const Vec& b) { return at::vec::clamp_min(a, b); }, abs_max);
   m.zeros = zero_count - padding;
   return m;
 }
