@@ -107,7 +107,7 @@ build/cudasim/libcudart.so.13: $(wildcard $(CUDASIM)/src/*)
 
 cuda-test: cuda-build build/cudasim/libcudart.so.13
 	$(INSTALLED) CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
-	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run -- $(CUDA_VENV)/bin/python -m pytest -q tests/cuda $(PYTEST_ARGS)
+	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run --devices 2 -- $(CUDA_VENV)/bin/python -m pytest -q tests/cuda $(PYTEST_ARGS)
 
 clean:
 	rm -rf build $(VENV)/.built

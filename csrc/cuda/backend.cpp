@@ -90,8 +90,8 @@ class CudaBackend final : public Backend {
     auto* allocator = c10::cuda::CUDACachingAllocator::get();
     c10::DataPtr device_table = allocator->allocate(table.bytes.size());
     c10::DataPtr workspace = allocator->allocate(table.workspace_bytes);
-    C10_CUDA_CHECK(cudaMemcpyAsync(device_table.get(), table.bytes.data(), table.bytes.size(), cudaMemcpyHostToDevice,
-                                   stream));
+    C10_CUDA_CHECK(
+        cudaMemcpyAsync(device_table.get(), table.bytes.data(), table.bytes.size(), cudaMemcpyHostToDevice, stream));
     C10_CUDA_CHECK(cudaMemsetAsync(workspace.get(), 0, table.workspace_bytes, stream));
     C10_CUDA_CHECK(cudaStreamSynchronize(stream));
     return {std::move(table), std::move(device_table), std::move(workspace)};

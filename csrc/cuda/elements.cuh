@@ -6,9 +6,10 @@
 //
 // Maths: squares are summed in fp32 over a chain of a few elements, and each chain is promoted to fp64. With u = 2^-24,
 // a chain has at most three roundings, so sum_sq is within 3 u of exact and the norm within 1.5 u = 9e-8, whatever the
-// values and however many. fp32 squares would overflow beyond 1.8e19 and lose bits below 1e-19: the sum of a tile tells,
-// and that tile is read again in fp64, as is one with a NaN or an Inf. Zeros are counted only where the least magnitude is
-// zero, which costs one more instruction for each two elements and saves two; a tile of zeros alone has not underflowed.
+// values and however many. fp32 squares would overflow beyond 1.8e19 and lose bits below 1e-19: the sum of a tile
+// tells, and that tile is read again in fp64, as is one with a NaN or an Inf. Zeros are counted only where the least
+// magnitude is zero, which costs one more instruction for each two elements and saves two; a tile of zeros alone has
+// not underflowed.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -111,7 +112,9 @@ struct PairFormat {
       least = smaller(least, pair);
     }
   }
-  static __device__ __forceinline__ bool has_zero(Magnitude least) { return (least & 0xffffu) == 0 || least >> 16 == 0; }
+  static __device__ __forceinline__ bool has_zero(Magnitude least) {
+    return (least & 0xffffu) == 0 || least >> 16 == 0;
+  }
   static __device__ __forceinline__ int zeros(const Raw& raw) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
     int count = 0;

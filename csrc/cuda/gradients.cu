@@ -1,5 +1,5 @@
-// Every statistic of every gradient, in one launch: sum, sum of squares, largest magnitude, zeros, NaNs and Infs of each
-// tensor, and of all together, into one row of a log.
+// Every statistic of every gradient, in one launch: sum, sum of squares, largest magnitude, zeros, NaNs and Infs of
+// each tensor, and of all together, into one row of a log.
 //
 // What it costs: each byte is read once. 7 to 8 instructions for each fp32 element, 6 for a bf16 one (elements.cuh), so
 // memory is the limit on every GPU from a T4 on. Each block adds about 150 instructions a thread and two atomics.
@@ -12,8 +12,8 @@
 // No sum depends on which block comes last: partial rows have fixed places and are merged in a fixed order. So the same
 // gradients give the same bits on any GPU, however its blocks are scheduled.
 //
-// The pointers of the gradients change from step to step, so they travel in the parameters of the kernel: no copy to the
-// device, and a CUDA graph replays them as they were captured.
+// The pointers of the gradients change from step to step, so they travel in the parameters of the kernel: no copy to
+// the device, and a CUDA graph replays them as they were captured.
 #include <algorithm>
 
 #include "elements.cuh"
@@ -27,8 +27,8 @@ namespace {
 
 struct Step {
   Work work;
-  double* partials;   // [blocks, 2, kColumns] a block's part of the tensor that began before it, and of one that goes on
-  double* totals;     // [n_totals, kTotals]
+  double* partials;  // [blocks, 2, kColumns] a block's part of the tensor that began before it, and of one that goes on
+  double* totals;    // [n_totals, kTotals]
   uint32_t* tickets;  // [1 + blocks] of the row, and of the tensor that begins in a block and goes on
   int32_t n_tensors, n_totals, n_scalars;
   RowTarget row;
@@ -99,8 +99,8 @@ __device__ __forceinline__ void accumulate(const void* gradient, const TensorEnt
 // Rows, written by one thread each
 
 // The row of a tensor whose elements have all been merged; adds it to a total.
-__device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const TensorEntry& tensor, const double* columns,
-                                              double* total) {
+__device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const TensorEntry& tensor,
+                                              const double* columns, double* total) {
   Moments moments;
   moments.sum = columns[kSum];
   moments.sum_sq = columns[kSumSq];
@@ -149,7 +149,8 @@ __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
 // The kernel
 
 template <int kPointers>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm) gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
   __shared__ Scratch scratch;
   __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
   __shared__ BlockEntry block_entries[kWarps];

@@ -23,8 +23,8 @@ struct Scratch {
 // Reduces the columns of a warp into merged[warp]; the whole warp may read it afterwards.
 //
 // The obvious way, five shuffles for each column, costs 200 instructions a thread, as each 64-bit value takes two. Here
-// the columns are turned by a trip through shared memory: four lanes take a column, each adds eight values, two shuffles
-// remain. About 50 instructions, which matters as small tensors are reduced by one warp each.
+// the columns are turned by a trip through shared memory: four lanes take a column, each adds eight values, two
+// shuffles remain. About 50 instructions, which matters as small tensors are reduced by one warp each.
 template <int kCount>
 __device__ __forceinline__ void reduce_warp(const double (&mine)[kCount], Scratch& scratch) {
   static_assert(kCount * 4 <= kWarp);
@@ -60,8 +60,7 @@ __device__ __forceinline__ void reduce_block(const double (&mine)[kCount], Scrat
   __syncthreads();
   if (threadIdx.x == 0)
     for (int warp = 1; warp < kWarps; ++warp)
-      for (int c = 0; c < kCount; ++c)
-        scratch.merged[0][c] = combine(c, scratch.merged[0][c], scratch.merged[warp][c]);
+      for (int c = 0; c < kCount; ++c) scratch.merged[0][c] = combine(c, scratch.merged[0][c], scratch.merged[warp][c]);
 }
 
 // Adds `arriving` to a ticket that expects `expected`; true, for the whole block, in the block that completes it, which

@@ -1,8 +1,8 @@
 // Multiplies every gradient by a factor that lies on the device: the second half of clipping by the total norm.
 //
 // What it costs: where the factor is exactly 1, one read of 8 bytes for each block, and the gradients are not touched.
-// That is the common case in a healthy training, and where torch reads and writes every gradient all the same. Where the
-// factor is not 1: each byte is read and written once.
+// That is the common case in a healthy training, and where torch reads and writes every gradient all the same. Where
+// the factor is not 1: each byte is read and written once.
 //
 // A product is rounded as torch's mul_ rounds it: the factor goes to the type that the product is computed in (fp32 for
 // fp32 and shorter), the product to the gradient's own.

@@ -34,7 +34,8 @@ __device__ __forceinline__ const Entry& fetch(const Entry* entry, Entry (&of_war
   static_assert(kWords <= kWarp);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   __syncwarp();  // the entry before this one may still be read
-  if (lane < kWords) reinterpret_cast<uint32_t*>(&of_warps[warp])[lane] = reinterpret_cast<const uint32_t*>(entry)[lane];
+  if (lane < kWords)
+    reinterpret_cast<uint32_t*>(&of_warps[warp])[lane] = reinterpret_cast<const uint32_t*>(entry)[lane];
   __syncwarp();
   return of_warps[warp];
 }

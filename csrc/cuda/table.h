@@ -2,7 +2,8 @@
 //
 // The gradients are laid one after another in 16-byte vectors, each followed by a gap that stands for what a tensor
 // costs besides its bytes, and the line is cut into equal shares, one for each block. The number of blocks depends on
-// the gradients alone and never on the device, so a sum is grouped in the same way, and has the same bits, on every GPU.
+// the gradients alone and never on the device, so a sum is grouped in the same way, and has the same bits, on every
+// GPU.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 """The suite of the CUDA back end: on a GPU, or under the simulator with ``make cuda-test``; skipped elsewhere.
 
-Under the simulator torch's own kernels do not run, so inputs are made on the CPU and copied, and results are copied back
-before anything is computed from them.
+Under the simulator torch's own kernels do not run, so inputs are made on the CPU and copied, and results are copied
+back before anything is computed from them.
 """
 
 from __future__ import annotations
@@ -13,15 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_helpers import SIMULATED
 
 from pytracker import _ops
-
-try:
-    import cudasim  # on the path under `python -m cudasim run`
-
-    SIMULATED = cudasim.active()
-except ImportError:
-    SIMULATED = False
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def compile_program() -> Path:
     """Compile program.cpp with the kernels, unless that is done already, and return where it is."""
-    sources = sorted((ROOT / "csrc/cuda").glob("*.cu")) + [ROOT / "csrc/cuda/table.cpp", ROOT / "tests/cuda/program.cpp"]
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    sources = [*kernels, ROOT / "csrc/cuda/table.cpp", ROOT / "tests/cuda/program.cpp"]
     headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), ROOT / "tests/cuda/oracle.h"]
     folder = ROOT / "build" / ("cuda-program-simulated" if SIMULATED else "cuda-program")
     program = folder / "program"

@@ -197,13 +197,12 @@ inline bool same(const double* row, const Expected& want, double tolerance, cons
                   near(row[kAbsMax], want.abs_max, 1e-15L * want.abs_max) && row[kZeros] == want.zeros &&
                   row[kNans] == want.nans && row[kInfs] == want.infs;
   if (!ok)
-    std::printf("FAIL %s: got %.9g %.17g %.9g %g %g %g, want %.9Lg %.17Lg %.9g %g %g %g\n", name.c_str(), row[0], row[1],
-                row[2], row[3], row[4], row[5], want.sum, want.sum_sq, want.abs_max, want.zeros, want.nans, want.infs);
+    std::printf("FAIL %s: got %.9g %.17g %.9g %g %g %g, want %.9Lg %.17Lg %.9g %g %g %g\n", name.c_str(), row[0],
+                row[1], row[2], row[3], row[4], row[5], want.sum, want.sum_sq, want.abs_max, want.zeros, want.nans,
+                want.infs);
   return ok;
 }
 
-inline double tolerance_of(Dtype dtype) {
-  return dtype == Dtype::kFloat64 || is_complex(dtype) ? 1e-14 : 1e-7;
-}
+inline double tolerance_of(Dtype dtype) { return dtype == Dtype::kFloat64 || is_complex(dtype) ? 1e-14 : 1e-7; }
 
 }  // namespace pytracker

@@ -13,7 +13,7 @@
 namespace pytracker {
 namespace {
 
-constexpr Dtype kDtypes[] = {Dtype::kFloat32,  Dtype::kBFloat16,  Dtype::kFloat16,
+constexpr Dtype kDtypes[] = {Dtype::kFloat32, Dtype::kBFloat16,  Dtype::kFloat16,
                              Dtype::kFloat64, Dtype::kComplex64, Dtype::kComplex128};
 
 int seeds = 1;
@@ -147,7 +147,8 @@ void spanning() {
   uint64_t n = 0;
   for (const Dtype dtype : kDtypes)
     for (const int64_t numel : {20000, 64, 9000, 0, 1, 5000}) {
-      problem.gradients.push_back(make_gradient(dtype, numel, static_cast<Values>(n % 9), static_cast<int64_t>(n % 3), n));
+      problem.gradients.push_back(
+          make_gradient(dtype, numel, static_cast<Values>(n % 9), static_cast<int64_t>(n % 3), n));
       problem.gradients.back().missing = ++n % 5 == 0;
     }
   check(std::move(problem));
@@ -194,7 +195,7 @@ void large() {
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat64})
     for (const Values values : {Values::kNormal, Values::kWorst}) {
       Problem problem;
-      problem.gradients.push_back(make_gradient(dtype, 700001, values, 1));
+      problem.gradients.push_back(make_gradient(dtype, 300001, values, 1));
       check(std::move(problem));
     }
 }
@@ -214,7 +215,8 @@ void with_gaps() {
 // A log of rows on the device: the cursor, scalars of every kind, a loss scale and the clip factor.
 std::vector<double> log_some_steps() {
   Problem problem;
-  for (const int64_t numel : {5000, 100, 20000}) problem.gradients.push_back(make_gradient(Dtype::kFloat16, numel, Values::kNormal));
+  for (const int64_t numel : {5000, 100, 20000})
+    problem.gradients.push_back(make_gradient(Dtype::kFloat16, numel, Values::kNormal));
   problem.prepare();
   constexpr int64_t kCapacity = 4, kScalars = 6;
   const int64_t width = problem.width(kScalars), stride = width + 3;
@@ -284,13 +286,15 @@ void scale() {
     problem.strided = {{2, {40, 30}, {64, 2}}};
     for (const Dtype dtype : kDtypes) {
       problem.gradients.push_back(make_strided(dtype, problem.strided[0], 0));
-      for (const int64_t numel : {0, 1, 9, 100, 12345}) problem.gradients.push_back(make_gradient(dtype, numel, Values::kNormal, 1));
+      for (const int64_t numel : {0, 1, 9, 100, 12345})
+        problem.gradients.push_back(make_gradient(dtype, numel, Values::kNormal, 1));
     }
     problem.gradients[4].missing = true;
     problem.prepare();
     const Buffer device_factor(&factor, sizeof(factor));
     std::vector<void*> data;
-    for (const Gradient& g : problem.gradients) data.push_back(g.missing ? nullptr : const_cast<void*>(static_cast<const void*>(g.data())));
+    for (const Gradient& g : problem.gradients)
+      data.push_back(g.missing ? nullptr : const_cast<void*>(static_cast<const void*>(g.data())));
     CHECK(cuda::scale(problem.table, problem.device_table->as(), data.data(), device_factor.as<double>(), nullptr));
     for (const Gradient& g : problem.gradients) {
       const Dtype dtype = g.layout.dtype;
@@ -341,7 +345,8 @@ void meters() {
 // A captured step replays on what the gradients then hold, and advances the cursor each time.
 void graph() {
   Problem problem;
-  for (const int64_t numel : {9000, 64, 30000}) problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
+  for (const int64_t numel : {9000, 64, 30000})
+    problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
   problem.prepare();
   const int64_t width = problem.width();
   const Buffer rows(3 * width * sizeof(double)), cursor(sizeof(int64_t));
@@ -371,8 +376,8 @@ void graph() {
 }
 
 const std::map<std::string, std::function<void()>> scenarios = {
-    {"every_kind", every_kind}, {"spanning", spanning}, {"tickets", tickets}, {"many", many},   {"nothing", nothing},
-    {"large", large},           {"with_gaps", with_gaps}, {"log", log},       {"clip", clip},   {"scale", scale},
+    {"every_kind", every_kind}, {"spanning", spanning},   {"tickets", tickets}, {"many", many}, {"nothing", nothing},
+    {"large", large},           {"with_gaps", with_gaps}, {"log", log},         {"clip", clip}, {"scale", scale},
     {"meters", meters},         {"graph", graph}};
 
 }  // namespace
