@@ -68,6 +68,11 @@ class GrowingArray:
         self._buffer[self._length : end] = rows
         self._length = end
 
+    def adopt(self, rows: NDArray[Any]) -> None:
+        """Take ``rows`` as the whole content, without a copy; nobody else may write to them from here on."""
+        self._buffer = np.asarray(rows, self._buffer.dtype)
+        self._length = len(rows)
+
     def keep(self, start: int, stop: int) -> None:
         """Keep only the rows ``start:stop``; views taken before stay as they were."""
         self._buffer = self._buffer[start:stop].copy()

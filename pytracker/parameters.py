@@ -207,13 +207,16 @@ class ParameterHistory:
         last_step: ArrayLike,
         fields: dict[str, NDArray[Any]],
     ) -> ParameterHistory:
-        """Make a history of intervals at once: steps int64 [m] and, of the fields that say anything, arrays [m, T]."""
+        """Make a history of intervals at once: steps int64 [m] and, of the fields that say anything, arrays [m, T].
+
+        The arrays are taken over, not copied.
+        """
         history = cls(infos, max_interval_bytes=None)
         history._first.extend(first_step)
         history._last.extend(last_step)
         for name, array in fields.items():
             field = history._fields[name] = GrowingArray(_dtype(name), (len(history.infos),))
-            field.extend(array)
+            field.adopt(array)
         return history
 
     @property

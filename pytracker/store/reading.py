@@ -22,6 +22,7 @@ from ._lock import is_locked
 from ._schema import FILE_NAME, open_for_reading
 
 UNREADABLE: Final = "unreadable"
+_BLOB_TYPES: Final = {name: "<i8" if name == "first_nonfinite" else "<f4" for name in FIELDS}
 
 
 @dataclass(frozen=True)
@@ -262,26 +263,28 @@ def read_intervals(
     connection: sqlite3.Connection, infos: list[ParameterInfo], *, latest: int | None = None
 ) -> ParameterHistory:
     """Read the per-parameter intervals, or only the ``latest`` few."""
+    width = len(infos)
     limit = -1 if latest is None else latest
-    chosen = "(SELECT first_step FROM intervals ORDER BY first_step DESC LIMIT ?)"
-    where = f"FROM intervals WHERE first_step IN {chosen} ORDER BY first_step"
-    steps = connection.execute(f"SELECT first_step, last_step {where}", (limit,)).fetchall()
-    table = np.array(steps, np.int64).reshape(-1, 2)
-    fields = {}
-    for name in FIELDS:
-        blobs = [row[0] for row in connection.execute(f"SELECT {name} {where}", (limit,))]
-        if any(blob is not None for blob in blobs):
-            fields[name] = _matrix(name, blobs, len(infos))
-    return ParameterHistory.from_fields(infos, table[:, 0], table[:, 1], fields)
-
-
-def _matrix(name: str, blobs: list[bytes | None], width: int) -> NDArray[Any]:
-    kind = "<i8" if name == "first_nonfinite" else "<f4"
-    nothing = np.full(width, FIELDS[name], kind).tobytes()
-    joined = b"".join(nothing if blob is None else blob for blob in blobs)
-    if len(joined) != len(nothing) * len(blobs):
-        raise RunFormatError(f"intervals.{name}: the blobs don't hold one value for each of {width} parameters")
-    return np.frombuffer(joined, kind).reshape(len(blobs), width)
+    chosen = "first_step IN (SELECT first_step FROM intervals ORDER BY first_step DESC LIMIT ?)"
+    steps = connection.execute(
+        f"SELECT first_step, last_step FROM intervals WHERE {chosen} ORDER BY first_step", (limit,)
+    ).fetchall()
+    rows = connection.execute(f"SELECT {', '.join(FIELDS)} FROM intervals WHERE {chosen} ORDER BY first_step", (limit,))
+    fields: dict[str, NDArray[Any]] = {}
+    for index, row in enumerate(rows):
+        for name, blob in zip(FIELDS, row, strict=True):
+            if blob is None:
+                continue
+            if name not in fields:  # it has had nothing to tell up to here
+                fields[name] = np.full((len(steps), width), FIELDS[name], _BLOB_TYPES[name])
+            values = np.frombuffer(blob, _BLOB_TYPES[name])
+            if len(values) != width:
+                raise RunFormatError(
+                    f"intervals.{name}: {len(values)} values in a blob, and there are {width} parameters"
+                )
+            fields[name][index] = values
+    first, last = np.array(steps, np.int64).reshape(-1, 2).T
+    return ParameterHistory.from_fields(infos, first, last, fields)
 
 
 def read_exact_rows(connection: sqlite3.Connection, parameters: ParameterHistory) -> None:
