@@ -15,14 +15,14 @@
 TORCH_LIBRARY(pytracker, m) {
   m.def("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor");
   m.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
-  m.def("update_meters_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()");
+  m.def("meter_update_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()");
 }
 
 #define PYTRACKER_REGISTER(key)                              \
   TORCH_LIBRARY_IMPL(pytracker, key, m) {                    \
     m.impl("gradient_moments", pytracker::gradient_moments); \
     m.impl("scale_gradients_", pytracker::scale_gradients_); \
-    m.impl("update_meters_", pytracker::update_meters_);     \
+    m.impl("meter_update_", pytracker::meter_update_);       \
   }
 PYTRACKER_REGISTER(CPU)
 #if defined(PYTRACKER_CUDA)
@@ -33,7 +33,7 @@ PYTRACKER_REGISTER(CUDA)
 TORCH_LIBRARY_IMPL(pytracker, Autograd, m) {
   m.impl("gradient_moments", torch::CppFunction::makeFallthrough());
   m.impl("scale_gradients_", torch::CppFunction::makeFallthrough());
-  m.impl("update_meters_", torch::CppFunction::makeFallthrough());
+  m.impl("meter_update_", torch::CppFunction::makeFallthrough());
 }
 
 namespace pytracker {

@@ -73,7 +73,7 @@ void scale_gradients_(at::TensorList gradients, const at::Tensor& factor) {
   });
 }
 
-void update_meters_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights) {
+void meter_update_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights) {
   const auto count = static_cast<int64_t>(values.size());
   if (state.scalar_type() != at::kDouble || state.dim() != 2 || state.size(1) != kMeterColumns ||
       !state.is_contiguous())

@@ -14,6 +14,6 @@ at::Tensor gradient_moments(at::TensorList gradients, const std::optional<at::Te
 void scale_gradients_(at::TensorList gradients, const at::Tensor& factor);
 
 // Feeds values[i], with weights[i], to the meter of row i of `state` (float64 [K, kMeterColumns]).
-void update_meters_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights);
+void meter_update_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights);
 
 }  // namespace pytracker

@@ -138,7 +138,7 @@ def _register() -> None:
     def _scale_gradients(gradients: list[Tensor], factor: Tensor) -> None:
         return None
 
-    @torch.library.register_fake("pytracker::update_meters_")  # type: ignore[untyped-decorator]
+    @torch.library.register_fake("pytracker::meter_update_")  # type: ignore[untyped-decorator]
     def _update_meters(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
         return None
 

@@ -292,7 +292,7 @@ def define_operators() -> None:
     library: Any = torch.library.Library("pytracker", "DEF")  # type: ignore[no-untyped-call]
     library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
     library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
-    library.define("update_meters_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()")
+    library.define("meter_update_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()")
 
     def gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
         names = [f"tensors[{i}]" for i in range(len(gradients))]
@@ -304,11 +304,11 @@ def define_operators() -> None:
 
     library.impl("gradient_moments", gradient_moments, "CompositeExplicitAutograd")
     library.impl("scale_gradients_", scale_gradients_, "CompositeExplicitAutograd")
-    library.impl("update_meters_", update_meters_, "CompositeExplicitAutograd")
+    library.impl("meter_update_", meter_update_, "CompositeExplicitAutograd")
     globals()["_library"] = library  # the operators live as long as this object
 
 
-def update_meters_(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
+def meter_update_(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
     """Feed values[i] with weights[i] to the meter of row i of ``state``, float64 [K, 4]: val, sum, count, nans."""
     for meter, value, weight in zip(state, values, weights, strict=False):
         number = value.detach().reshape(()).to(state)

@@ -90,7 +90,7 @@ class AverageMeter:
         state = self._states.get(val.device)
         if state is None:
             state = self._states[val.device] = torch.zeros((1, len(METER_COLUMNS)), dtype=torch.float64).to(val.device)
-        torch.ops.pytracker.update_meters_(state, [val.detach()], [float(n)])
+        torch.ops.pytracker.meter_update_(state, [val.detach()], [float(n)])
         self._latest = val.device
 
     def _read(self, column: int) -> float:
