@@ -190,7 +190,7 @@ def starts() -> Iterator[Row]:
 
 
 def scale(parameters: int = 10_000, every: int = 50) -> Iterator[Row]:
-    """10,000 parameters, drained every 50 steps, 8 series: 1,000, 10,000 and 100,000 steps, as fast as the disk goes."""
+    """10,000 parameters, drained every 50 steps, 8 series, for 1,000 to 100,000 steps; as fast as the disk goes."""
     yield (
         "steps",
         "intervals",
@@ -268,12 +268,11 @@ def markdown(title: str, rows: list[Row]) -> str:
 
 
 def machine() -> str:
-    model = next(
-        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), ""
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, SQLite {sqlite3.sqlite_version}"
     load = os.getloadavg()[0]
-    return f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores of {model}, {versions}; load before: {load:.1f}"
+    return f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores of {models[0] if models else platform.machine()}, {versions}; load before: {load:.1f}"
 
 
 def main() -> None:
