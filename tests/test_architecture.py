@@ -29,12 +29,12 @@ FLOORS = [
     {"_targets"},
     {"gradients"},
     {"meters", "device_log", "distributed", "store", "diagnostics", "sinks"},
-    {"tracker", "comparison", "export", "_metrics", "report", "watch"},
+    {"tracker", "comparison", "export", "_metrics", "report", "_console", "watch"},
     {"integrations", "_doctor", "demo"},
     {"cli"},
 ]
 TORCH_FREE = {"errors", "_growing", "columns", "history", "parameters", "store", "diagnostics"}
-TORCH_FREE |= {"comparison", "export", "_metrics", "report", "watch", "cli"}
+TORCH_FREE |= {"comparison", "export", "_metrics", "report", "_console", "watch", "cli"}
 
 
 def room(module: str) -> str:
