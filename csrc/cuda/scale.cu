@@ -33,6 +33,16 @@ __device__ __forceinline__ T product(T x, double factor) {
   }
 }
 
+template <typename T>
+__device__ __forceinline__ uint4 product(uint4 raw, double factor) {
+  T x[kVectorBytes / sizeof(T)];
+  memcpy(x, &raw, sizeof(x));
+#pragma unroll
+  for (T& value : x) value = product(value, factor);
+  memcpy(&raw, x, sizeof(x));
+  return raw;
+}
+
 // kParts: 2 for a complex T, whose parts are scaled alike.
 template <typename T, int kParts = 1>
 __device__ __forceinline__ void multiply(void* gradient, const Stretch& stretch, const Strided* strided, Team team,
@@ -54,27 +64,22 @@ __device__ __forceinline__ void multiply(void* gradient, const Stretch& stretch,
   if (team.rank() < vectors.tail) multiply_one(count - 1 - team.rank());
 
   // Four loads before the first store, as the compiler may not move a load across a store to the same array.
-  constexpr int kVectors = 4, kElements = kVectorBytes / sizeof(T);
+  constexpr int kVectors = 4;
   uint4* body = reinterpret_cast<uint4*>(data + vectors.head);
-  for (int at = team.rank(); at < vectors.count; at += kVectors * team.size()) {
+  int at = team.rank();
+  for (; at + (kVectors - 1) * team.size() < vectors.count; at += kVectors * team.size()) {
     uint4 raw[kVectors];
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      if (at + i * team.size() < vectors.count) raw[i] = body[at + i * team.size()];
+    for (int i = 0; i < kVectors; ++i) raw[i] = body[at + i * team.size()];
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      T x[kElements];
-      memcpy(x, &raw[i], sizeof(x));
-#pragma unroll
-      for (T& value : x) value = product(value, factor);
-      memcpy(&raw[i], x, sizeof(x));
-      if (at + i * team.size() < vectors.count) body[at + i * team.size()] = raw[i];
-    }
+    for (int i = 0; i < kVectors; ++i) body[at + i * team.size()] = product<T>(raw[i], factor);
   }
+  for (; at < vectors.count; at += team.size()) body[at] = product<T>(body[at], factor);
 }
 
 template <int kPointers>
-__global__ void __launch_bounds__(kThreads, 8) scale_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+    scale_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
   const double factor = *parameters.factor;
   if (factor == 1) return;
   const Work& work = parameters.work;
