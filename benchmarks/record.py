@@ -270,9 +270,10 @@ def markdown(title: str, rows: list[Row]) -> str:
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = models[0] if models else platform.machine()
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, SQLite {sqlite3.sqlite_version}"
     load = os.getloadavg()[0]
-    return f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores of {models[0] if models else platform.machine()}, {versions}; load before: {load:.1f}"
+    return f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores of {processor}, {versions}; load before: {load:.1f}"
 
 
 def main() -> None:
