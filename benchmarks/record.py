@@ -273,7 +273,7 @@ def machine() -> str:
     processor = models[0] if models else platform.machine()
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, SQLite {sqlite3.sqlite_version}"
     load = os.getloadavg()[0]
-    return f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores of {processor}, {versions}; load before: {load:.1f}"
+    return f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores of {processor}, {versions}; load {load:.1f}"
 
 
 def main() -> None:
