@@ -17,6 +17,7 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -139,7 +140,7 @@ def sparkline(values: NDArray[np.floating], width: int = 12) -> str:
 
 def series_table(history: History) -> Table:
     """Show the series of the training."""
-    table = Table("series", "values", "first", "last", "min", "max", title="What was tracked at every step")
+    table = Table("series", "values", "first", "last", "min", "max", title="What was tracked at every step", box=SIMPLE)
     for name in ("loss", "accuracy", "lr", "grad_norm", "grad_max", "val_accuracy"):
         values = history[name].values
         figures = (values[0], values[-1], values.min(), values.max())
@@ -151,7 +152,9 @@ def layer_table(history: History) -> Table:
     """Show the gradient norm of each parameter."""
     parameters = history.parameters
     _steps, norms = parameters.norms()
-    table = Table("gradient of", "shape", "L2 norm", "first", "last", "max", title="Gradient norms of each layer")
+    table = Table(
+        "gradient of", "shape", "L2 norm", "first", "last", "max", title="Gradient norms of each layer", box=SIMPLE
+    )
     for info, values in zip(parameters.infos, norms.T, strict=True):
         shape = " x ".join(map(str, info.shape))
         figures = (values[0], values[-1], values.max())
@@ -162,8 +165,10 @@ def layer_table(history: History) -> Table:
 def cost_table(costs: Costs) -> Table:
     """Show what one step took, with tracking and with the original loop."""
     step = median(costs.training)
-    table = Table("each step", "median", "mean", "share", "result", title="What it cost, measured in this run")
-    table.caption = "share: of a training step, by medians; a mean holds the copies to the host and the disk, too"
+    table = Table(
+        "each step", "median", "mean", "share", "result", title="What it cost, measured in this run", box=SIMPLE
+    )
+    table.caption = "share: of a training step, by medians. A mean holds the drains, too."
     for name, seconds, result in [
         ("training", costs.training, ""),
         ("Tracker.step", costs.tracking, "6 moments a parameter, 3 scalars"),
