@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import re
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -285,21 +288,44 @@ def test_the_clock_tells_when_a_step_was_logged(tmp_path):
     assert load_run(run.path).seconds == seconds[-1]
 
 
-def test_the_queries_of_the_documentation_run_on_a_file(tmp_path, infos):
-    with Run(tmp_path, config={"optimizer": {"lr": 0.1}}) as run:
+DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "runs.md"
+
+
+def test_the_queries_of_the_documentation_run_on_a_file(tmp_path, infos, monkeypatch):
+    with Run(tmp_path, name="one", config={"lr": 0.1}) as run:
         run.set_parameters(infos)
-        run.log(0, loss=2.0)
-        run.log(1, loss=1.0)
+        for step in range(200):
+            run.log(step, loss=1.0 / (step + 1), grad_norm=2.0)
         run.log_interval(summarize([0, 1], np.ones((2, 3, 6)), [info.numel for info in infos]))
-    connection = sqlite3.connect(run.path / "run.sqlite")
-    assert connection.execute("SELECT step, value FROM metrics WHERE name = 'loss'").fetchall() == [(0, 2.0), (1, 1.0)]
-    assert connection.execute("SELECT json_extract(config, '$.optimizer.lr') FROM run").fetchone() == (0.1,)
-    blob, names = (
-        connection.execute("SELECT norm_max FROM intervals").fetchone()[0],
-        [name for (name,) in connection.execute("SELECT name FROM parameters ORDER BY id")],
-    )
-    assert dict(zip(names, np.frombuffer(blob, "<f4").tolist(), strict=True)) == {info.name: 1.0 for info in infos}
-    connection.close()
+    with Run(tmp_path, name="one", resume=True) as run:
+        run.log(150, loss=0.0)
+    text = DOCUMENTATION.read_text()
+    queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    with contextlib.closing(sqlite3.connect(run.path / "run.sqlite")) as connection:
+        results = [connection.execute(query).fetchall() for query in queries]
+    every_hundredth, series, origin, pairs, speed, archived = results
+    assert every_hundredth == [(0, 1.0), (100, 1 / 101)]
+    assert series[1][:4] == ("loss", 151, 0.0, 150)
+    assert (origin[0][0], origin[0][2]) == (0.1, "finished")
+    assert pairs[3] == (3, 0.25, 2.0)
+    assert len(speed) == 1
+    assert archived == [(1, 150, 100)]
+    monkeypatch.chdir(run.path)
+    scope: dict[str, object] = {}
+    exec(re.findall(r"```python\n(import sqlite3.*?)```", text, re.DOTALL)[0], scope)
+    scope["connection"].close()
+    assert scope["norms"] == {info.name: 1.0 for info in infos}
+
+
+def test_the_documentation_names_every_table_and_column(tmp_path):
+    with Run(tmp_path) as run:
+        pass
+    text = DOCUMENTATION.read_text()
+    with contextlib.closing(sqlite3.connect(run.path / "run.sqlite")) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type != 'index'")]
+        columns = {row[1] for table in tables for row in connection.execute(f"PRAGMA table_info({table})")}
+    missing = [name for name in [*tables, *columns] if f"`{name}`" not in text]
+    assert missing == []
 
 
 def test_a_resumed_model_with_other_parameters_is_refused(tmp_path, infos):
