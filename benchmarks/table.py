@@ -6,6 +6,7 @@ python -m benchmarks.table build/benchmarks.json docs/results
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -175,7 +176,7 @@ def main(source: str, folder: str) -> None:
         console.print(table)
     text = [
         f"# CPU benchmarks, {now:%Y-%m-%d %H:%M} UTC",
-        f"Machine: {machine()}.",
+        f"Machine: {machine()}. Load average at the end: {os.getloadavg()[1]:.1f} (about 1 is its own).",
         "Command: `make bench`. Contenders take turns, pass by pass; a line joins the rounds of all passes. Each "
         "result is checked against a float64 norm before it is timed. GB/s: bytes of gradients over the median.",
         "## Goals",
