@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,15 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Offer the names of the runs to the shell."""
+    folder = Path(context.params.get("directory") or os.environ.get("PYTRACKER_RUNS", "runs"))
+    names = (path.parent.name for path in folder.glob("*/run.sqlite"))
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+_run = click.argument("run", shell_complete=_complete)
+_runs = click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=_complete)
 _directory = click.option(
     "--dir", "directory", default="runs", show_default=True, envvar="PYTRACKER_RUNS", help="The folder of the runs."
 )
@@ -63,7 +73,7 @@ def list_(directory: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("run")
+@_run
 @_directory
 @_as_json
 def show(run: str, directory: str, as_json: bool) -> None:
@@ -84,7 +94,7 @@ def show(run: str, directory: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@_runs
 @click.option("--threshold", "thresholds", multiple=True, metavar="METRIC=VALUE", help="When was this level reached?")
 @_directory
 @_as_json
@@ -106,7 +116,7 @@ def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], directory: str, 
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@_runs
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path(dir_okay=False))
 @_directory
 def report(runs: tuple[str, ...], output: str, directory: str) -> None:
@@ -121,7 +131,7 @@ def report(runs: tuple[str, ...], output: str, directory: str) -> None:
 
 
 @main.command()
-@click.argument("run")
+@_run
 @click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Look once and leave.")
 @_directory
@@ -136,7 +146,7 @@ def watch(run: str, every: float, once: bool, directory: str) -> None:
 
 
 @main.command()
-@click.argument("run")
+@_run
 @click.option("-o", "--output", default="-", show_default="standard output", type=click.Path(dir_okay=False))
 @click.option(
     "--format", "format_", type=click.Choice(["csv", "json", "parquet"]), help="Default: as OUTPUT ends, or csv."
@@ -159,7 +169,7 @@ def export(run: str, output: str, format_: str | None, parameters: bool, directo
 
 
 @main.command()
-@click.argument("run")
+@_run
 @click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "critical"]),

@@ -15,8 +15,7 @@ _GIT_SECONDS = 5.0
 def collect(working_directory: str) -> dict[str, Any]:
     """Return facts for people: command, host, versions, devices, and the git commit of ``working_directory``.
 
-    Starts git twice, so it runs on the writer's thread. torch is asked only where the program has imported it, and CUDA
-    only where it is running already: nothing is initialized from here.
+    Starts git twice, so it runs on the writer's thread.
     """
     return {
         "command": " ".join(sys.orig_argv),
@@ -27,7 +26,6 @@ def collect(working_directory: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "pytracker": _own_version(),
-        **_torch_facts(),
         **_git_facts(working_directory),
     }
 
@@ -41,14 +39,18 @@ def _own_version() -> str:
         return "from source"
 
 
-def _torch_facts() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda"):
+def torch_facts() -> dict[str, Any]:
+    """Return torch's version and its devices, as far as the program has come: costs next to nothing.
+
+    torch is asked only where it is imported already, and CUDA only where it is running: nothing is started from here.
+    """
+    torch: Any = sys.modules.get("torch")
+    try:
+        started = torch and torch.cuda.is_initialized()
+        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if started else []
+        return {"torch": torch and str(torch.__version__), "devices": devices}
+    except Exception:  # the program is in the middle of importing it
         return {"torch": None, "devices": []}
-    devices = []
-    if torch.cuda.is_initialized():
-        devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"torch": torch.__version__, "devices": devices}
 
 
 def _git_facts(directory: str) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from ..errors import StoreError
-from ._facts import collect
+from ._facts import collect, torch_facts
 from ._file import RunFile
 from ._pending import Batch, Pending
 
@@ -42,7 +42,7 @@ class Writer:
         self._orders: deque[_Order] = deque()
         self._wake = threading.Event()
         self._stopping = False
-        self._facts_written = False
+        self._facts: dict[str, Any] = {}
         self._failures = 0
         self._next_try = 0.0
         self._warned = False
@@ -115,16 +115,18 @@ class Writer:
         error = self._attempt(lambda: self._put(batch)) if batch else None
         if error is not None:
             self._pending.give_back(batch)
-        elif not self._facts_written:
-            error = self._attempt(self._put_facts)
+        elif self._facts != self._facts | torch_facts() or not self._facts:
+            error = self._attempt(self._put_facts)  # anew where torch has been imported or CUDA started since
         return error
 
     def _put(self, batch: Batch) -> None:
         self._file.write(batch, self._pending.dropped_points, self._pending.dropped_blobs)
 
     def _put_facts(self) -> None:
-        self._file.set_facts({**collect(self._working_directory), "journal_mode": self._file.journal_mode})
-        self._facts_written = True
+        facts = self._facts or {**collect(self._working_directory), "journal_mode": self._file.journal_mode}
+        facts = facts | torch_facts()
+        self._file.set_facts(facts)
+        self._facts = facts
 
     def _attempt(self, action: Callable[[], None]) -> Exception | None:
         try:

@@ -162,6 +162,14 @@ def test_the_command_line_starts_without_torch_numpy_and_plotly():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_shell_completes_names_of_runs(runs):
+    words = {"COMP_WORDS": f"pytracker show --dir {runs} br", "COMP_CWORD": "4", "_CLI_COMPLETE": "bash_complete"}
+    code = "from pytracker.cli import main; main(prog_name='cli')"
+    environment = {**os.environ, **words}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["plain,brisk-otter", "plain,broken"]
+
+
 TRAINING = """
 import sys, time
 from pytracker.store import Run

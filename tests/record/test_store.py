@@ -149,6 +149,16 @@ def test_metadata_and_facts_say_where_a_run_comes_from(tmp_path):
     assert stored.facts["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_a_torch_that_is_imported_after_the_run_began_is_noted_too(tmp_path):
+    pytest.importorskip("torch", reason="the fact in question")
+    script = (
+        "import sys\nfrom pytracker.store import Run\nwith Run(sys.argv[1], name='one', flush_seconds=0.1) as run:\n"
+        "    run.log(0, loss=1.0)\n    run.flush()\n    import torch\n    run.log(1, loss=1.0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert load_run(tmp_path / "one").facts["torch"] == pytest.importorskip("torch").__version__
+
+
 def test_git_facts_name_the_commit_and_whether_it_is_dirty(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
