@@ -12,7 +12,7 @@ import gc
 import os
 import platform
 import random
-import resource
+import re
 import signal
 import sqlite3
 import statistics
@@ -238,7 +238,7 @@ def one_scale(parameters: int, steps: int, every: int) -> Row:
                     run.flush()  # a training takes longer than the disk; this loop doesn't
         written = time.perf_counter() - begin
         assert run.dropped_blobs == 0
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        peak = int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1e3
         size = (run.path / "run.sqlite").stat().st_size / 1e6
         loads = []
         for _ in range(3):

@@ -102,12 +102,21 @@ def _chart(subjects: list[Subject], title: str, names: list[str], *, log: bool =
     shapes = [_band(finding) for each in subjects for finding in each.findings]
     parts = {split(name) for name in names}
     note = "dots: validation" if len(parts) == 2 else ""
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {"title": {"text": "step", "standoff": 4}, "rangemode": "nonnegative"},
         "yaxis": {"type": "log" if log else "linear", "exponentformat": "power"},
         "shapes": shapes,
     }
+    if log and 1.5 < _decades(drawn) < 8:
+        layout["yaxis"]["dtick"] = 1  # a label for each power of ten, and none in between
     return {"title": title, "note": note, "data": traces + [mark for mark in marks if mark], "layout": layout}
+
+
+def _decades(drawn: list[tuple[Subject, str]]) -> float:
+    """Return how many powers of ten the positive values of some series span."""
+    values = np.concatenate([each.history[name].values for each, name in drawn])
+    values = values[np.isfinite(values) & (values > 0)]
+    return float(np.log10(values.max() / values.min())) if len(values) else 0.0
 
 
 def _traces(each: Subject, name: str, names: list[str]) -> list[dict[str, Any]]:

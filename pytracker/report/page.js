@@ -93,7 +93,8 @@ async function start() {
     button.addEventListener("click", () => {
       const log = button.getAttribute("aria-pressed") !== "true";
       button.setAttribute("aria-pressed", String(log));
-      Plotly.relayout(button.dataset.chart, { "yaxis.type": log ? "log" : "linear", "yaxis.autorange": true });
+      const scale = { "yaxis.type": log ? "log" : "linear", "yaxis.autorange": true, "yaxis.dtick": null };
+      Plotly.relayout(button.dataset.chart, scale);
     });
   }
   const chooser = document.getElementById("map-run");

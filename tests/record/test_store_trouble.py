@@ -18,7 +18,7 @@ import warnings
 import numpy as np
 import pytest
 
-from pytracker.errors import ClosedError, RunLockedError, StoreError
+from pytracker.errors import ClosedError, RunFormatError, RunLockedError, RunNotFoundError, StoreError
 from pytracker.parameters import ParameterInfo, summarize
 from pytracker.store import Run, load_run
 
@@ -72,6 +72,34 @@ def test_a_killed_writer_leaves_a_readable_run_that_holds_what_is_older_than_flu
     assert steps[-1] >= old[-1]
     assert stored.history["loss"].values.tolist() == [1.0 / (step + 1) for step in steps.tolist()]
     assert stored.state == "interrupted"
+
+
+RESUMES = """
+import sys
+from pytracker.store import Run
+print("ready", flush=True)
+while True:  # begin, go back 20 steps, write, finish, and again
+    with Run(sys.argv[1], name="one", resume=True, flush_seconds=0.02) as run:
+        first = max(0, run.history.last_step - 20)
+        for step in range(first, first + 60):
+            run.log(step, loss=float(step))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(6))
+def test_a_kill_while_a_run_begins_truncates_or_finishes_leaves_no_doubled_or_missing_step(tmp_path, attempt):
+    training = subprocess.Popen([sys.executable, "-c", RESUMES, str(tmp_path)], stdout=subprocess.PIPE)
+    with training:
+        training.stdout.readline()
+        time.sleep(random.Random(attempt).uniform(0, 0.02 if attempt < 2 else 0.5))
+        training.kill()
+    with contextlib.suppress(RunNotFoundError, RunFormatError):  # killed before there was a run
+        loss = load_run(tmp_path / "one").history["loss"]
+        assert loss == list(range(len(loss)))
+        assert loss.steps.tolist() == list(range(len(loss)))
+    with Run(tmp_path, name="one", resume=True) as run:
+        run.log(10**6, loss=1.0)
+    assert load_run(run.path).state == "finished"
 
 
 def test_a_running_run_is_read_while_it_is_written_and_can_be_resumed_once_killed(tmp_path):
