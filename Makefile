@@ -19,7 +19,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo test bench lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test clean
+.PHONY: demo test bench lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
 
 demo: build
 	$(BIN)/python -m pytracker.demo
@@ -31,6 +31,8 @@ bench: build
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py --benchmark-disable-gc --benchmark-columns=median \
 	    --benchmark-json=build/benchmarks.json $(BENCH_ARGS) >build/benchmarks.log || { tail -40 build/benchmarks.log; exit 1; }
 	$(BIN)/python -m benchmarks.table build/benchmarks.json docs/results
+	@if command -v nvcc >/dev/null && [ -x $(CUDASIM)/build.sh ]; then $(MAKE) cuda-counters; \
+	else echo "the CUDA counters need nvcc and the simulator at $(CUDASIM)"; fi
 
 doctor: build
 	$(BIN)/pytracker doctor
@@ -108,6 +110,12 @@ build/cudasim/libcudart.so.13: $(wildcard $(CUDASIM)/src/*)
 cuda-test: cuda-build build/cudasim/libcudart.so.13
 	$(INSTALLED) CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
 	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run --devices 2 -- $(CUDA_VENV)/bin/python -m pytest -q tests/cuda $(PYTEST_ARGS)
+
+# The benchmarks lie in the checkout, whose pytracker is not the one to be counted: they get a path of their own.
+cuda-counters: cuda-build build/cudasim/libcudart.so.13
+	@mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
+	$(INSTALLED) PYTHONPATH=build/path CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
+	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run -- $(CUDA_VENV)/bin/python -m benchmarks.cuda_counters docs/results
 
 clean:
 	rm -rf build $(VENV)/.built
