@@ -151,6 +151,7 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
         "command": facts.get("command"),
         "commit": f"{commit[:12]}{' with uncommitted changes' if facts.get('git_dirty') else ''}" if commit else None,
         "host": facts.get("host"),
+        "journal": "rollback (a network file system)" if facts.get("journal_mode") == "TRUNCATE" else None,
         "devices": ", ".join(facts.get("devices") or ()) or None,
         "python, torch": f"{facts.get('python')}, {facts.get('torch') or 'none'}" if facts else None,
         **run.meta,
@@ -228,7 +229,11 @@ def comparison(compared: Comparison) -> RenderableType:
             cells = ["-", "-", "-"]
             if result is not None:
                 mark = "*" if result.best == top is not None and len(bests) > 1 else ""
-                cells = [number(result.best) + mark, str(result.best_step or "-"), number(result.last)]
+                cells = [
+                    number(result.best) + mark,
+                    "-" if result.best_step is None else str(result.best_step),
+                    number(result.last),
+                ]
             metrics.add_row("" if index else metric, name, *cells, end_section=index == len(results) - 1)
     parts.append(metrics)
     if compared.reach:

@@ -187,13 +187,13 @@ class Series(MutableSequence[float]):
 
     __hash__ = None  # type: ignore[assignment]  # it changes, as a list does
 
-    def __add__(self, other: Iterable[float]) -> list[float]:
+    def __add__(self, other: list[float] | Series) -> list[float]:
         """Concatenate, as lists do: the result is a plain list."""
-        return [*self, *other]
+        return [*self, *other] if isinstance(other, (list, Series)) else NotImplemented
 
-    def __radd__(self, other: Iterable[float]) -> list[float]:
+    def __radd__(self, other: list[float]) -> list[float]:
         """Concatenate, as lists do: the result is a plain list."""
-        return [*other, *self]
+        return [*other, *self] if isinstance(other, list) else NotImplemented
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Give numpy (and what plots through it) a copy, or the read-only view where ``copy`` is False."""

@@ -13,6 +13,7 @@ from typing import Final
 
 from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..parameters import FIELDS
+from ._lock import is_locked
 
 FILE_NAME: Final = "run.sqlite"
 APPLICATION_ID: Final = 0x70797472  # "pytr": `file run.sqlite` and other programs can tell what it is
@@ -163,25 +164,27 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _connect_read_only(file: Path, scratch: Path) -> sqlite3.Connection:
-    """Connect read-only; a killed run in a folder that can't be written needs a copy, to play its WAL back."""
-    connection = _try_connect(file)
-    if connection is not None:
-        return connection
+    """Connect read-only, or to a copy.
+
+    A killed run may have a journal to play back. That takes a file that can be written, so it is done to a copy. While
+    a process writes the run, no copy would be whole: then the error stands.
+    """
+    try:
+        return _open_and_touch(file)
+    except sqlite3.OperationalError:
+        if is_locked(file.parent):
+            raise
     for suffix in ("", "-wal", "-journal"):
         source = file.with_name(file.name + suffix)
         if source.exists():
             shutil.copyfile(source, scratch / source.name)
-    copy = sqlite3.connect(scratch / file.name, isolation_level=None)
-    return copy
+    return sqlite3.connect(scratch / file.name, isolation_level=None)
 
 
-def _try_connect(file: Path) -> sqlite3.Connection | None:
+def _open_and_touch(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
     try:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        connection.close()
-        return None
     except sqlite3.DatabaseError:
         connection.close()
         raise

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -151,7 +151,7 @@ class Run:
         """Per-parameter records that were given up because the disk failed for too long."""
         return self._pending.dropped_blobs
 
-    def log(self, step: int, /, **metrics: float) -> None:
+    def log(self, step: int, /, **metrics: SupportsFloat) -> None:
         """Record one value of each metric at ``step``. Never waits for the disk; a tensor's device may be waited for.
 
         Raises:
@@ -161,13 +161,13 @@ class Run:
         """
         at = self._begin(step)
         history = self.history
+        values: dict[str, float] = {}
         for name, value in metrics.items():
-            if type(value) is not float:
-                metrics[name] = as_float(value, f"metric {name!r}")
+            values[name] = value if type(value) is float else as_float(value, f"metric {name!r}")
             history[name].check_step(at)
-        for name, value in metrics.items():
-            history[name].append(value, at)
-        self._pending.add_points(Points(at, self._seconds(), metrics))
+        for name, number in values.items():
+            history[name].append(number, at)
+        self._pending.add_points(Points(at, self._seconds(), values))
 
     def log_many(self, steps: ArrayLike, metrics: Mapping[str, ArrayLike]) -> None:
         """Record a value of each metric at each of ``steps``: int64 [n] and float64 [n] for each name.
@@ -301,7 +301,7 @@ class Run:
         if error is None:
             self.finish()
         else:
-            self.finish("failed", error=f"{type(error).__name__}: {error}")
+            self.finish("failed", error=_described(error))
 
     def __repr__(self) -> str:
         """Say which run it is and how it stands."""
@@ -342,7 +342,11 @@ class Run:
         if uncaught is None or hasattr(sys, "ps1"):  # at a prompt, an old error says nothing about the end
             self.finish()
         else:
-            self.finish("failed", error=f"{type(uncaught).__name__}: {uncaught}")
+            self.finish("failed", error=_described(uncaught))
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def finding_key(finding: Mapping[str, Any]) -> str:

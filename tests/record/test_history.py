@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import operator
 import pickle
 import subprocess
 import sys
@@ -131,6 +132,15 @@ def test_matplotlib_style_access_gets_an_array():
     array[0] = 9.0  # a copy: plotting code may do what it likes with it
     assert series == [1.0, 2.0]
     assert np.asarray(series, np.float32).dtype == np.float32
+
+
+def test_adding_an_array_adds_numbers_as_it_does_to_a_list():
+    series, ones = Series([1.0, 2.0]), np.ones(2)
+    assert operator.add(series, ones).tolist() == operator.add([1.0, 2.0], ones).tolist() == [2.0, 3.0]
+    assert operator.add(ones, series).tolist() == [2.0, 3.0]
+    assert operator.add([0.0], series) == [0.0, 1.0, 2.0]
+    with pytest.raises(TypeError):
+        operator.add(series, (1.0,))
 
 
 def test_views_are_read_only_and_survive_growth():

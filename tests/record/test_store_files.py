@@ -90,6 +90,17 @@ def test_a_finished_run_is_one_file_that_can_be_copied(tmp_path):
     assert load_run(tmp_path / "copy.sqlite").history["loss"] == [1.0]
 
 
+def test_a_run_killed_within_a_transaction_of_the_rollback_journal_is_read_as_it_was_before(tmp_path):
+    with Run(tmp_path, name="one") as run:
+        run.log_many(range(20_000), {"loss": range(20_000)})
+    writer = sqlite3.connect(run.path / "run.sqlite", isolation_level=None)
+    writer.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = 5; BEGIN; UPDATE points SET value = -1;")
+    shutil.copytree(run.path, tmp_path / "killed")  # what the disk holds at this moment: half a transaction
+    writer.close()
+    assert (tmp_path / "killed" / "run.sqlite-journal").stat().st_size > 0
+    assert load_run(tmp_path / "killed").history["loss"].values.tolist() == list(range(20_000))
+
+
 def test_network_file_systems_get_the_rollback_journal(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(
