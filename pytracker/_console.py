@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ._metrics import goal, headline
+from ._metrics import goal, headline, ordered
 from .comparison import Comparison, flatten
 from .store import StoredRun
 
@@ -88,15 +88,18 @@ def state(name: str) -> Text:
     return Text(name, style=_STATE_STYLES.get(name, ""))
 
 
-def plain_table(*columns: str, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
+def plain_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """Return an empty table in the house style; ``numbers`` are the columns to align on the right."""
-    made = Table(
-        box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1)
-    )
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         right = column in numbers
         made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
     return made
+
+
+def titled(title: str, table: RenderableType) -> Group:
+    """Put a title over a table; it may be wider."""
+    return Group(Text(f"\n{title}", style="bold"), table)
 
 
 def run_list(runs: Iterable[StoredRun]) -> RenderableType:
@@ -118,14 +121,15 @@ def run_details(run: StoredRun) -> RenderableType:
     parts: list[RenderableType] = [Text(run.name, style="bold"), _pairs(_run_facts(run))]
     config = flatten(run.config)
     if config:
-        parts.append(_pairs(config, title="Config"))
+        parts.append(titled("Config", _pairs(config)))
     if run.summaries:
         numbers = ("last", "lowest", "at step", "highest", "at step ")
-        table = plain_table("series", *numbers, title="Series", numbers=numbers)
-        for name, each in run.summaries.items():
+        table = plain_table("series", *numbers, numbers=numbers)
+        for name in ordered(run.summaries):
+            each = run.summaries[name]
             low, high = (number(each.minimum), str(each.minimum_step)), (number(each.maximum), str(each.maximum_step))
             table.add_row(name, number(each.last), *low, *high)
-        parts.append(table)
+        parts.append(titled("Series", table))
     if run.parameters:
         parts.append(parameter_table(run))
     if run.findings:
@@ -159,10 +163,8 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _pairs(values: dict[str, Any], title: str | None = None) -> Table:
+def _pairs(values: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    if title:
-        table.title, table.title_justify, table.title_style = title, "left", "bold"
     table.add_column(style="dim", no_wrap=len(max(map(str, values), key=len, default="")) < 30, overflow="fold")
     table.add_column(overflow="fold")
     for name, value in values.items():
@@ -182,27 +184,27 @@ def parameter_table(run: StoredRun) -> RenderableType:
     """Show the loudest and the quietest parameters of the last interval."""
     parameters = run.history.parameters
     elements = sum(info.numel for info in run.parameters)
-    title = f"Parameters: {len(run.parameters)}, {elements:,} elements, {len(parameters)} intervals recorded"
+    title = f"{len(run.parameters)} parameters, {elements:,} elements"
     if not len(parameters):
-        return Text(title, style="bold")
+        return Text(f"\n{title}", style="bold")
     norms = parameters.field("norm_mean")
-    return norm_table(parameters.names, norms, f"{title}; gradient norms, mean of the last interval")
+    return norm_table(parameters.names, norms, f"{title}: mean norm in the last of {len(parameters)} intervals")
 
 
-def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> Table:
+def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> RenderableType:
     """Show the loudest and quietest of ``norms`` [m, T] in the last interval, each with its course."""
-    table = plain_table("parameter", "norm", "course", title=title, numbers=("norm",))
+    table = plain_table("parameter", "norm", "course", numbers=("norm",))
     place = {name: index for index, name in enumerate(names)}
     for name, value in loudest_and_quietest(names, norms[-1]):
         with np.errstate(divide="ignore", invalid="ignore"):
             course = sparkline(np.log10(norms[:, place[name]]))
         table.add_row(name, number(value), course)
-    return table
+    return titled(title, table)
 
 
 def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
     """Show findings: what, where, how it is known, why, and what to do."""
-    parts: list[RenderableType] = [Text("Findings", style="bold")]
+    parts: list[RenderableType] = [Text("\nFindings", style="bold")]
     for finding in found:
         severity = str(finding.get("severity", "info"))
         steps = f"steps {finding.get('first_step')} to {finding.get('last_step')}"
@@ -219,9 +221,7 @@ def comparison(compared: Comparison) -> RenderableType:
     for name, stands, last_step, seconds, speed in zip(*columns, strict=True):
         runs.add_row(name, state(stands), str(last_step + 1), duration(seconds), number(speed))
     parts: list[RenderableType] = [runs]
-    metrics = plain_table(
-        "metric", "run", "best", "at step", "last", title="Metrics", numbers=("best", "at step", "last")
-    )
+    metrics = plain_table("metric", "run", "best", "at step", "last", numbers=("best", "at step", "last"))
     for metric, results in compared.metrics.items():
         bests = [each.best for each in results if each is not None and each.best is not None]
         top = (min if goal(metric) == "min" else max)(bests, default=None)
@@ -235,22 +235,22 @@ def comparison(compared: Comparison) -> RenderableType:
                     number(result.last),
                 ]
             metrics.add_row("" if index else metric, name, *cells, end_section=index == len(results) - 1)
-    parts.append(metrics)
+    parts.append(titled("Metrics", metrics))
     if compared.reach:
-        reach = plain_table("level", "run", "at step", "after", title="First reached", numbers=("at step", "after"))
+        reach = plain_table("level", "run", "at step", "after", numbers=("at step", "after"))
         for each in compared.reach:
             level = f"{each.metric} {'<=' if goal(each.metric) == 'min' else '>='} {number(each.threshold)}"
             for index, name in enumerate(compared.names):
                 step, after = each.steps[index], each.seconds[index]
                 reach.add_row("" if index else level, name, "never" if step is None else str(step), duration(after))
-        parts.append(reach)
+        parts.append(titled("First reached", reach))
     for title, differences in (("Config, where it differs", compared.config), ("Surroundings", compared.facts)):
         if differences:
-            table = plain_table("key", "run", "value", title=title)
+            table = plain_table("key", "run", "value")
             for key, values in differences.items():
                 for index, (name, value) in enumerate(zip(compared.names, values, strict=True)):
                     table.add_row("" if index else key, name, "-" if value is None else str(value))
-            parts.append(table)
+            parts.append(titled(title, table))
     return Group(*parts)
 
 

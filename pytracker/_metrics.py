@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final, Literal
 
 Goal = Literal["max", "min"] | None
@@ -56,6 +57,21 @@ def subject(name: str) -> str:
 def is_learning_rate(name: str) -> bool:
     """Tell whether the series is a learning rate: ``lr``, or ``lr/<group>``."""
     return name == "lr" or name.startswith("lr/")
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Return names as people look for them: losses, other judged metrics, learning rates, gradients, the rest.
+
+    >>> ordered(["epoch", "grad_norm", "lr", "val_accuracy", "loss"])
+    ['loss', 'val_accuracy', 'lr', 'grad_norm', 'epoch']
+    """
+
+    def place(name: str) -> int:
+        if goal(name):
+            return 0 if "loss" in words(name) else 1
+        return 2 if is_learning_rate(name) else 3 if name.startswith("grad_") else 5 if name == "epoch" else 4
+
+    return sorted(names, key=place)
 
 
 def headline(names: list[str]) -> str | None:

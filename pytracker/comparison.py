@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ._metrics import goal
+from ._metrics import goal, ordered
 from .errors import InvalidValueError
 from .history import Series
 from .store import StoredRun, load_run
@@ -85,7 +85,7 @@ def compare(
     loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in runs]
     if not loaded:
         raise InvalidValueError("compare: no runs were given")
-    names = list(dict.fromkeys(name for run in loaded for name in run.summaries))
+    names = ordered(dict.fromkeys(name for run in loaded for name in run.summaries))
     clocks = [run.clock() for run in loaded]
     metrics = {name: [_result(run, name) for run in loaded] for name in names}
     return Comparison(

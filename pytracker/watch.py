@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import _console
-from ._metrics import goal, is_learning_rate
+from ._metrics import ordered
 from .history import History
 from .parameters import Float64Array, Int64Array
 from .store import StoredRun, Tail
@@ -54,7 +54,7 @@ def watch(path: str | os.PathLike[str], *, seconds: float = 1.0, once: bool = Fa
 def screen(tail: Tail) -> RenderableType:
     """Return what ``watch`` shows at one moment."""
     history, parameters = tail.history, tail.history.parameters
-    parts: list[RenderableType] = [_head(tail.run, _speed(*tail.clock)), _series(history)]
+    parts: list[RenderableType] = [_head(tail.run, _speed(*tail.clock)), "", _series(history)]
     if len(parameters):
         title = f"Gradient norms of {len(parameters.infos)} parameters, loudest and quietest"
         parts.append(_console.norm_table(parameters.names, parameters.field("norm_mean"), title))
@@ -89,9 +89,7 @@ def _speed(steps: Int64Array, seconds: Float64Array) -> float | None:
 
 def _series(history: History) -> Table:
     table = _console.plain_table("series", "last", "lowest", "highest", "course", numbers=("last", "lowest", "highest"))
-    names = [name for name in history if goal(name) or is_learning_rate(name) or name.startswith("grad_")]
-    names += [name for name in history if name not in names and name != "epoch"]
-    for name in names[:_SERIES]:
+    for name in ordered(history)[:_SERIES]:
         values = history[name].values
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (None, None)

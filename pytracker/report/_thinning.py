@@ -41,7 +41,7 @@ def thin(steps: Int64Array, values: Float64Array, points: int) -> tuple[Int64Arr
 
 
 def trend(steps: Int64Array, values: Float64Array, parts: int) -> tuple[Int64Array, Float64Array] | None:
-    """Return the medians of ``parts`` equal stretches where the series is noisy; None where it is smooth or short.
+    """Return the medians of at most ``parts`` equal stretches of a noisy series; None of a smooth or short one.
 
     Noisy: its ups and downs together are more than three times those of the medians.
 
@@ -54,7 +54,8 @@ def trend(steps: Int64Array, values: Float64Array, parts: int) -> tuple[Int64Arr
     """
     finite = np.isfinite(values)
     steps, values = steps[finite], values[finite]
-    if len(values) < 4 * parts:
+    parts = min(parts, len(values) // 8)
+    if parts < 20:
         return None
     medians = np.array([np.median(part) for part in np.array_split(values, parts)])
     if np.abs(np.diff(values)).sum() <= 3 * np.abs(np.diff(medians)).sum():
