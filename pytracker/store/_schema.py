@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -110,25 +110,23 @@ def check_format(connection: sqlite3.Connection, path: Path, *, allow_empty: boo
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables:
-            if allow_empty:
-                return
-            raise RunFormatError(f"{path} is empty: not a run yet, or its training was killed as it began")
-        if application != APPLICATION_ID:
-            raise RunFormatError(f"{path} is an SQLite file, and not a run of pytracker")
-        row = connection.execute("SELECT readable_by FROM run").fetchone()
-        if row and row[0] > FORMAT:
-            raise RunFormatError(
-                f"{path} was written by a newer pytracker (format {version}, this one reads up to {FORMAT}): "
-                "pip install -U pytracker"
-            )
-    except sqlite3.OperationalError as error:
-        if "no such" not in str(error):
-            raise
-        raise RunFormatError(damaged(path, error)) from error
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.OperationalError:
+        raise
     except sqlite3.DatabaseError as error:
         raise RunFormatError(damaged(path, error)) from error
+    if not tables and allow_empty:
+        return
+    if not tables:
+        raise RunFormatError(f"{path} is empty: not a run yet, or its training was killed as it began")
+    if application != APPLICATION_ID or "run" not in tables:
+        raise RunFormatError(f"{path} is an SQLite file, and not a run of pytracker")
+    row = connection.execute("SELECT readable_by FROM run").fetchone()
+    if row and row[0] > FORMAT:
+        raise RunFormatError(
+            f"{path} was written by a newer pytracker (format {version}, this one reads up to {FORMAT}): "
+            "pip install -U pytracker"
+        )
 
 
 def damaged(path: Path, error: Exception) -> str:
@@ -148,37 +146,34 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.exists():
         raise RunNotFoundError(f"there is no run at {path}: {file} does not exist")
-    with tempfile.TemporaryDirectory(prefix="pytracker-") as scratch:
-        connection = None
+    with ExitStack() as stack:
         try:
-            connection = _connect_read_only(file, Path(scratch))
+            connection = _connect_read_only(file, stack)
             check_format(connection, file)
             yield connection
         except sqlite3.OperationalError as error:
             raise StoreError(f"{file} cannot be read now: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise RunFormatError(damaged(file, error)) from error
-        finally:
-            if connection is not None:
-                connection.close()
+        except (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError) as error:
+            raise RunFormatError(damaged(file, error)) from error  # SQLite found it, or what it gave made no sense
 
 
-def _connect_read_only(file: Path, scratch: Path) -> sqlite3.Connection:
+def _connect_read_only(file: Path, stack: ExitStack) -> sqlite3.Connection:
     """Connect read-only, or to a copy.
 
     A killed run may have a journal to play back. That takes a file that can be written, so it is done to a copy. While
     a process writes the run, no copy would be whole: then the error stands.
     """
     try:
-        return _open_and_touch(file)
+        return stack.enter_context(closing(_open_and_touch(file)))
     except sqlite3.OperationalError:
         if is_locked(file.parent):
             raise
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pytracker-")))
     for suffix in ("", "-wal", "-journal"):
         source = file.with_name(file.name + suffix)
         if source.exists():
             shutil.copyfile(source, scratch / source.name)
-    return sqlite3.connect(scratch / file.name, isolation_level=None)
+    return stack.enter_context(closing(sqlite3.connect(scratch / file.name, isolation_level=None)))
 
 
 def _open_and_touch(file: Path) -> sqlite3.Connection:

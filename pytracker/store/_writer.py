@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import sys
 import threading
 import time
@@ -78,7 +80,8 @@ class Writer:
 
     def fail(self, error: Exception) -> None:
         """Note that the disk failed, and warn about it the first time."""
-        self._file.close()  # a lost mount needs a new file handle
+        with contextlib.suppress(sqlite3.Error):
+            self._file.close()  # a lost mount needs a new file handle
         self.last_error = error
         self._failures += 1
         self._next_try = time.monotonic() + min(self._pause * 2**self._failures, _LONGEST_PAUSE)
@@ -92,7 +95,8 @@ class Writer:
         try:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         except RuntimeWarning:  # warnings are errors here: the writer lives on all the same
-            print(f"pytracker: {message}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # there may be no standard error any more
+                print(f"pytracker: {message}", file=sys.stderr)
 
     def _loop(self) -> None:
         while not self._stopping:

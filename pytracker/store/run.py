@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError
 from ..history import History, as_float
-from ..parameters import Interval, ParameterHistory, ParameterInfo
+from ..parameters import DEFAULT_INTERVAL_BYTES, Interval, ParameterHistory, ParameterInfo
 from ._file import RunFile, check_same_parameters
 from ._names import checked_name, readable_name
 from ._pending import ExactRows, Pending, Points
@@ -132,6 +132,7 @@ class Run:
     def _load(self) -> None:
         stored = load_run(self.path)
         self.history = stored.load_history(parameters=True)
+        self.history.parameters.max_interval_bytes = DEFAULT_INTERVAL_BYTES
         self._seconds_before = stored.seconds
         if not self.config:
             self.config = stored.config

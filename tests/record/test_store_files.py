@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pytracker.errors import RunFormatError, RunNotFoundError
+from pytracker.errors import RunFormatError, RunNotFoundError, StoreError
+from pytracker.parameters import summarize
 from pytracker.store import Run, list_runs, load_run
 from pytracker.store._schema import filesystem_of, journal_mode_for
 
@@ -55,6 +60,31 @@ def test_a_bad_file_is_explained_and_the_others_are_listed(tmp_path, kind):
     assert "run.sqlite" in bad.error
     with pytest.raises(RunFormatError):
         _ = bad.history
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_bytes_are_spoiled_the_run_is_read_or_refused_and_the_others_are_listed(tmp_path, infos, data):
+    source = tmp_path / "whole" / "run.sqlite"
+    if not source.exists():
+        with Run(tmp_path, name="whole", config={"lr": 0.1}) as run:
+            run.set_parameters(infos)
+            for step in range(300):
+                run.log(step, loss=1.0 / (step + 1), accuracy=0.5)
+            run.log_interval(summarize([0], np.ones((1, 3, 6)), [info.numel for info in infos]))
+            run.log_finding({"rule": "spike", "first_step": 1, "parameters": []})
+    spoiled = bytearray(source.read_bytes())
+    for _ in range(data.draw(st.integers(1, 30))):
+        place = data.draw(st.integers(0, len(spoiled) - 1))
+        size = data.draw(st.sampled_from([1, 4, 200]))
+        spoiled[place : place + size] = data.draw(st.binary(min_size=1, max_size=1)) * len(
+            spoiled[place : place + size]
+        )
+    (tmp_path / "spoiled").mkdir(exist_ok=True)
+    (tmp_path / "spoiled" / "run.sqlite").write_bytes(spoiled)
+    assert {run.name for run in list_runs(tmp_path)} == {"whole", "spoiled"}
+    with contextlib.suppress(StoreError):
+        load_run(tmp_path / "spoiled").load_history(parameters=True)
 
 
 def test_resuming_a_strangers_file_is_refused_and_leaves_it_alone(tmp_path):
