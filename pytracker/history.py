@@ -395,4 +395,6 @@ class History(MutableMapping[str, Series]):
 def _checked_name(name: str) -> str:
     if not isinstance(name, str):
         raise InvalidTypeError(f"history: a series has a str for a name, got {type(name).__name__} {name!r}")
+    if not name or not name.isprintable():  # a lone surrogate or a line break would spoil files and tables
+        raise InvalidValueError(f"history: a series has a printable name, got {name!r}")
     return name

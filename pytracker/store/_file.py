@@ -7,7 +7,7 @@ import math
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
@@ -29,6 +29,13 @@ _INTERVAL_SQL: Final = (
     f"INSERT OR REPLACE INTO intervals (first_step, last_step, {', '.join(FIELDS)}) "
     f"VALUES (?, ?, {', '.join('?' * len(FIELDS))})"
 )
+_DOCUMENT_SQL: Final = {
+    "meta": "INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)",
+    "findings": "INSERT OR REPLACE INTO findings (key, rule, severity, first_step, last_step, document) "
+    "VALUES (?, ?, ?, ?, ?, ?)",
+    "parameters": "INSERT OR REPLACE INTO parameters (id, name, shape, dtype, group_name, numel) "
+    "VALUES (?, ?, ?, ?, ?, ?)",
+}
 _UPDATE_SERIES: Final = """
 UPDATE series SET count = count + :count, last_step = :last_step, last = :last,
     minimum_step = CASE WHEN minimum IS NULL OR :minimum < minimum THEN :minimum_step ELSE minimum_step END,
@@ -94,8 +101,8 @@ class RunFile:
                     moments = (np.ascontiguousarray(row, "<f8").tobytes() for row in blob.rows)
                     sql = "INSERT OR REPLACE INTO exact_rows (step, moments) VALUES (?, ?)"
                     connection.executemany(sql, zip(blob.steps.tolist(), moments, strict=True))
-            for (table, key), value in batch.documents.items():
-                _DOCUMENT_WRITERS[table](connection, key, value)
+            for (table, _), rows in batch.documents.items():
+                connection.executemany(_DOCUMENT_SQL[table], rows)
             connection.execute("UPDATE run SET dropped_points = ?, dropped_blobs = ?", (dropped_points, dropped_blobs))
             connection.execute("UPDATE sessions SET last_written = ? WHERE id = ?", (time.time(), self._session))
 
@@ -231,43 +238,13 @@ def _summarize_again(connection: sqlite3.Connection) -> None:
 
 def _interval_row(interval: Interval) -> tuple[Any, ...]:
     blobs = (_blob(field, np.asarray(getattr(interval, field))) for field in FIELDS)
-    return (interval.first_step, interval.last_step, *blobs)
+    return (int(interval.first_step), int(interval.last_step), *blobs)
 
 
 def _blob(field: str, array: NDArray[Any]) -> bytes | None:
     if says_nothing(field, array):
         return None
     return array.astype("<i8" if field == "first_nonfinite" else "<f4").tobytes()
-
-
-def _write_meta(connection: sqlite3.Connection, key: str, value: Any) -> None:
-    connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, encode(value)))
-
-
-def _write_finding(connection: sqlite3.Connection, key: str, finding: dict[str, Any]) -> None:
-    columns = (finding.get(name) for name in ("rule", "severity", "first_step", "last_step"))
-    connection.execute(
-        "INSERT OR REPLACE INTO findings (key, rule, severity, first_step, last_step, document) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
-        (key, *columns, encode(finding)),
-    )
-
-
-def _write_parameters(connection: sqlite3.Connection, key: str, infos: list[ParameterInfo]) -> None:
-    connection.executemany(
-        "INSERT OR REPLACE INTO parameters (id, name, shape, dtype, group_name, numel) VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            (index, info.name, encode(info.shape), info.dtype, info.group, info.numel)
-            for index, info in enumerate(infos)
-        ),
-    )
-
-
-_DOCUMENT_WRITERS: Final[dict[str, Callable[[sqlite3.Connection, str, Any], None]]] = {
-    "meta": _write_meta,
-    "findings": _write_finding,
-    "parameters": _write_parameters,
-}
 
 
 def check_same_parameters(name: str, known: list[ParameterInfo], given: list[ParameterInfo]) -> None:

@@ -47,6 +47,7 @@ class ExactRows:
 
 
 Blob = Interval | ExactRows
+Rows = list[tuple[Any, ...]]  # of a document's table, ready for SQL
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Batch:
 
     points: deque[Points] = field(default_factory=deque)
     blobs: deque[Blob] = field(default_factory=deque)
-    documents: dict[tuple[str, str], Any] = field(default_factory=dict)
+    documents: dict[tuple[str, str], Rows] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to write."""
@@ -94,10 +95,10 @@ class Pending:
             if self._bytes > self.max_bytes:
                 self._drop()
 
-    def add_document(self, table: str, key: str, value: Any) -> None:
-        """Leave a document to be written; it takes the place of an older one with its key."""
+    def add_document(self, table: str, key: str, rows: Rows) -> None:
+        """Leave the rows of a document to be written; they take the place of older ones with its key."""
         with self._lock:
-            self._batch.documents[table, key] = value
+            self._batch.documents[table, key] = rows
 
     def take(self) -> Batch:
         """Take everything that waits."""

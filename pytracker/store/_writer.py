@@ -55,10 +55,6 @@ class Writer:
         """Begin to write."""
         self._thread.start()
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything logged before is on disk; False where that took too long or failed."""
-        return self.order(lambda: None, timeout) is None
-
     def order(self, action: Callable[[], None], timeout: float) -> Exception | None:
         """Have ``action`` done on the writer's thread after everything logged before is on disk, and wait for it.
 

@@ -21,6 +21,7 @@ from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreErro
 from ..history import History, as_float
 from ..parameters import DEFAULT_INTERVAL_BYTES, Interval, ParameterHistory, ParameterInfo
 from ._file import RunFile, check_same_parameters
+from ._json import decode, encode
 from ._names import checked_name, readable_name
 from ._pending import ExactRows, Pending, Points
 from ._schema import FILE_NAME
@@ -99,7 +100,12 @@ class Run:
         self._seconds_before = 0.0
         self._truncate_at_first = resumed
         if resumed:
-            self._load()
+            try:
+                self._load()
+            except BaseException:
+                file.close()
+                file.release()
+                raise
         self._started = time.monotonic()
         self._file = file
         self._writer = Writer(file, self._pending, flush_seconds=flush_seconds, working_directory=os.getcwd())
@@ -200,7 +206,11 @@ class Run:
             check_same_parameters(self.name, self.history.parameters.infos, given.infos)
             return
         self.history.parameters = given
-        self._pending.add_document("parameters", "", given.infos)
+        rows = [
+            (index, info.name, encode(info.shape), info.dtype, info.group, info.numel)
+            for index, info in enumerate(given.infos)
+        ]
+        self._pending.add_document("parameters", "", rows)
 
     def log_interval(self, interval: Interval) -> None:
         """Record what an interval of steps says of every parameter."""
@@ -223,18 +233,22 @@ class Run:
         """Record a finding; one with the same key (its "key", or rule, first step and parameters) is replaced."""
         self._check_open()
         document = dict(finding)
-        key = finding_key(document)
+        key, text = finding_key(document), encode(document)
         known = self.history.findings
         place = next((index for index, other in enumerate(known) if finding_key(other) == key), len(known))
         known[place : place + 1] = [document]
-        self._pending.add_document("findings", key, document)
+        kept = decode(text)
+        columns = [kept.get(name) for name in ("rule", "severity", "first_step", "last_step")]
+        plain = [value if isinstance(value, (str, int, float)) else None for value in columns]
+        self._pending.add_document("findings", key, [(key, *plain, text)])
 
     def set_meta(self, **facts: Any) -> None:
         """Record facts about the training: "optimizer", "clip_threshold", "scheduler", "every", ..."""
         self._check_open()
+        rows = {key: [(key, encode(value))] for key, value in facts.items()}
         self.history.meta.update(facts)
-        for key, value in facts.items():
-            self._pending.add_document("meta", key, value)
+        for key, row in rows.items():
+            self._pending.add_document("meta", key, row)
 
     def truncate(self, step: int) -> None:
         """Go back to ``step``: what is recorded at it and later moves into the archive tables. Waits for the disk.

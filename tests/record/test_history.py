@@ -176,6 +176,8 @@ def test_a_refused_value_changes_nothing():
         series.extend([2.0, None])
     with pytest.raises(InvalidValueError, match="got 2 values and 1 steps"):
         series.extend([1.0, 2.0], steps=[5])
+    with pytest.raises(InvalidValueError, match=r"a series has a printable name, got 'a\\nb'"):
+        History()["a\nb"]
     with pytest.raises(InvalidTypeError, match="a series has a str for a name, got int 3"):
         History()[3]
     assert series == [1.0]

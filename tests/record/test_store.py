@@ -236,6 +236,25 @@ def test_a_bad_value_or_step_is_named_and_nothing_of_the_call_is_recorded(tmp_pa
     assert load_run(run.path).history.to_dict() == {"loss": [1.0, 0.5]}
 
 
+def test_odd_values_in_findings_meta_and_names_never_stop_the_writer(tmp_path, infos):
+    with Run(tmp_path, name="one") as run:
+        run.log_finding({"rule": ["no", "str"], "first_step": np.int64(3), "numbers": {"x": np.float32(1.5)}})
+        run.set_meta(model=object, size=np.int64(3), nested={"inf": math.inf, 1: {2, 3}})
+        with pytest.raises(InvalidValueError, match="printable name"):
+            run.log(0, **{"bad \udc80 name": 1.0})
+        run.set_parameters(infos)
+        numel = [info.numel for info in infos]
+        interval = summarize([0], np.ones((1, 3, 6)), numel)
+        run.log_interval(dataclasses.replace(interval, first_step=np.int64(0), last_step=np.int64(0)))
+        run.log(np.int64(1), loss=np.float32(0.5), right=True)
+    stored = load_run(run.path)
+    assert stored.state == "finished"
+    assert stored.findings[0]["numbers"] == {"x": 1.5}
+    assert stored.meta == {"model": "<class 'object'>", "size": 3, "nested": {"inf": math.inf, "1": [2, 3]}}
+    assert stored.history.to_dict() == {"loss": [0.5], "right": [1.0]}
+    assert len(stored.history.parameters) == 1
+
+
 def test_use_after_finish_is_refused(tmp_path):
     run = Run(tmp_path, name="one")
     run.finish()
