@@ -22,6 +22,7 @@ _STATE_STYLES: Final = {"running": "green", "failed": "red", "interrupted": "yel
 _SEVERITY_STYLES: Final = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _SHOWN_PARAMETERS: Final = 5
+_COURSE_INTERVALS: Final = 100
 
 
 def number(value: float | None) -> str:
@@ -182,13 +183,13 @@ def loudest_and_quietest(names: Sequence[str], norms: NDArray[Any]) -> list[tupl
 
 def parameter_table(run: StoredRun) -> RenderableType:
     """Show the loudest and the quietest parameters of the last interval."""
-    parameters = run.history.parameters
+    parameters = run.latest_intervals(_COURSE_INTERVALS)
     elements = sum(info.numel for info in run.parameters)
     title = f"{len(run.parameters)} parameters, {elements:,} elements"
     if not len(parameters):
         return Text(f"\n{title}", style="bold")
     norms = parameters.field("norm_mean")
-    return norm_table(parameters.names, norms, f"{title}: mean norm in the last of {len(parameters)} intervals")
+    return norm_table(parameters.names, norms, f"{title}: mean norm in the last interval")
 
 
 def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> RenderableType:

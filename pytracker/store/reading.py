@@ -67,7 +67,6 @@ class StoredRun:
     meta: dict[str, Any] = field(default_factory=dict)
     sessions: list[Session] = field(default_factory=list)
     summaries: dict[str, SeriesSummary] = field(default_factory=dict)
-    parameters: list[ParameterInfo] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # of training, over all sessions, up to the last step kept
     dropped_points: int = 0
@@ -92,6 +91,12 @@ class StoredRun:
         return self.sessions[-1].facts if self.sessions else {}
 
     @cached_property
+    def parameters(self) -> list[ParameterInfo]:
+        """The parameters, read when first asked for."""
+        with self._open() as connection:
+            return read_infos(connection)
+
+    @cached_property
     def history(self) -> History:
         """Everything recorded, read once; ``load_run`` again for what a running training has written since."""
         return self.load_history(parameters=True)
@@ -108,11 +113,15 @@ class StoredRun:
                 history[name] = series
             history.meta = dict(self.meta)
             history.findings = list(self.findings)
-            history.parameters = ParameterHistory(self.parameters)
-            if parameters and self.parameters:
-                history.parameters = read_intervals(connection, self.parameters)
+            if parameters:
+                history.parameters = read_intervals(connection, read_infos(connection))
                 read_exact_rows(connection, history.parameters)
         return history
+
+    def latest_intervals(self, count: int) -> ParameterHistory:
+        """Read the last ``count`` per-parameter intervals, without the rest of the history."""
+        with self._open() as connection:
+            return read_intervals(connection, read_infos(connection), latest=count)
 
     def clock(self) -> tuple[Int64Array, Float64Array]:
         """Return steps and the training seconds at which they were logged, ascending; a few rows a second at most."""
@@ -191,6 +200,7 @@ def _read_header(connection: sqlite3.Connection, path: Path) -> StoredRun:
             "SELECT started, last_written, ended, state, error, facts FROM sessions ORDER BY id"
         )
     ]
+    last_clock_row = "(SELECT seconds FROM clock ORDER BY step DESC LIMIT 1)"
     return StoredRun(
         path=path,
         name=path.name if path.is_dir() else name,
@@ -201,16 +211,10 @@ def _read_header(connection: sqlite3.Connection, path: Path) -> StoredRun:
         meta={key: decode(value) for key, value in connection.execute("SELECT key, value FROM meta")},
         sessions=sessions,
         summaries=_read_summaries(connection),
-        parameters=[
-            ParameterInfo(name, tuple(decode(shape)), dtype, group, numel)
-            for name, shape, dtype, group, numel in connection.execute(
-                "SELECT name, shape, dtype, group_name, numel FROM parameters ORDER BY id"
-            )
-        ],
         findings=[
             decode(row[0]) for row in connection.execute("SELECT document FROM findings ORDER BY first_step, rowid")
         ],
-        seconds=connection.execute("SELECT ifnull(max(seconds), 0) FROM clock").fetchone()[0],
+        seconds=connection.execute("SELECT ifnull(sum(seconds), 0) FROM " + last_clock_row).fetchone()[0],
         dropped_points=dropped_points,
         dropped_blobs=dropped_blobs,
         archived_points=connection.execute("SELECT count(*) FROM archived_points").fetchone()[0],
@@ -257,6 +261,12 @@ def read_points(connection: sqlite3.Connection, after: int = 0) -> tuple[dict[st
         name = names[int(series[start])]
         found[name] = Series(values[start:end], steps[start:end], name=name)
     return found, last
+
+
+def read_infos(connection: sqlite3.Connection) -> list[ParameterInfo]:
+    """Read the parameters, in the order of every blob."""
+    rows = connection.execute("SELECT name, shape, dtype, group_name, numel FROM parameters ORDER BY id")
+    return [ParameterInfo(name, tuple(decode(shape)), *rest) for name, shape, *rest in rows]
 
 
 def read_intervals(
@@ -312,6 +322,7 @@ class Tail:
         self._intervals = intervals
         self._last_row = 0
         self._archives = -1
+        self._infos: list[ParameterInfo] = []
         self.clock: tuple[Int64Array, Float64Array] = _clock_arrays([])  # the latest steps, and their training seconds
 
     def read(self) -> None:
@@ -326,7 +337,9 @@ class Tail:
             for name, series in found.items():
                 self.history[name].extend(series.values, series.steps)
             self.history.findings = self.run.findings
-            self.history.parameters = read_intervals(connection, self.run.parameters, latest=self._intervals)
+            if not self._infos:
+                self._infos = read_infos(connection)
+            self.history.parameters = read_intervals(connection, self._infos, latest=self._intervals)
             rows = connection.execute("SELECT step, seconds FROM clock ORDER BY step DESC LIMIT 1000").fetchall()
         self.clock = _clock_arrays(rows[::-1])
 
