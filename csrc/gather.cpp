@@ -207,23 +207,26 @@ bool Plan::describe(int64_t parameter) {
   if (!tensor.defined()) return true;
 
   const std::string& name = names_[parameter];
+  const auto subject = [&] {
+    return c10::str(source_ == Source::kGradient ? "the gradient of '" : "parameter '", name, "'");
+  };
   if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
   if (tensor.device() != group.device) {
     if (parameters_[parameter].device() != group.device) return false;
-    throw ParameterError(c10::str("the gradient of '", name, "' is on ", tensor.device(), " and the parameter on ",
-                                  group.device, "; move them to one device"));
+    throw ParameterError(c10::str(subject(), " is on ", tensor.device(), " and the parameter on ", group.device,
+                                  "; move them to one device"));
   }
   const auto dtype = dtype_of(tensor.scalar_type());
   if (!dtype)
-    throw ParameterError(c10::str("the gradient of '", name, "' has dtype ", tensor.scalar_type(),
+    throw ParameterError(c10::str(subject(), " has dtype ", tensor.scalar_type(),
                                   "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
   const int64_t numel = tensor.numel();
   const at::Tensor found = tensor;
   if (tensor.layout() == c10::kSparse) {
     tensor = tensor.coalesce()._values();
   } else if (tensor.layout() != c10::kStrided) {
-    throw ParameterError(c10::str("the gradient of '", name, "' has layout ", tensor.layout(),
-                                  "; pytracker reads strided and sparse COO tensors"));
+    throw ParameterError(
+        c10::str(subject(), " has layout ", tensor.layout(), "; pytracker reads strided and sparse COO tensors"));
   }
   if (tensor.is_neg()) tensor = tensor.resolve_neg();
 

@@ -261,9 +261,8 @@ class StepReader:
         for name, _ in named:
             if name in self._reserved or name in self._rate_names:
                 raise InvalidValueError(f"{name!r} is recorded by pytracker itself; give your value another name")
-        if groups:
-            named += [(n, g["lr"]) for n, g in zip(self._rate_names, groups, strict=True) if "lr" in g]
-        values = [(log.slot_of(name), value) for name, value in named]
+        rates = [(name, group["lr"]) for name, group in zip(self._rate_names, groups, strict=True) if "lr" in group]
+        values = [(log.slot_of(name), value) for name, value in rates + named]
         return None if any(slot < 0 for slot, _ in values) else values
 
     def reset(self) -> None:

@@ -80,8 +80,8 @@ class _Memory:
 
     def log_finding(self, finding: dict[str, Any]) -> None:
         known = self.history.findings
-        same = [i for i, other in enumerate(known) if other.get("key") == finding.get("key")]
-        known[same[0] if same else len(known) :][:1] = [finding]
+        place = next((i for i, other in enumerate(known) if other["key"] == finding["key"]), len(known))
+        known[place : place + 1] = [finding]
 
     def set_meta(self, **facts: Any) -> None:
         self.history.meta.update(facts)
@@ -172,7 +172,7 @@ class Tracker:
         self._sinks = list(sinks)
         self._steps = 0
         self._epochs = 0
-        self._closed = False
+        self._closed = self._warned = False
         self._diagnose_again = 0.0
         self._means = _EpochMeans()
         self._run.set_parameters(parameter_infos(self._plan, optimizer))
@@ -227,10 +227,10 @@ class Tracker:
         """
         if self._closed:
             raise ClosedError("the tracker is closed; make a new one to go on recording")
-        if not isinstance(n, (int, float)):
-            raise InvalidTypeError(f"n is {n!r:.80}, of type {type(n).__name__}; expected a number of samples")
         step = self._steps
         self._steps = step + 1  # also where nothing can be recorded: the step has happened, and is missing
+        if not isinstance(n, (int, float)):
+            raise InvalidTypeError(f"n is {n!r:.80}, of type {type(n).__name__}; expected a number of samples")
         self._means.weigh(step, n)
         self._append(step, scalars)
 
@@ -275,6 +275,7 @@ class Tracker:
     def flush(self) -> None:
         """Bring everything recorded so far to the history and the run. Waits for the device."""
         self._log.flush()
+        self._diagnose(now=True)
 
     def close(self, *, error: str | None = None) -> None:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
@@ -286,7 +287,7 @@ class Tracker:
             return
         self._closed = True
         try:
-            self._log.flush()
+            self.flush()
         except Exception as problem:
             error = error or f"{type(problem).__name__}: {problem}"
             raise
@@ -355,7 +356,7 @@ class Tracker:
         if len(self._numel):
             self._run.log_rows(rows.steps, rows.tensors)
             self._run.log_interval(summarize(rows.steps, rows.tensors, self._numel, self._weight_norms))
-        if not present.any() and len(self._numel):
+        if not present.any() and len(self._numel) and not self._warned:
             self._warn_of_no_gradient(rows)
         self._diagnose()
         self._check_parameters()
@@ -377,10 +378,10 @@ class Tracker:
                 stacklevel=2,
             )
 
-    def _diagnose(self) -> None:
-        """Look for trouble, unless that takes more than its share of the time: then a later drain will."""
-        now = time.perf_counter()
-        if self._diagnosis is None or (now < self._diagnose_again and not self._closed):
+    def _diagnose(self, now: bool = False) -> None:
+        """Look for trouble, unless that takes more than its share of the time: then a later drain will, or a flush."""
+        begin = time.perf_counter()
+        if self._diagnosis is None or (begin < self._diagnose_again and not now):
             return
         known = {finding.key for finding in self._diagnosis.findings}
         for finding in self._diagnosis.update(self.history):
@@ -390,9 +391,10 @@ class Tracker:
             elif finding.key not in known:
                 logger.warning("%s", finding)
         done = time.perf_counter()
-        self._diagnose_again = done + (done - now) / _DIAGNOSIS_SHARE
+        self._diagnose_again = done + (done - begin) / _DIAGNOSIS_SHARE
 
     def _warn_of_no_gradient(self, rows: Rows) -> None:
+        self._warned = True  # said once
         warnings.warn(
             f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
             "loss.backward() and before optimizer.zero_grad()",

@@ -1,0 +1,239 @@
+"""compute_gradient_stats and gradient_stats against float64 sums, for every kind of model."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import pytracker
+from pytracker.errors import InvalidTypeError, InvalidValueError, ParameterError
+
+
+def oracle(parameters) -> dict[str, float]:
+    """Return the two norms from float64 sums that math.fsum rounds once."""
+    squares = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dense = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+            values = np.abs(dense.detach().to(torch.complex128 if dense.is_complex() else torch.float64).numpy())
+            squares.append(math.fsum((values.astype(np.longdouble).ravel() ** 2).tolist()))
+    return {"grad_norm": math.sqrt(math.fsum(squares)), "grad_max": math.sqrt(max(squares, default=0.0))}
+
+
+def assert_as_the_loop(model) -> None:
+    parameters = list(model.parameters()) if isinstance(model, nn.Module) else list(model)
+    stats = pytracker.compute_gradient_stats(model)
+    assert list(stats) == ["grad_norm", "grad_max"]
+    assert all(type(value) is float for value in stats.values())
+    assert stats == pytest.approx(oracle(parameters), rel=1e-6)
+
+
+def with_gradients(*gradients: torch.Tensor | None) -> nn.ParameterList:
+    parameters = []
+    for gradient in gradients:
+        like = torch.zeros(3) if gradient is None else gradient
+        parameter = nn.Parameter(torch.zeros(like.shape, dtype=like.dtype))
+        parameter.grad = gradient
+        parameters.append(parameter)
+    return nn.ParameterList(parameters)
+
+
+def gapped(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, 3)[..., 1]
+
+
+CASES = {
+    "no parameters": lambda: nn.ReLU(),
+    "no gradients": lambda: nn.Linear(3, 4),
+    "some gradients missing": lambda: with_gradients(torch.randn(4), None, torch.randn(2, 2), None),
+    "empty tensors": lambda: with_gradients(torch.empty(0), torch.empty(3, 0, 2), torch.randn(5)),
+    "0-d": lambda: with_gradients(torch.tensor(-3.0), torch.tensor(4.0)),
+    "non-contiguous": lambda: with_gradients(gapped(7, 5), torch.randn(6, 4).t()),
+    "channels_last": lambda: with_gradients(torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)),
+    "expanded": lambda: with_gradients(torch.randn(1, 5).expand(7, 5), torch.tensor(2.0).expand(3, 3)),
+    "offset views": lambda: with_gradients(torch.randn(100)[7:61], torch.randn(33, dtype=torch.bfloat16)[1:]),
+    "ten dimensions with gaps": lambda: with_gradients(torch.randn([3] * 10)[tuple([slice(0, 2)] * 10)]),
+    "mixed dtypes": lambda: with_gradients(
+        *(torch.randn(50).to(d) for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)),
+        torch.randn(50, dtype=torch.complex64),
+        torch.randn(50, dtype=torch.complex128),
+    ),
+    "tiny values": lambda: with_gradients(torch.full((1000,), 1e-40), torch.full((3,), 1e-38)),
+    "huge values": lambda: with_gradients(torch.full((1000,), 1e38), torch.full((3,), -3e38)),
+    "all scales": lambda: with_gradients(*(torch.randn(100) * 10.0**k for k in range(-38, 38, 4))),
+    "lazily negated": lambda: with_gradients(torch._neg_view(torch.randn(9))),
+    "lazily conjugated": lambda: with_gradients(torch.randn(9, dtype=torch.complex64).conj()),
+}
+
+
+@pytest.mark.parametrize("model", CASES.values(), ids=CASES)
+def test_the_drop_in_gives_the_norms_of_the_original_loop(model) -> None:
+    assert_as_the_loop(model())
+
+
+def test_frozen_parameters_contribute_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    model(torch.ones(2, 4)).sum().backward()
+    assert_as_the_loop(model)
+    assert math.isnan(pytracker.gradient_stats(model).norms[0])
+
+
+def test_a_shared_parameter_counts_once() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    model(torch.ones(2, 4)).sum().backward()
+    assert_as_the_loop(model)
+    assert pytracker.gradient_stats(model).names == ["0.weight"]
+
+
+@pytest.mark.parametrize("mode", ["sum", "coalesced"])
+def test_a_sparse_embedding_has_the_norm_of_its_dense_gradient(mode: str) -> None:
+    embedding = nn.Embedding(10, 4, sparse=True)
+    embedding(torch.tensor([1, 3, 3, 3, 9])).pow(2).sum().backward()
+    if mode == "coalesced":
+        embedding.weight.grad = embedding.weight.grad.coalesce()
+    assert_as_the_loop(embedding)
+    assert pytracker.gradient_stats(embedding).zero_fraction.item() == pytest.approx(28 / 40)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(math.nan, math.nan), (math.inf, math.inf), (-math.inf, math.inf)])
+def test_what_is_not_finite_reaches_the_norm(value: float, expected: float) -> None:
+    gradient = torch.randn(5000)
+    gradient[4321] = value
+    stats = pytracker.compute_gradient_stats(with_gradients(torch.randn(10), gradient))
+    assert stats == pytest.approx({"grad_norm": expected, "grad_max": expected}, nan_ok=True)
+
+
+def test_the_cpu_norm_of_torch_loses_a_percent_at_1e8_elements_and_ours_does_not() -> None:
+    gradient = torch.full((100_000_000,), 0.01)
+    exact = float(np.float32(0.01)) * 1e4
+    parameter = nn.Parameter(torch.empty(0))
+    parameter.data = gradient  # the values do not matter: sharing them saves 400 MB
+    parameter.grad = gradient
+    ours = pytracker.compute_gradient_stats([parameter])["grad_norm"]
+    assert abs(gradient.norm(2).item() / exact - 1) > 1e-3
+    assert abs(ours / exact - 1) < 1e-7
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40), max_size=12),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    scale=st.floats(-18, 18),
+    seed=st.integers(0, 2**31),
+)
+def test_any_model_has_the_norms_of_the_oracle(sizes: list[int], dtype: torch.dtype, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    factor = 10 ** (scale / 6 if dtype == torch.float16 else scale)
+    gradients = [(torch.randn(size, generator=generator, dtype=torch.float64) * factor).to(dtype) for size in sizes]
+    assert_as_the_loop(with_gradients(*gradients))
+
+
+def test_each_property_of_the_stats_is_that_of_the_gradient() -> None:
+    gradient = torch.tensor([[0.0, -3.0, 4.0], [0.0, math.inf, 1.0]])
+    other = torch.tensor([2.0, -2.0, 0.0, 0.0])
+    stats = pytracker.gradient_stats([("a", with_gradients(gradient)[0]), ("b", with_gradients(other)[0])])
+    assert stats.names == ["a", "b"]
+    assert stats.norms.tolist() == [math.inf, math.sqrt(8)]
+    assert stats.abs_max.tolist() == [math.inf, 2.0]
+    assert stats.means.tolist() == [math.inf, 0.0]
+    assert stats.rms.tolist() == [math.inf, math.sqrt(2)]
+    assert stats.zero_fraction.tolist() == pytest.approx([2 / 6, 0.5])
+    assert (stats.nans.tolist(), stats.infs.tolist()) == ([0, 0], [1, 0])
+    assert (stats.total_norm.item(), stats.max_norm.item(), stats.total_abs_max.item()) == (math.inf,) * 3
+    assert stats.total_nonfinite.item() == 1
+    assert stats.nonfinite_names() == ["a"]
+    assert stats.to_dict(per_parameter=True) == {
+        "grad_norm": math.inf,
+        "grad_max": math.inf,
+        "abs_max": math.inf,
+        "nonfinite": 1.0,
+        "zero_fraction": 0.4,
+        "norm/a": math.inf,
+        "norm/b": math.sqrt(8),
+    }
+
+
+@pytest.mark.parametrize("scale", [1024.0, torch.tensor(1024.0), torch.tensor([1024.0], dtype=torch.float64)])
+def test_a_grad_scale_divides_the_statistics_and_not_the_gradients(scale) -> None:
+    gradient = torch.tensor([0.0, 3.0, -4.0]) * 1024
+    model = with_gradients(gradient.clone())
+    stats = pytracker.gradient_stats(model, grad_scale=scale)
+    assert (stats.norms.item(), stats.abs_max.item(), stats.means.item()) == pytest.approx((5.0, 4.0, -1 / 3))
+    assert stats.zero_fraction.item() == pytest.approx(1 / 3)
+    assert torch.equal(model[0].grad, gradient)
+
+
+def test_the_plan_follows_a_model_that_changes() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    for change in (
+        lambda: model(torch.ones(1, 3)).sum().backward(),
+        lambda: model.append(nn.Linear(3, 1)),
+        lambda: model(torch.ones(1, 3)).sum().backward(),
+        lambda: model.zero_grad(),
+        lambda: model.double()(torch.ones(1, 3, dtype=torch.float64)).sum().backward(),
+        lambda: setattr(model[0], "weight", nn.Parameter(torch.ones(3, 3, dtype=torch.float64))),
+        lambda: delattr(model, "2"),
+    ):
+        change()
+        assert_as_the_loop(model)
+        assert pytracker.gradient_stats(model).names == [name for name, _ in model.named_parameters()]
+
+
+def test_a_gradient_may_change_its_layout_between_two_calls() -> None:
+    parameter = nn.Parameter(torch.zeros(4, 6))
+    for gradient in (torch.randn(4, 6), torch.randn(6, 4).t(), torch.randn(4, 12)[:, ::2], torch.randn(4, 6), None):
+        parameter.grad = gradient
+        assert_as_the_loop([parameter])
+    parameter.data = torch.zeros(2, 2, dtype=torch.float64)
+    parameter.grad = torch.randn(2, 2, dtype=torch.float64)
+    assert_as_the_loop([parameter])
+
+
+def test_a_model_that_was_measured_can_be_freed() -> None:
+    model = nn.Linear(3, 3)
+    pytracker.compute_gradient_stats(model)
+    watched = weakref.ref(model)
+    del model
+    gc.collect()
+    assert watched() is None
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "named"),
+    [
+        (3, InvalidTypeError, "3, of type int"),
+        ("weights", InvalidTypeError, "element 0 of the target is 'w'"),
+        ([torch.zeros(1), None], InvalidTypeError, "element 1 of the target is None"),
+        (
+            [("w", nn.Parameter(torch.zeros(1))), ("w", nn.Parameter(torch.ones(1)))],
+            ParameterError,
+            "'w' is used for 2",
+        ),
+        (nn.Linear(2, 2, device="meta"), ParameterError, "'weight' is on the meta device"),
+    ],
+)
+def test_a_target_that_cannot_be_measured_is_named(target, error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
+        pytracker.gradient_stats(target)
+
+
+def test_a_gradient_of_an_unknown_layout_is_named() -> None:
+    parameter = nn.Parameter(torch.eye(3).to_sparse_csr())
+    parameter.grad = torch.eye(3).to_sparse_csr()
+    with pytest.raises(ParameterError, match=r"the gradient of 'csr' has layout SparseCsr"):
+        pytracker.gradient_stats([("csr", parameter)])
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, torch.ones(2)])
+def test_a_grad_scale_that_cannot_be_is_refused(scale) -> None:
+    with pytest.raises(InvalidValueError, match="grad_scale"):
+        pytracker.gradient_stats(with_gradients(torch.ones(2)), grad_scale=scale)

@@ -1,0 +1,152 @@
+"""AverageMeter beside the usual one, GradientMeter beside numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pytracker import AverageMeter, GradientMeter
+from pytracker.errors import InvalidTypeError, InvalidValueError, ParameterError
+
+numbers = st.one_of(st.integers(-(10**18), 10**18), st.floats(-1e100, 1e100))
+
+
+class UsualMeter:
+    """The meter that everyone copies."""
+
+    def __init__(self) -> None:
+        self.val = self.avg = self.sum = self.count = 0
+
+    def update(self, val, n=1) -> None:
+        self.val = val
+        self.sum += val * n
+        self.count += n
+        self.avg = self.sum / self.count
+
+
+@given(updates=st.lists(st.tuples(numbers, st.integers(1, 1000)), max_size=20))
+def test_python_numbers_give_exactly_what_the_usual_meter_gives(updates) -> None:
+    ours, usual = AverageMeter(), UsualMeter()
+    for val, n in updates:
+        ours.update(val, n)
+        usual.update(val, n)
+    assert (ours.val, ours.avg, ours.sum, ours.count) == (usual.val, usual.avg, usual.sum, usual.count)
+    assert type(ours.sum) is type(usual.sum)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int32, torch.bool], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_tensor_of_one_element_counts_as_its_number(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    meter = AverageMeter()
+    meter.update(torch.ones(shape, dtype=dtype, requires_grad=dtype.is_floating_point), n=3)
+    assert (meter.val, meter.sum, meter.count, meter.avg) == (1, 3, 3, 1)
+
+
+def test_nan_is_counted_apart() -> None:
+    meter = AverageMeter()
+    for value in (1.0, math.nan, torch.tensor(math.nan), 3.0):
+        meter.update(value)
+    assert (meter.avg, meter.count, meter.nans) == (2.0, 2, 2)
+    meter.update(math.nan)
+    assert math.isnan(meter.val)
+
+
+def test_reset_forgets_everything() -> None:
+    meter = AverageMeter()
+    meter.update(5.0, 2)
+    meter.reset()
+    assert (meter.val, meter.avg, meter.sum, meter.count, meter.nans) == (0, 0, 0, 0, 0)
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    meter = AverageMeter()
+    for value in (np.float32(0.5), np.int64(2), np.array([1.5])):
+        meter.update(value)
+    assert meter.sum == 4.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        (("high",), InvalidTypeError, "val is 'high', of type str"),
+        ((None,), InvalidTypeError, "val is None"),
+        ((torch.ones(2),), InvalidValueError, r"shape \[2\] with 2 elements"),
+        ((1.0, -1), InvalidValueError, "n is -1"),
+        ((1.0, math.nan), InvalidValueError, "n is nan"),
+        ((1.0, "3"), InvalidTypeError, "n is '3', of type str"),
+    ],
+)
+def test_what_a_meter_cannot_take_is_named_and_changes_nothing(arguments, error, named: str) -> None:
+    meter = AverageMeter()
+    meter.update(2.0)
+    with pytest.raises(error, match=named):
+        meter.update(*arguments)
+    assert (meter.sum, meter.count) == (2.0, 1)
+
+
+@given(
+    batches=st.lists(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), min_size=1, max_size=4),
+    every=st.sampled_from([1, 3, 50]),
+)
+def test_a_gradient_meter_gives_what_numpy_gives_since_the_last_reset(batches, every: int) -> None:
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    meter = GradientMeter([("w", parameter)], every=every)
+    for batch in batches:
+        meter.reset()
+        for norm in batch:
+            parameter.grad = torch.tensor([norm, 0.0], dtype=torch.float64)
+            meter.update()
+    last = np.sqrt(np.array(batches[-1]) ** 2)
+    expected = {"mean": last.mean(), "min": last.min(), "max": last.max(), "std": last.std(), "last": last[-1]}
+    scale = max(1.0, last.max())
+    for name in ("grad_norm", "grad_max", "norm/w"):
+        got = meter.compute(per_parameter=True)[name]
+        assert got.pop("count") == len(last)
+        assert got == pytest.approx(expected, rel=1e-9, abs=1e-7 * scale)
+
+
+def test_a_parameter_counts_only_where_it_has_a_gradient() -> None:
+    model = nn.Linear(1, 1)
+    meter = GradientMeter(model, every=2)
+    for step in range(5):
+        model.weight.grad = torch.full((1, 1), float(step)) if step % 2 else None
+        model.bias.grad = torch.ones(1)
+        meter.update()
+    norms = meter.compute(per_parameter=True)
+    assert (norms["norm/weight"]["count"], norms["norm/weight"]["mean"], norms["norm/weight"]["last"]) == (2, 2.0, 3.0)
+    assert norms["norm/bias"]["count"] == 5
+
+
+def test_before_the_first_update_there_is_nothing() -> None:
+    nothing = GradientMeter(nn.Linear(1, 1)).compute()["grad_norm"]
+    assert nothing.pop("count") == 0
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_a_gradient_that_is_not_finite_reaches_the_mean() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    meter = GradientMeter([parameter])
+    for value in (1.0, math.nan):
+        parameter.grad = torch.tensor([value])
+        meter.update()
+    assert math.isnan(meter.compute()["grad_norm"]["mean"])
+
+
+@pytest.mark.parametrize(
+    ("every", "error"),
+    [(0, InvalidValueError), (-3, InvalidValueError), (1.5, InvalidTypeError), (True, InvalidTypeError)],
+)
+def test_an_interval_that_cannot_be_is_named(every, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"every is {every}"):
+        GradientMeter(nn.Linear(1, 1), every=every)
+
+
+def test_a_model_without_data_is_refused() -> None:
+    with pytest.raises(ParameterError, match="'weight' is on the meta device"):
+        GradientMeter(nn.Linear(1, 1, device="meta"))

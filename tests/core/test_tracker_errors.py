@@ -1,0 +1,191 @@
+"""What goes wrong around a tracker: each message has the name and the value, and no row that was recorded is lost."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pytracker import Tracker
+from pytracker.diagnostics import Diagnosis, Finding
+from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
+
+
+def model_with_gradients() -> nn.Linear:
+    model = nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    return model
+
+
+BAD_STEPS = [
+    ({"loss": "low"}, InvalidTypeError, "'loss' is 'low', of type str"),
+    ({"loss": [1.0, 2.0]}, InvalidTypeError, "'loss' is [1.0, 2.0], of type list"),
+    ({"loss": object}, InvalidTypeError, "'loss' is <class 'object'>"),
+    ({"loss": torch.ones(3)}, InvalidValueError, "'loss' is a tensor of shape [3] with 3 elements"),
+    ({"loss": torch.ones(())[None][:0]}, InvalidValueError, "'loss' is a tensor of shape [0] with 0 elements"),
+    ({"loss": torch.tensor(1j)}, InvalidValueError, "'loss' is complex"),
+    ({"fine": 1.0, "z": torch.ones(2)}, InvalidValueError, "'z' is a tensor"),
+    ({"grad_norm": 1.0}, InvalidValueError, "'grad_norm' is recorded by pytracker itself"),
+    ({"lr": 1.0}, InvalidValueError, "'lr' is recorded by pytracker itself"),
+    ({"epoch": 1}, InvalidValueError, "'epoch' is recorded by pytracker itself"),
+    ({"n": "many"}, InvalidTypeError, "n is 'many', of type str"),
+    ({"grad_scale": torch.ones(2)}, InvalidValueError, "'grad_scale' is a tensor"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "named"), BAD_STEPS, ids=[named for _, _, named in BAD_STEPS])
+def test_a_scalar_that_cannot_be_recorded_is_named_and_nothing_else_is_lost(arguments, error, named: str) -> None:
+    model = model_with_gradients()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Tracker(model, optimizer=optimizer, every=4, diagnosis=None) as tracker:
+        for step in range(6):
+            if step == 3:
+                with pytest.raises(error, match=re.escape(named)):
+                    tracker.step(**arguments)
+            else:
+                tracker.step(loss=step)
+    assert tracker.history["loss"].steps.tolist() == [0, 1, 2, 4, 5]
+    assert len(tracker.history["grad_norm"]) == 5
+
+
+def test_more_scalars_than_a_row_can_hold_are_refused_by_number() -> None:
+    with Tracker(model_with_gradients(), every=3, diagnosis=None) as tracker:
+        tracker.step(loss=1)
+        with pytest.raises(InvalidValueError, match="more than 64 different scalars"):
+            tracker.step(**{f"s{k}": k for k in range(65)})
+        tracker.step(loss=2)
+    assert tracker.history["loss"][:] == [1, 2]
+
+
+def test_a_parameter_that_cannot_be_read_is_named() -> None:
+    parameter = nn.Parameter(torch.eye(2).to_sparse_csr())
+    with pytest.raises(ParameterError, match="parameter 'weight' has layout SparseCsr"):
+        Tracker([("weight", parameter)], every=2, diagnosis=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda model: model.add_module("extra", nn.Linear(1, 1)), "new: 'extra.weight'; new: 'extra.bias'"),
+        (lambda model: model.__delattr__("0"), "gone: '0.weight'; gone: '0.bias'"),
+        (lambda model: setattr(model[0], "bias", nn.Parameter(torch.zeros(1))), "replaced"),
+    ],
+)
+def test_a_model_whose_parameters_change_is_noticed_at_the_next_drain(change, named: str) -> None:
+    model = nn.Sequential(model_with_gradients())
+    tracker = Tracker(model, every=2, diagnosis=None)
+    tracker.step(loss=0)
+    change(model)
+    with pytest.raises(ParameterError, match=re.escape(named)):
+        tracker.step(loss=1)
+    tracker.step(loss=2)
+    tracker.close()
+    assert tracker.history["loss"][:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("call", [lambda t: t.step(), lambda t: t.epoch(), lambda t: t.replayed()])
+def test_a_closed_tracker_says_so(call) -> None:
+    tracker = Tracker(model_with_gradients(), diagnosis=None)
+    tracker.step(loss=1)
+    tracker.close()
+    tracker.close()
+    with pytest.raises(ClosedError, match="the tracker is closed"):
+        call(tracker)
+    assert tracker.history["loss"][:] == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ({"model": 3}, InvalidTypeError, "the target is 3, of type int"),
+        ({"optimizer": "adam"}, InvalidTypeError, "optimizer is 'adam', of type str"),
+        ({"every": 0}, InvalidValueError, "every is 0"),
+        ({"every": "often"}, InvalidTypeError, "every is 'often', of type str"),
+        ({"diagnosis": 5}, InvalidTypeError, "diagnosis is 5"),
+    ],
+)
+def test_a_tracker_that_cannot_be_made_says_why(arguments, error, named: str) -> None:
+    with pytest.raises(error, match=named):
+        Tracker(**{"model": model_with_gradients(), **arguments})
+
+
+@pytest.mark.parametrize("metric", ["x", None, [1.0]])
+def test_an_epoch_metric_that_is_no_number_is_named(metric) -> None:
+    with Tracker(model_with_gradients(), diagnosis=None) as tracker:
+        tracker.step(loss=1.0)
+        if metric is None:
+            tracker.epoch(val_loss=metric)
+        else:
+            with pytest.raises(InvalidTypeError, match="'val_loss' is"):
+                tracker.epoch(val_loss=metric)
+        with pytest.raises(InvalidValueError, match="'loss' is recorded on each step already"):
+            tracker.epoch(loss=2.0)
+    assert "val_loss" not in tracker.history
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    with (
+        Tracker(model_with_gradients(), diagnosis=None) as tracker,
+        pytest.raises(InvalidValueError, match=r"expected what Tracker.state_dict"),
+    ):
+        tracker.load_state_dict({"step": 3})
+
+
+class Collecting:
+    def __init__(self) -> None:
+        self.values: dict[str, list[tuple[int, float]]] = {}
+        self.closed = False
+
+    def write(self, steps: np.ndarray, series: dict[str, np.ndarray]) -> None:
+        for name, values in series.items():
+            self.values.setdefault(name, []).extend(zip(steps.tolist(), values.tolist(), strict=True))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Failing(Collecting):
+    def write(self, steps: np.ndarray, series: dict[str, np.ndarray]) -> None:
+        raise OSError("no space")
+
+
+def test_a_sink_that_fails_is_switched_off_and_the_others_go_on() -> None:
+    good, bad = Collecting(), Failing()
+    with Tracker(model_with_gradients(), every=2, sinks=[bad, good], diagnosis=None) as tracker:
+        tracker.step(loss=0)
+        with pytest.warns(RuntimeWarning, match="the sink Failing failed and is switched off: OSError: no space"):
+            tracker.step(loss=1)
+        for step in range(2, 5):
+            tracker.step(loss=step)
+    assert good.values["loss"] == [(step, float(step)) for step in range(5)]
+    assert good.closed
+    assert len(tracker.history["loss"]) == 5
+
+
+def test_training_without_gradients_is_told_once() -> None:
+    model = nn.Linear(2, 1)
+    with Tracker(model, every=2, diagnosis=None) as tracker:
+        tracker.step()
+        with pytest.warns(
+            RuntimeWarning, match=r"no parameter had a gradient in steps 0 to 1; call tracker.step\(\) after"
+        ):
+            tracker.step()
+        tracker.step()
+        tracker.step()
+
+
+def test_findings_reach_the_callback_the_tracker_and_the_history() -> None:
+    model = model_with_gradients()
+    told: list[Finding] = []
+    with Tracker(model, every=10, diagnosis=Diagnosis(["gradient_nonfinite"]), on_finding=told.append) as tracker:
+        for step in range(20):
+            if step == 13:
+                model.bias.grad = torch.tensor([float("nan")])
+            tracker.step(loss=1.0)
+    (finding,) = tracker.findings
+    assert (finding.rule, finding.first_step, finding.parameters) == ("gradient_nonfinite", 13, ("bias",))
+    assert told[-1] == finding
+    assert tracker.history.findings[-1]["first_step"] == 13
