@@ -105,7 +105,7 @@ def confusion(judged: Iterable[Judged]) -> dict[str, Counter[str]]:
 
 
 def located(judged: Iterable[Judged]) -> tuple[int, int, list[str]]:
-    """Return how many planted NaN and Inf were found at the exact step and parameter, of how many, and which weren't."""
+    """Return how many planted NaN and Inf were found at the exact step and parameter, of how many, which weren't."""
     right, total, wrong = 0, 0, []
     for one in judged:
         if "parameter" not in one.truth:

@@ -18,8 +18,8 @@ _GROWTH = 0.02  # diagnose() looks again when the training is this much longer
 class Diagnosis:
     """Judges a training as it grows: ``update`` after each drain.
 
-    Each rule has at most one finding, which grows. A rule that raises is reported as ``rule_failed`` and not asked again.
-    Nothing of the history is copied, and an update costs the same at step 100 as at step 1,000,000.
+    Each rule has at most one finding, which grows. A rule that raises is reported as ``rule_failed`` and not asked
+    again. Nothing of the history is copied, and an update costs the same at step 100 as at step 1,000,000.
 
     Args:
         rules: names or rules; all known ones by default.
@@ -99,8 +99,9 @@ def diagnose(
 ) -> list[Finding]:
     """Return what is wrong with a training, from its history alone: the most severe first.
 
-    The rules look at the history as they would have while it grew: after every ``history.meta["every"]`` steps (50 where
-    that is not known) at first, and later each time that it has grown by 2 %. So a million steps take about 500 looks.
+    The rules look at the history as they would have while it grew: after every ``history.meta["every"]`` steps (50
+    where that is not known) at first, and later each time that it has grown by 2 %. So a million steps take about 500
+    looks.
 
     >>> from pytracker.history import History
     >>> for finding in diagnose(History(loss=[0.7] * 100)):

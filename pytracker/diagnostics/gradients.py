@@ -54,14 +54,20 @@ def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Floa
 
 @rule
 def gradient_exploding(
-    view: View, growth: float = 20.0, strain: float = 1000.0, largest: float = 65504.0, decades: float = 3.0, width: int = 10
+    view: View,
+    growth: float = 20.0,
+    strain: float = 1000.0,
+    largest: float = 65504.0,
+    decades: float = 3.0,
+    width: int = 10,
 ) -> Iterator[Finding]:
     """The gradient norm explodes: over time, from the start, or with depth.
 
-    Over time: the median of ``width`` norms, or a norm within the 5 steps before one that isn't finite, is ``growth`` times
-    the median of the first 20. From the start: in the first 20 steps,
-    norm * weight norm / loss is above ``strain``. That is how many times its own size the loss would change if the weights
-    changed by theirs; it has no unit, so the scale of the loss doesn't matter. Or the norm is above ``largest`` there. With
+    Over time: the median of ``width`` norms, or a norm within the 5 steps before one that isn't finite, is ``growth``
+    times the median of the first 20. From the start: in the first 20 steps,
+    norm * weight norm / loss is above ``strain``. That is how many times its own size the loss would change if the
+    weights changed by theirs; it has no unit, so the scale of the loss doesn't matter. Or the norm is above ``largest``
+    there. With
     depth: the rms gradient grows by ``decades`` powers of ten from the last weight matrix to the first.
 
     Args:
@@ -85,7 +91,8 @@ def gradient_exploding(
         worst = int(grown[np.nanargmax(ratio[grown])])
         yield view.finding(
             "critical" if ratio[worst] >= 100 * growth else "warning",
-            f"the gradient norm was {reference:.3g} in the first 20 steps and is {blocks[worst]:.3g} at step {steps[worst]}, "
+            f"the gradient norm was {reference:.3g} in the first 20 steps and is {blocks[worst]:.3g} at step "
+            f"{steps[worst]}, "
             f"{ratio[worst]:.3g} times as large (medians of {width})",
             first_step=int(steps[grown[0]]) - width + 1,
             last_step=int(steps[grown[-1]]),
@@ -114,9 +121,7 @@ def _runs_away(view: View, norms: Points, reference: float, growth: float) -> It
     )
 
 
-def _from_the_start(
-    view: View, norms: Points, reference: float, strain: float, largest: float
-) -> Iterator[Finding]:
+def _from_the_start(view: View, norms: Points, reference: float, strain: float, largest: float) -> Iterator[Finding]:
     end = int(norms.steps[min(len(norms), 20) - 1])
     if view.since > end:
         return
@@ -132,7 +137,8 @@ def _from_the_start(
         return
     yield view.finding(
         "warning",
-        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g} with a loss of {loss:.3g} and weights of "
+        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g} with a loss of {loss:.3g} "
+        "and weights of "
         f"norm {size:.3g}"
         + (f": moving them by 1/{strained:.0f} of their size would change the loss by its own" if strained else ""),
         first_step=int(norms.steps[0]),
@@ -151,7 +157,8 @@ def _with_depth(view: View, decades: float) -> Iterator[Finding]:
     first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
     yield view.finding(
         "warning",
-        f"the rms gradient grows by {-profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) to {first!r} "
+        f"the rms gradient grows by {-profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) "
+        f"to {first!r} "
         f"(1e{profile.level[0]:.1f})",
         parameters=(first,),
         cause="each layer amplifies what comes back: initialisation too large for the depth",
@@ -166,9 +173,10 @@ def gradient_vanishing(
 ) -> Iterator[Finding]:
     """The gradient is near zero, in the first layers or everywhere, while there is still loss to reduce.
 
-    With depth: the rms gradient falls by ``decades`` powers of ten from the last weight matrix to the first. As a whole:
-    the norms of the last ``steps`` steps have a median below ``absolute``, or below ``relative`` of the first ones, and the loss
-    is still above half of the initial one, so it isn't that the training has converged. Exact zeros are dead, not vanishing.
+    With depth: the rms gradient falls by ``decades`` powers of ten from the last weight matrix to the first. As a
+    whole: the norms of the last ``steps`` steps have a median below ``absolute``, or below ``relative`` of the first
+    ones, and the loss is still above half of the initial one, so it isn't that the training has converged. Exact zeros
+    are dead, not vanishing.
 
     Args:
         view: what to judge.
@@ -186,7 +194,8 @@ def gradient_vanishing(
         first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
         yield view.finding(
             "warning",
-            f"the rms gradient falls by {profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) to {first!r} "
+            f"the rms gradient falls by {profile.decades:.1f} powers of ten from {last!r} "
+            f"(1e{profile.level[-1]:.1f}) to {first!r} "
             f"(1e{profile.level[0]:.1f})",
             first_step=int(view.parameters.first_step[max(0, view.interval_stop - 3)]),
             parameters=tuple(infos[place].name for place in low[:20]),
@@ -204,7 +213,8 @@ def gradient_vanishing(
     if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss:
         yield view.finding(
             "warning",
-            f"the median gradient norm of the last {steps} steps is {norm:.3g} (it was {reference:.3g} at first), and the loss is "
+            f"the median gradient norm of the last {steps} steps is {norm:.3g} (it was {reference:.3g} at first), "
+            "and the loss is "
             f"{loss:.4g}, which is {100 * loss / view.initial_loss:.0f} % of the initial one",
             first_step=int(norms.steps[0]),
             cause="saturated activations, or a loss that hardly depends on the parameters",
@@ -223,7 +233,8 @@ def always_clipped(view: View, share: float = 0.9, aggressive: float = 0.5, step
     Args:
         view: what to judge.
         share: share of clipped steps for a warning.
-        aggressive: share of clipped steps worth knowing; half, which the Deep Learning Tuning Playbook calls extremely aggressive.
+        aggressive: share of clipped steps worth knowing; half, which the Deep Learning Tuning Playbook calls extremely
+        aggressive.
         steps: how many of the last steps are looked at.
     """
     threshold = view.meta.get("clip_threshold")
@@ -238,12 +249,14 @@ def always_clipped(view: View, share: float = 0.9, aggressive: float = 0.5, step
     before = high > 1.01 * threshold
     yield view.finding(
         "warning" if clipped >= share else "info",
-        f"{100 * clipped:.0f} % of the last {steps} steps reached the clipping threshold {threshold:g}; the median norm is "
+        f"{100 * clipped:.0f} % of the last {steps} steps reached the clipping threshold {threshold:g}; the median "
+        "norm is "
         f"{median:.3g}, the 90th percentile {high:.3g}",
         first_step=int(norms.steps[0]),
         cause="the threshold is below the usual norm: every step has the same length, whatever the gradient says",
         action=(
-            f"clip at {high:.2g}: the median norm of the last {steps} steps is {median:.2g}; or remove clipping and lower the "
+            f"clip at {high:.2g}: the median norm of the last {steps} steps is {median:.2g}; or remove clipping and "
+            "lower the "
             "learning rate instead"
             if before
             else "raise the threshold, and record the norm before clipping: clip_grad_norm_ returns it"

@@ -16,13 +16,14 @@ from .view import View
 
 _NAMED = 20  # parameters named in a finding at most
 
+
 @rule
 def gradient_nonfinite(view: View) -> Iterator[Finding]:
     """A gradient has a NaN or Inf element.
 
-    The first step, and the first parameter: backward runs from the loss to the inputs, and what isn't finite spoils everything
-    after it, so of the parameters that are not finite in that step the one nearest to the loss (the last of the model's
-    order) is the origin. No threshold.
+    The first step, and the first parameter: backward runs from the loss to the inputs, and what isn't finite spoils
+    everything after it, so of the parameters that are not finite in that step the one nearest to the loss (the last of
+    the model's order) is the origin. No threshold.
     """
     if view.previous is not None:
         yield from _still_nonfinite(view, view.previous)
@@ -43,7 +44,8 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
             f"the gradient norm is {total.at(step)} at step {step}; {_loss_at(view, step)}",
             first_step=step,
             cause="a division by zero, a logarithm or root of a negative number, or an overflow",
-            action="record the parameters to find the layer; torch.autograd.set_detect_anomaly(True) finds the operation",
+            action="record the parameters to find the layer; torch.autograd.set_detect_anomaly(True) finds the "
+            "operation",
             numbers={"step": float(step)},
         )
 
@@ -149,7 +151,8 @@ def dead_parameter(view: View, steps: int = 50) -> Iterator[Finding]:
             if everything
             else "freeze or remove them, or use them"
             if unused == len(dead)
-            else "lower the learning rate, use LeakyReLU or GELU, check biases and masks of the layer after the last one named"
+            else "lower the learning rate, use LeakyReLU or GELU, check biases and masks of the layer after the last "
+            "one named"
         ),
         numbers={"dead": float(len(dead)), "missing": float(unused), "steps": float(long)},
     )
@@ -196,9 +199,9 @@ def layer_imbalance(view: View, decades: float = 2.0, share: float = 0.2) -> Ite
 def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[Finding]:
     """A step changes the weights by far more or far less than a thousandth of their size.
 
-    The median over weight matrices of |update| / |weight|: lr * |gradient| / |weight| for SGD, and lr * sqrt(elements) /
-    |weight| for Adam and its kin, whose elements move by about lr. About 1e-3 is usual (Karpathy, CS231n). Too low is only
-    said while the loss is above half of the initial one and no schedule has taken the learning rate down.
+    The median over weight matrices of |update| / |weight|: lr * |gradient| / |weight| for SGD, and lr * sqrt(elements)
+    / |weight| for Adam and its kin, whose elements move by about lr. About 1e-3 is usual (Karpathy, CS231n). Too low is
+    only said while the loss is above half of the initial one and no schedule has taken the learning rate down.
 
     Args:
         view: what to judge.

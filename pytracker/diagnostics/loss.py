@@ -20,9 +20,9 @@ _NONE = Points(np.empty(0, np.int64), np.empty(0))
 def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> Iterator[Finding]:
     """The training loss never went down.
 
-    Over all steps so far, in at most 64 bins: Theil and Sen's slope with its 95 % interval. Said when the interval contains
-    zero, or its steep end is a decrease of less than ``decrease`` of the loss at the start; and the last quarter isn't
-    clearly below the start either (as after a fast fall before a long plateau).
+    Over all steps so far, in at most 64 bins: Theil and Sen's slope with its 95 % interval. Said when the interval
+    contains zero, or its steep end is a decrease of less than ``decrease`` of the loss at the start; and the last
+    quarter isn't clearly below the start either (as after a fast fall before a long plateau).
 
     Args:
         view: what to judge.
@@ -49,13 +49,15 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
         return
     yield view.finding(
         "warning",
-        f"the loss was {start:.4g} in the first {len(head)} steps and {end:.4g} in the last quarter of {len(loss)}; its "
+        f"the loss was {start:.4g} in the first {len(head)} steps and {end:.4g} in the last quarter of {len(loss)}; "
+        "its "
         f"slope is {slope.estimate:.3g} a step (95 %: {slope.low:.3g} to {slope.high:.3g}), a decrease of at most "
         f"{100 * max(0.0, steepest):.1f} %",
         first_step=int(loss.steps[0]),
         last_step=int(loss.steps[-1]),
         cause="the learning rate is too low, or the loop has a bug: no optimizer step, detached loss, wrong labels",
-        action=f"check that optimizer.step() runs and that labels match inputs; then raise the learning rate{_lr_now(view)} "
+        action="check that optimizer.step() runs and that labels match inputs; then raise the learning "
+        f"rate{_lr_now(view)} "
         "10-fold; overfit one batch first",
         numbers={"start": start, "end": end, "slope": slope.estimate, "low": slope.low, "high": slope.high},
     )
@@ -68,10 +70,11 @@ def loss_oscillating(
     """The training loss swings wildly, or runs away.
 
     In windows of ``window`` steps: residuals from the running median over 15 steps; 1.4826 times their median absolute
-    value, divided by the local level. The level is kept between 0.3 and 1 times the initial loss: noise of a loss that is
-    nearly gone is no trouble, and one that has blown up is compared with where it started. Residuals alone can't tell small
-    batches from long steps, so the threshold is lower where the update ratio says that steps are long. A loss that rises
-    ``blow_up``-fold within the first 20 steps, or within the 5 steps before it is NaN or Inf, counts as well.
+    value, divided by the local level. The level is kept between 0.3 and 1 times the initial loss: noise of a loss that
+    is nearly gone is no trouble, and one that has blown up is compared with where it started. Residuals alone can't
+    tell small batches from long steps, so the threshold is lower where the update ratio says that steps are long. A
+    loss that rises ``blow_up``-fold within the first 20 steps, or within the 5 steps before it is NaN or Inf, counts as
+    well.
 
     Args:
         view: what to judge.
@@ -172,7 +175,11 @@ def loss_spike(view: View, z: float = 10.0, window: int = 50, rise: float = 0.5)
         return
     spikes = sorted(zip(score[hit].tolist(), where.tolist(), strict=True))
     highest, place = spikes[-1]
-    before_it = float(level[hit.any(axis=1)][-1, 0]) if len(spikes) == 1 else float(finite_median(values[None, max(0, place - window) : place])[0])
+    before_it = (
+        float(level[hit.any(axis=1)][-1, 0])
+        if len(spikes) == 1
+        else float(finite_median(values[None, max(0, place - window) : place])[0])
+    )
     old = view.previous.numbers if view.previous is not None else {}
     count = int(old.get("count", 0)) + len(spikes)
     if old.get("z", 0.0) > highest:
@@ -181,12 +188,14 @@ def loss_spike(view: View, z: float = 10.0, window: int = 50, rise: float = 0.5)
         at, value, usual = int(recent.steps[place]), float(values[place]), before_it
     yield view.finding(
         "warning",
-        f"{count} loss{'es' if count > 1 else ''} far above the {window} before: at step {at} it was {value:.4g} against "
+        f"{count} loss{'es' if count > 1 else ''} far above the {window} before: at step {at} it was {value:.4g} "
+        "against "
         f"a median of {usual:.4g} (robust z = {highest:.1f})",
         first_step=int(recent.steps[where.min()]),
         last_step=int(recent.steps[where.max()]),
         cause="a corrupted or very hard batch, or a step that was too long",
-        action=f"look at the batch of step {at}; skip batches like it, clip gradients, or go back to a checkpoint before it",
+        action=f"look at the batch of step {at}; skip batches like it, clip gradients, or go back to a checkpoint "
+        "before it",
         numbers={"count": float(count), "z": highest, "step": float(at), "loss": value, "usual": usual},
     )
 
@@ -203,11 +212,11 @@ def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
 def overfitting(view: View, rise: float = 0.1, lost: float = 0.3, evaluations: int = 3) -> Iterator[Finding]:
     """The validation loss rises while the training loss falls.
 
-    After its lowest point (of a running median over 3), the validation loss has a Theil-Sen slope whose 95 % interval is
-    above zero, is ``rise`` above the lowest (Prechelt's generalisation loss), for at least ``evaluations`` evaluations
-    (his UP criterion); and the training loss falls over the same steps, or is nearly gone. It is a warning when ``lost``
-    of what the validation loss had gained since the start (of its own, or of the training loss) is lost again, and
-    information before.
+    After its lowest point (of a running median over 3), the validation loss has a Theil-Sen slope whose 95 % interval
+    is above zero, is ``rise`` above the lowest (Prechelt's generalisation loss), for at least ``evaluations``
+    evaluations (his UP criterion); and the training loss falls over the same steps, or is nearly gone. It is a warning
+    when ``lost`` of what the validation loss had gained since the start (of its own, or of the training loss) is lost
+    again, and information before.
 
     Args:
         view: what to judge.
@@ -236,12 +245,15 @@ def overfitting(view: View, rise: float = 0.1, lost: float = 0.3, evaluations: i
     share = (now - lowest) / gained if gained > 0 else float("inf")
     yield view.finding(
         "warning" if share >= lost else "info",
-        f"the validation loss rose from {lowest:.4g} at step {steps[best]:.0f} to {now:.4g} (+{100 * (now / lowest - 1):.0f} %"
-        f"{f', {100 * share:.0f} % of what it had gained' if np.isfinite(share) else ''}) while the training loss went from "
+        f"the validation loss rose from {lowest:.4g} at step {steps[best]:.0f} to {now:.4g} "
+        f"(+{100 * (now / lowest - 1):.0f} %"
+        f"{f', {100 * share:.0f} % of what it had gained' if np.isfinite(share) else ''}) while the training loss "
+        "went from "
         f"{train_start:.4g} to {train_end:.4g}",
         first_step=int(steps[best]),
         cause="overfitting: the model learns the training set by heart",
-        action=f"stop at step {steps[best]:.0f}, or add regularisation (weight decay, dropout, augmentation), get more data, "
+        action=f"stop at step {steps[best]:.0f}, or add regularisation (weight decay, dropout, augmentation), get "
+        "more data, "
         "reduce the model",
         numbers={"best": lowest, "now": now, "best_step": float(steps[best]), "lost": share, "slope": slope.estimate},
     )

@@ -39,12 +39,14 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
             first_step=since,
             last_step=int(points.steps[-1]),
             cause=(
-                "the loss doesn't depend on the model or the batch: a detached loss, zeroed targets, one batch without an "
+                "the loss doesn't depend on the model or the batch: a detached loss, zeroed targets, one batch "
+                "without an "
                 "optimizer step"
                 if always
                 else "the model has saturated or died, or the loss has underflowed"
             ),
-            action="print the loss of two different batches; check that it has a grad_fn and that targets aren't all the same",
+            action="print the loss of two different batches; check that it has a grad_fn and that targets aren't all "
+            "the same",
             numbers={"value": value, "steps": float(int(points.steps[-1]) - since + 1)},
         )
         return
@@ -54,8 +56,9 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
 def learning_rate(view: View, jump: float = 3.0, steps: int = 100, warmup: int = 10) -> Iterator[Finding]:
     """The learning rate never changes although there is a scheduler, or it jumps up.
 
-    Never: exactly the same for all of at least ``steps`` steps while ``meta["scheduler"]`` is set. A jump: at least ``jump``
-    times the one before and above every one before it, after ``warmup`` steps; decays in steps are usual and don't count.
+    Never: exactly the same for all of at least ``steps`` steps while ``meta["scheduler"]`` is set. A jump: at least
+    ``jump`` times the one before and above every one before it, after ``warmup`` steps; decays in steps are usual and
+    don't count.
 
     Args:
         view: what to judge.

@@ -21,7 +21,9 @@ class Slope(NamedTuple):
     high: float
 
 
-def thin(steps: NDArray[np.int64], values: Float64Array, bins: int = 64, most: int = 64) -> tuple[Float64Array, Float64Array]:
+def thin(
+    steps: NDArray[np.int64], values: Float64Array, bins: int = 64, most: int = 64
+) -> tuple[Float64Array, Float64Array]:
     """Return at most ``bins`` bin centres and bin medians of the finite values.
 
     A bin looks at no more than ``most`` of its values, evenly spaced, so that the cost doesn't grow with the series.
@@ -65,10 +67,11 @@ def theil_sen(x: Float64Array, y: Float64Array, z: float = 1.96) -> Slope:
     """Return the median of the slopes of all pairs of points, with Sen's confidence interval.
 
     The interval takes the ranks M/2 +- z * sigma / 2 of the M ordered slopes, with Kendall's variance
-    sigma^2 = n (n - 1) (2 n + 5) / 18 (Theil 1950; Sen, JASA 63, 1968). It assumes independent residuals, which bins of a
-    series nearly are. The cost is O(n^2): thin a long series first. At least two points of different ``x`` are needed.
+    sigma^2 = n (n - 1) (2 n + 5) / 18 (Theil 1950; Sen, JASA 63, 1968). It assumes independent residuals, which bins of
+    a series nearly are. The cost is O(n^2): thin a long series first. At least two points of different ``x`` are
+    needed.
 
-    >>> theil_sen(np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 2.0, 4.0, 90.0])).estimate
+    >>> theil_sen(np.array([0.0, 1.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 4.0, 6.0, 90.0])).estimate
     2.0
     """
     first, second = np.triu_indices(len(x), 1)

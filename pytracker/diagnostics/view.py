@@ -46,7 +46,7 @@ class Points:
         return int(np.searchsorted(self.steps, step))
 
     def runaway(self, since: int) -> Points:
-        """Return the up to 5 finite values before the first non-finite one at ``since`` or later; none if all are finite."""
+        """Return up to 5 finite values before the first non-finite one at ``since`` or later; none if all are."""
         first = self.index(since)
         bad = np.flatnonzero(~np.isfinite(self.values[first:]))
         end = first + int(bad[0]) if len(bad) else 0
@@ -77,8 +77,8 @@ class Layout:
 class View:
     """A history up to (and without) the step ``stop``. Every access costs the same however long the history is.
 
-    ``since`` is the first step that the rule has not been shown before (0 at first): a rule that looks at each step once
-    starts there. ``previous`` is the finding that the rule has made so far, or None.
+    ``since`` is the first step that the rule has not been shown before (0 at first): a rule that looks at each step
+    once starts there. ``previous`` is the finding that the rule has made so far, or None.
     """
 
     def __init__(
@@ -149,8 +149,8 @@ class View:
     def initial_loss(self) -> float:
         """The loss before training moved it; NaN where there is none.
 
-        The median of the first 3 finite values, or the very first where that is less than half of it: then the loss has blown
-        up at once.
+        The median of the first 3 finite values, or the very first where that is less than half of it: then the loss has
+        blown up at once.
         """
         head = self.loss.values[:20]
         head = head[np.isfinite(head)][:3]
