@@ -27,7 +27,7 @@ LEARNING_RATE = {
     ("mlp", "Adam"): 3e-3,
     ("cnn", "Adam"): 3e-3,
     ("rnn", "Adam"): 5e-3,
-    ("transformer", "Adam"): 3e-3,
+    ("transformer", "Adam"): 1e-3,
 }
 STEPS = {"digits": 500, "breast_cancer": 240, "diabetes": 240, "wine": 200}
 
@@ -95,8 +95,8 @@ def plan_of(case: Case) -> Plan:
     data = data_sets.load(case.dataset)
     lr = LEARNING_RATE[case.model, "SGD" if case.optimizer == "SGD" else "Adam"]
     dropout = 0.1 if case.model == "transformer" else 0.2
-    if data.regression and case.model in ("mlp", "cnn"):
-        lr *= 0.4
+    if data.regression and case.model != "rnn":
+        lr *= 0.3
     plan = Plan(case.model, data, case.optimizer, case.batch_size, case.seed, lr, STEPS[case.dataset], dropout=dropout)
     if case.trouble == "healthy" and case.seed == 1:
         plan.scheduler = "cosine"

@@ -91,7 +91,11 @@ def _nan_in_one_gradient(loop: Loop) -> None:
     """Put one NaN (or Inf, for odd seeds) into the gradient of one parameter, chosen by the seed, at a known step."""
     names = [name for name, parameter in loop.model.named_parameters() if parameter.requires_grad]
     name = names[(7 * loop.plan.seed + 3) % len(names)]
-    loop.truth = {"parameter": name, "step": loop.plan.steps // 2, "value": float("inf" if loop.plan.seed % 2 else "nan")}
+    loop.truth = {
+        "parameter": name,
+        "step": loop.plan.steps // 2,
+        "value": float("inf" if loop.plan.seed % 2 else "nan"),
+    }
 
     def poison(gradient: torch.Tensor) -> torch.Tensor:
         if loop.step != loop.truth["step"]:
@@ -167,7 +171,6 @@ def rules(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-
 TROUBLES: dict[str, Trouble] = {
     "healthy": Trouble(rules()),
     "lr_too_high": Trouble(rules("loss_oscillating"), UNSTABLE | {"overfitting"}, prepare=_scale_lr(100.0)),
@@ -179,7 +182,9 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "lr_too_low": Trouble(rules("loss_not_decreasing"), rules("update_ratio"), prepare=_scale_lr(0.01)),
     "never_steps": Trouble(rules("loss_not_decreasing"), build=_never_step),
-    "overfit": Trouble(rules("overfitting"), prepare=_overfit, onset=0.1),
+    "overfit": Trouble(
+        rules("overfitting"), prepare=_overfit, datasets=("digits", "breast_cancer", "diabetes"), onset=0.1
+    ),
     "deep_sigmoid": Trouble(
         rules("gradient_vanishing"),
         rules("loss_not_decreasing", "layer_imbalance", "dead_parameter", "update_ratio"),
@@ -207,7 +212,7 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "corrupted_batches": Trouble(
         rules("loss_spike"),
-        rules("overfitting", "gradient_exploding", "loss_oscillating", "update_ratio"),
+        UNSTABLE | {"overfitting"},  # one such step can destroy a network
         at=_corrupt_batches,
         onset=0.5,
     ),
@@ -220,7 +225,5 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "clipped": Trouble(rules("always_clipped"), rules("loss_not_decreasing", "update_ratio"), prepare=_clip_hard),
     "forgotten_schedule": Trouble(rules("learning_rate"), prepare=_forgotten_schedule),
-    "lr_jump": Trouble(
-        rules("learning_rate"), UNSTABLE | {"overfitting"}, at=_lr_jump, onset=0.5
-    ),
+    "lr_jump": Trouble(rules("learning_rate"), UNSTABLE | {"overfitting"}, at=_lr_jump, onset=0.5),
 }
