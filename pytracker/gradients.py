@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._pieces import is_sharded, merge_over_meshes
+from ._reference import total_moments
 from ._targets import Target, named_parameters, plan_for
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
 from .errors import InvalidTypeError, InvalidValueError
@@ -20,6 +22,8 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     """Return the total L2 norm of the gradients and the largest L2 norm of one parameter. Waits once for each device.
 
     The drop-in for the loop over ``p.grad.norm(2).item()``, which waits once for each parameter.
+
+    Parameters that are DTensors (FSDP2, tensor parallel) are merged over their meshes, so every rank must call it.
 
     Args:
         model: a module, an iterable of parameters, or an iterable of (name, parameter) pairs. Parameters without a
@@ -40,7 +44,11 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
         >>> compute_gradient_stats(model)
         {'grad_norm': 5.0, 'grad_max': 5.0}
     """
-    norm, largest = plan_for(model).norm_and_max()
+    plan = plan_for(model)
+    if is_sharded(plan.parameters):
+        totals = GradientStats(plan, plan.reduce())._totals
+        return {"grad_norm": totals[SUM_SQ].sqrt().item(), "grad_max": totals[MAX_SUM_SQ_TOTAL].sqrt().item()}
+    norm, largest = plan.norm_and_max()
     return {"grad_norm": norm, "grad_max": largest}
 
 
@@ -97,6 +105,12 @@ class GradientStats:
         self._numel = [parameter.numel() for parameter in plan.parameters]
         self._members: list[list[int]] = plan.members
         self._rows = rows
+        if is_sharded(plan.parameters):  # the ranks' pieces are merged: collectives, which every rank must call
+            local = self._tensors
+            self._tensors = merge_over_meshes(self._names, plan.parameters, local)
+            self._totals = total_moments(self._tensors)
+            self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
+            self._members = [list(range(len(self._names)))]
 
     @property
     def names(self) -> list[str]:
@@ -278,7 +292,7 @@ def clip_grad_norm_(
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1:
+    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or is_sharded(plan.parameters):
         tensors = named_parameters(parameters)[1]
         return torch.nn.utils.clip_grad_norm_(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)

@@ -17,20 +17,22 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from . import _ops
+from ._recording import EpochMeans, Memory, Sink, Sinks, as_number, parameter_infos
 from ._targets import Target, named_parameters, plan_for
-from .columns import ABS_MAX, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
-from .device_log import DeviceLog, Rows
+from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
+from .distributed import is_first_rank, merger_for
 from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
 from .history import History
-from .parameters import Interval, ParameterHistory, ParameterInfo, summarize
+from .parameters import summarize
 
 if TYPE_CHECKING:
     from .store import Run
@@ -45,52 +47,6 @@ _RESERVED = frozenset({*GRADIENT_SERIES, "epoch", "step"})
 
 _DIAGNOSIS_SHARE = 0.02
 """The diagnosis takes at most this share of the time: where drains come fast, it looks at several at once."""
-
-
-class Sink(Protocol):
-    """What mirrors a training elsewhere (TensorBoard, CSV, ...): told of every exact value, in order."""
-
-    def write(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
-        """Take a value of each series at each of ``steps``."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
-class _Memory:
-    """Stands in for a run where there is none: keeps what a ``Run`` would, in memory only."""
-
-    every_step = False
-
-    def __init__(self) -> None:
-        self.history = History()
-
-    def log_many(self, steps: NDArray[np.int64], metrics: dict[str, NDArray[np.float64]]) -> None:
-        for name, values in metrics.items():
-            self.history[name].extend(values, steps)
-
-    def set_parameters(self, infos: Iterable[ParameterInfo]) -> None:
-        self.history.parameters = ParameterHistory(infos)
-
-    def log_interval(self, interval: Interval) -> None:
-        self.history.parameters.append(interval)
-
-    def log_rows(self, steps: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
-        self.history.parameters.append_rows(steps, rows)
-
-    def log_finding(self, finding: dict[str, Any]) -> None:
-        known = self.history.findings
-        place = next((i for i, other in enumerate(known) if other["key"] == finding["key"]), len(known))
-        known[place : place + 1] = [finding]
-
-    def set_meta(self, **facts: Any) -> None:
-        self.history.meta.update(facts)
-
-    def truncate(self, step: int) -> None:
-        self.history.truncate(step)
-
-    def finish(self, state: str = "finished", *, error: str | None = None) -> None:
-        return None
 
 
 class Tracker:
@@ -117,6 +73,10 @@ class Tracker:
             (logger ``pytracker``).
         sinks: other places that are told every value.
         meta: facts for the diagnosis and the report, e.g. ``{"clip_threshold": 1.0, "scheduler": True}``.
+        process_group: the ranks over which plain parameters or gradients are spread (pipeline stages, a ZeRO
+            optimizer). DTensors (FSDP2, HSDP, tensor parallel) say it themselves. Every rank makes a tracker, and calls
+            step, epoch, flush and close alike; rank 0 alone writes the run and judges.
+        rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
 
     Raises:
         InvalidTypeError: ``model``, ``optimizer`` or ``every`` is of the wrong type.
@@ -152,8 +112,10 @@ class Tracker:
         on_finding: Callable[[Finding], None] | None = None,
         sinks: Iterable[Sink] = (),
         meta: dict[str, Any] | None = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
+        rank_timeout: float = 300.0,
     ) -> None:
-        """Plan the reduction and allocate the device log; this may wait for the device."""
+        """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
             raise InvalidTypeError(
                 f"optimizer is {optimizer!r:.80}, of type {type(optimizer).__name__}; expected a torch optimizer "
@@ -164,19 +126,26 @@ class Tracker:
         self._model = model if isinstance(model, torch.nn.Module) else None
         self._watch = _ops.watch_module(self._model) if self._model is not None else None
         self._plan = plan_for(model)
-        self._log = DeviceLog(self._plan, every=every, on_rows=self._receive, optimizer=optimizer, reserved=_RESERVED)
-        self._append = self._log.append
-        self._run: Any = _Memory() if run is None else run
-        self._diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
+        infos = parameter_infos(self._plan, optimizer)
+        self._merger = merger_for(
+            self._plan, infos, every=checked_interval(every), group=process_group, timeout=rank_timeout
+        )
+        on_rows = self._receive if self._merger is None else self._merger.start
+        self._log = DeviceLog(self._plan, every=every, on_rows=on_rows, optimizer=optimizer, reserved=_RESERVED)
+        self._append = self._log.append if self._merger is None else self._append_and_poll
+        first = is_first_rank() if self._merger is None else self._merger.is_first
+        self._run: Any = Memory() if run is None or not first else run
+        self._diagnosis = (Diagnosis() if isinstance(diagnosis, str) else diagnosis) if first else None
         self._on_finding = on_finding
-        self._sinks = list(sinks)
+        self._sinks = Sinks(sinks)
         self._steps = 0
         self._epochs = 0
         self._closed = self._warned = False
         self._diagnose_again = 0.0
-        self._means = _EpochMeans()
-        self._run.set_parameters(parameter_infos(self._plan, optimizer))
-        self._numel = np.array([parameter.numel() for parameter in self._plan.parameters], np.float64)
+        self._means = EpochMeans()
+        self._infos = infos if self._merger is None else self._merger.infos
+        self._run.set_parameters(self._infos)
+        self._numel = np.array([info.numel for info in self._infos], np.float64)
         facts = {"every": self._log.every, "optimizer": type(optimizer).__name__ if optimizer is not None else None}
         self._run.set_meta(**facts, **(meta or {}))
         self._measure_weights()
@@ -193,6 +162,8 @@ class Tracker:
 
     @every.setter
     def every(self, every: int) -> None:
+        if self._merger is not None:
+            raise InvalidValueError("every cannot change while the rows of several ranks are merged")
         self._log.every = every
 
     @property
@@ -225,8 +196,7 @@ class Tracker:
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded. Nothing of the step is.
             ParameterError: a gradient cannot be read, or (at a drain) the model has other parameters than before.
         """
-        if self._closed:
-            raise ClosedError("the tracker is closed; make a new one to go on recording")
+        self._check_open()
         step = self._steps
         self._steps = step + 1  # also where nothing can be recorded: the step has happened, and is missing
         if not isinstance(n, (int, float)):
@@ -239,8 +209,7 @@ class Tracker:
 
         The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew.
         """
-        if self._closed:
-            raise ClosedError("the tracker is closed; make a new one to go on recording")
+        self._check_open()
         step = self._steps
         self._steps = step + 1
         self._means.weigh(step, n)
@@ -259,9 +228,8 @@ class Tracker:
             ClosedError: the tracker is closed.
             InvalidTypeError, InvalidValueError: a metric is nothing that can be recorded. No metric is.
         """
-        if self._closed:
-            raise ClosedError("the tracker is closed; make a new one to go on recording")
-        values = {name: _number(name, value) for name, value in metrics.items() if value is not None}
+        self._check_open()
+        values = {name: as_number(name, value) for name, value in metrics.items() if value is not None}
         for name in values:
             if name in _RESERVED or name in self._log.names:
                 raise InvalidValueError(f"{name!r} is recorded on each step already; give the epoch's another name")
@@ -272,9 +240,19 @@ class Tracker:
         self._record(at, {name: np.array([value]) for name, value in {**values, "epoch": self._epochs}.items()})
         return {**self._means.take(), **values}
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the tracker is closed; make a new one to go on recording")
+
     def flush(self) -> None:
         """Bring everything recorded so far to the history and the run. Waits for the device."""
-        self._log.flush()
+        if self._merger is None:
+            self._log.flush()
+        else:
+            self._merger.poll(self._receive)  # what is here is safe, also where a rank is missing below
+            self._merger.check(self._steps)
+            self._log.flush()
+            self._merger.flush(self._receive)
         self._diagnose(now=True)
 
     def close(self, *, error: str | None = None) -> None:
@@ -287,13 +265,16 @@ class Tracker:
             return
         self._closed = True
         try:
-            self.flush()
+            if error is None or self._merger is None:
+                self.flush()
+            else:  # the other ranks may not know of the fault, so nobody is waited for
+                self._merger.poll(self._receive)
+                self._merger.abandon()
         except Exception as problem:
             error = error or f"{type(problem).__name__}: {problem}"
             raise
         finally:
-            for sink in self._sinks:
-                self._guard(sink, sink.close)
+            self._sinks.close()
             if error is None:
                 self._run.finish()
             else:
@@ -333,7 +314,13 @@ class Tracker:
         if self.history.last_step >= steps:
             self._run.truncate(steps)
         self._steps, self._epochs = steps, epochs
-        self._means = _EpochMeans()
+        self._means = EpochMeans()
+
+    def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
+        """Append, where the rows of ranks are merged: also hand on what has been merged meanwhile."""
+        self._log.append(step, scalars)
+        if self._merger is not None:
+            self._merger.poll(self._receive)
 
     def _receive(self, rows: Rows) -> None:
         """Hand rows that have arrived to everyone who wants them."""
@@ -363,20 +350,7 @@ class Tracker:
 
     def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
         self._run.log_many(steps, series)
-        for sink in list(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.write(steps, series))  # type: ignore[misc]
-
-    def _guard(self, sink: Sink, action: Callable[[], None]) -> None:
-        """Call a sink; one that fails is reported and left out from then on, and the training goes on."""
-        try:
-            action()
-        except Exception as error:
-            self._sinks.remove(sink)
-            warnings.warn(
-                f"the sink {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self._sinks.write(steps, series)
 
     def _diagnose(self, now: bool = False) -> None:
         """Look for trouble, unless that takes more than its share of the time: then a later drain will, or a flush."""
@@ -421,60 +395,9 @@ class Tracker:
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
         members, rows = self._plan.members, _ops.make_plan(self._plan.parameters, self._plan.names, "value").reduce()
-        self._weight_norms = np.full(len(self._numel), math.nan)
+        moments = np.full((len(self._plan.names), len(COLUMNS)), math.nan)
         for of_device, row in zip(members, rows, strict=True):
-            self._weight_norms[of_device] = np.sqrt(_ops.tensor_moments(row)[:, SUM_SQ])
-
-
-class _EpochMeans:
-    """The weighted means of the scalars over the steps of an epoch."""
-
-    def __init__(self) -> None:
-        self._weights: dict[int, float] = {}  # of the steps that have not arrived yet
-        self._sums: dict[str, list[float]] = {}  # name -> [sum of n * value, sum of n]
-
-    def weigh(self, step: int, n: float) -> None:
-        self._weights[step] = n
-
-    def add(self, rows: Rows) -> None:
-        weights = np.array([self._weights.pop(step, 1.0) for step in rows.steps.tolist()], np.float64)
-        for name, (where, values) in rows.scalars.items():
-            here = weights[where]
-            total = self._sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(values @ here)
-            total[1] += float(here.sum())
-
-    def take(self) -> dict[str, float]:
-        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
-        self._sums = {}
-        return means
-
-
-def parameter_infos(plan: Any, optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
-    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
-    groups: dict[int, str] = {}
-    for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
-        groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
-    return [
-        ParameterInfo(
-            name=name,
-            shape=tuple(parameter.shape),
-            dtype=str(parameter.dtype).removeprefix("torch."),
-            group=groups.get(id(parameter), ""),
-            numel=parameter.numel(),
-        )
-        for name, parameter in zip(plan.names, plan.parameters, strict=True)
-    ]
-
-
-def _number(name: str, value: Any) -> float:
-    """Return a metric as a float; a tensor's device is waited for."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise InvalidValueError(
-                f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; a metric has one"
-            )
-        return float(value.item())
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise InvalidTypeError(f"{name!r} is {value!r:.80}, of type {type(value).__name__}; expected a number")
-    return float(value)
+            moments[of_device] = _ops.tensor_moments(row)
+        if self._merger is not None:
+            moments = self._merger.merge_now(moments)
+        self._weight_norms = np.sqrt(moments[:, SUM_SQ])

@@ -1,0 +1,141 @@
+"""What a tracker keeps besides the device log: stand-ins, means of an epoch, descriptions of parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .device_log import Rows
+from .errors import InvalidTypeError, InvalidValueError
+from .history import History
+from .parameters import Interval, ParameterHistory, ParameterInfo
+
+
+class Memory:
+    """Stands in for a run where there is none: keeps what a ``Run`` would, in memory only."""
+
+    every_step = False
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    def log_many(self, steps: NDArray[np.int64], metrics: dict[str, NDArray[np.float64]]) -> None:
+        for name, values in metrics.items():
+            self.history[name].extend(values, steps)
+
+    def set_parameters(self, infos: Iterable[ParameterInfo]) -> None:
+        self.history.parameters = ParameterHistory(infos)
+
+    def log_interval(self, interval: Interval) -> None:
+        self.history.parameters.append(interval)
+
+    def log_rows(self, steps: NDArray[np.int64], rows: NDArray[np.float64]) -> None:
+        self.history.parameters.append_rows(steps, rows)
+
+    def log_finding(self, finding: dict[str, Any]) -> None:
+        known = self.history.findings
+        place = next((i for i, other in enumerate(known) if other["key"] == finding["key"]), len(known))
+        known[place : place + 1] = [finding]
+
+    def set_meta(self, **facts: Any) -> None:
+        self.history.meta.update(facts)
+
+    def truncate(self, step: int) -> None:
+        self.history.truncate(step)
+
+    def finish(self, state: str = "finished", *, error: str | None = None) -> None:
+        return None
+
+
+class Sink(Protocol):
+    """What mirrors a training elsewhere (TensorBoard, CSV, ...): told of every exact value, in order."""
+
+    def write(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
+        """Take a value of each series at each of ``steps``."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class Sinks:
+    """Tells every sink; one that fails is reported and left out from then on, and the training goes on."""
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self._sinks = list(sinks)
+
+    def write(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
+        self._each(lambda sink: sink.write(steps, series))
+
+    def close(self) -> None:
+        self._each(lambda sink: sink.close())
+
+    def _each(self, action: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                action(sink)
+            except Exception as error:  # noqa: PERF203 - each sink fails for itself
+                self._sinks.remove(sink)
+                warnings.warn(
+                    f"the sink {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+
+class EpochMeans:
+    """The weighted means of the scalars over the steps of an epoch."""
+
+    def __init__(self) -> None:
+        self._weights: dict[int, float] = {}  # of the steps that have not arrived yet
+        self._sums: dict[str, list[float]] = {}  # name -> [sum of n * value, sum of n]
+
+    def weigh(self, step: int, n: float) -> None:
+        self._weights[step] = n
+
+    def add(self, rows: Rows) -> None:
+        weights = np.array([self._weights.pop(step, 1.0) for step in rows.steps.tolist()], np.float64)
+        for name, (where, values) in rows.scalars.items():
+            here = weights[where]
+            total = self._sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(values @ here)
+            total[1] += float(here.sum())
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+        self._sums = {}
+        return means
+
+
+def parameter_infos(plan: Any, optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
+    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
+    groups: dict[int, str] = {}
+    for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
+        groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
+    return [
+        ParameterInfo(
+            name=name,
+            shape=tuple(parameter.shape),
+            dtype=str(parameter.dtype).removeprefix("torch."),
+            group=groups.get(id(parameter), ""),
+            numel=parameter.numel(),
+        )
+        for name, parameter in zip(plan.names, plan.parameters, strict=True)
+    ]
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return a metric as a float; a tensor's device is waited for."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise InvalidValueError(
+                f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; a metric has one"
+            )
+        return float(value.item())
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise InvalidTypeError(f"{name!r} is {value!r:.80}, of type {type(value).__name__}; expected a number")
+    return float(value)
