@@ -151,6 +151,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                                return devices;
                              })
       .def_property_readonly("generation", &Plan::generation)
+      .def_property_readonly("has_subclasses", &Plan::has_subclasses)
       .def("is_for", &is_for)
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
       .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))

@@ -259,11 +259,9 @@ bool Plan::describe(int64_t parameter) {
   return true;
 }
 
-bool Plan::any_gradient() const {
-  for (const Group& group : groups_)
-    for (const void* data : group.data)
-      if (data != nullptr) return true;
-  return false;
+bool Plan::has_subclasses() const {
+  return std::any_of(parameters_.begin(), parameters_.end(),
+                     [](const at::Tensor& p) { return p.key_set().has(c10::DispatchKey::Python); });
 }
 
 std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale) {

@@ -57,7 +57,8 @@ class Plan {
   const std::vector<std::string>& names() const { return names_; }
   std::vector<Group>& groups() { return groups_; }
   int64_t generation() const { return generation_; }
-  bool any_gradient() const;
+  // Whether a parameter is a tensor subclass, such as a DTensor.
+  bool has_subclasses() const;
 
  private:
   struct Slot {  // what the fast path of gather() compares, side by side in memory

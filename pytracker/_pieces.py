@@ -44,9 +44,9 @@ def piece_of(name: str, parameter: Tensor) -> Piece:
     return Piece(counts=counts, replicated=False, ranks=tuple(mesh.mesh.flatten().tolist()))
 
 
-def is_sharded(parameters: list[Tensor]) -> bool:
-    """Tell whether any parameter is a DTensor that lies on more than one rank."""
-    return any(hasattr(p, "device_mesh") and p.device_mesh.size() > 1 for p in parameters)
+def is_sharded(plan: Any) -> bool:
+    """Tell whether any parameter of a plan is a DTensor that lies on more than one rank."""
+    return plan.has_subclasses and any(hasattr(p, "device_mesh") and p.device_mesh.size() > 1 for p in plan.parameters)
 
 
 def merge_over_meshes(names: list[str], parameters: list[Tensor], tensors: Tensor) -> Tensor:

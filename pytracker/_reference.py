@@ -81,6 +81,7 @@ class Plan:
         self.generation = 0
         self.devices: list[torch.device] = []
         self.members: list[list[int]] = []
+        self.has_subclasses = any(hasattr(p, "_local_tensor") for p in parameters)
         self._gathered: list[Tensor | None] = []
         self._group()
 

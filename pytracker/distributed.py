@@ -259,7 +259,7 @@ def merger_for(
         LayoutError: a group was given and torch.distributed is not initialized.
         RankMismatchError: see ``Merger``.
     """
-    if group is None and not is_sharded(plan.parameters):
+    if group is None and not is_sharded(plan):
         return None
     if not dist.is_available() or not dist.is_initialized():
         raise LayoutError(

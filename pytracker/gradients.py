@@ -45,7 +45,7 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
         {'grad_norm': 5.0, 'grad_max': 5.0}
     """
     plan = plan_for(model)
-    if is_sharded(plan.parameters):
+    if is_sharded(plan):
         totals = GradientStats(plan, plan.reduce())._totals
         return {"grad_norm": totals[SUM_SQ].sqrt().item(), "grad_max": totals[MAX_SUM_SQ_TOTAL].sqrt().item()}
     norm, largest = plan.norm_and_max()
@@ -105,7 +105,7 @@ class GradientStats:
         self._numel = [parameter.numel() for parameter in plan.parameters]
         self._members: list[list[int]] = plan.members
         self._rows = rows
-        if is_sharded(plan.parameters):  # the ranks' pieces are merged: collectives, which every rank must call
+        if is_sharded(plan):  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
             self._tensors = merge_over_meshes(self._names, plan.parameters, local)
             self._totals = total_moments(self._tensors)
@@ -292,7 +292,7 @@ def clip_grad_norm_(
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or is_sharded(plan.parameters):
+    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or is_sharded(plan):
         tensors = named_parameters(parameters)[1]
         return torch.nn.utils.clip_grad_norm_(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)

@@ -118,8 +118,7 @@ class Tracker:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         if optimizer is not None and not hasattr(optimizer, "param_groups"):
             raise InvalidTypeError(
-                f"optimizer is {optimizer!r:.80}, of type {type(optimizer).__name__}; expected a torch optimizer "
-                "(something with param_groups)"
+                f"optimizer is {optimizer!r:.80}, of type {type(optimizer).__name__}; expected one with param_groups"
             )
         if diagnosis is not None and not isinstance(diagnosis, Diagnosis) and diagnosis != "default":
             raise InvalidTypeError(f"diagnosis is {diagnosis!r:.80}; expected a Diagnosis, or None for none")
@@ -344,7 +343,13 @@ class Tracker:
             self._run.log_rows(rows.steps, rows.tensors)
             self._run.log_interval(summarize(rows.steps, rows.tensors, self._numel, self._weight_norms))
         if not present.any() and len(self._numel) and not self._warned:
-            self._warn_of_no_gradient(rows)
+            self._warned = True  # said once
+            warnings.warn(
+                f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
+                "loss.backward() and before optimizer.zero_grad()",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._diagnose()
         self._check_parameters()
 
@@ -367,20 +372,11 @@ class Tracker:
         done = time.perf_counter()
         self._diagnose_again = done + (done - begin) / _DIAGNOSIS_SHARE
 
-    def _warn_of_no_gradient(self, rows: Rows) -> None:
-        self._warned = True  # said once
-        warnings.warn(
-            f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
-            "loss.backward() and before optimizer.zero_grad()",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
     def _check_parameters(self) -> None:
         if self._model is None or self._watch is None or self._watch.unchanged(self._model):
             return
         names, parameters = named_parameters(self._model)
-        if names == self._plan.names and self._plan.is_for(parameters):
+        if names == self._plan.names and self._plan.is_for(parameters):  # another activation, say
             self._watch = _ops.watch_module(self._model)
             return
         before, now = set(self._plan.names), set(names)

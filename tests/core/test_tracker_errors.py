@@ -86,6 +86,16 @@ def test_a_model_whose_parameters_change_is_noticed_at_the_next_drain(change, na
     assert tracker.history["loss"][:] == [0, 1, 2]
 
 
+def test_a_model_that_gets_another_activation_is_still_the_same() -> None:
+    model = nn.Sequential(model_with_gradients(), nn.ReLU())
+    with Tracker(model, every=2, diagnosis=None) as tracker:
+        for step in range(6):
+            if step == 3:
+                model[1] = nn.GELU()
+            tracker.step(loss=step)
+    assert tracker.history["loss"][:] == list(range(6))
+
+
 @pytest.mark.parametrize("call", [lambda t: t.step(), lambda t: t.epoch(), lambda t: t.replayed()])
 def test_a_closed_tracker_says_so(call) -> None:
     tracker = Tracker(model_with_gradients(), diagnosis=None)
