@@ -95,10 +95,23 @@ def cuda_architectures() -> list[str]:
     return [*chosen[:-1], f"{chosen[-1]}+PTX"]
 
 
+def why_no_cuda() -> str:
+    """Return why the CUDA back end is not built, or nothing where it is."""
+    if TORCH_CUDA is None:
+        return f"torch {TORCH} is built without CUDA"
+    if CUDA_HOME is None:
+        return f"torch {TORCH} is built for CUDA {TORCH_CUDA}, but no CUDA toolkit (nvcc) was found"
+    release = re.search(r"release (\d+)\.", output_of(f"{CUDA_HOME}/bin/nvcc", "--version"))
+    if release is None or release[1] != TORCH_CUDA.partition(".")[0]:
+        found = release[1] if release else "unknown"
+        return f"torch {TORCH} is built for CUDA {TORCH_CUDA}, and the toolkit at {CUDA_HOME} is of version {found}"
+    return ""
+
+
 def describe() -> tuple[Extension, dict[str, Any]]:
     """Describe `pytracker._C` for this torch, with what `_build_info.json` will say of it."""
-    with_cuda = TORCH_CUDA is not None and CUDA_HOME is not None
-    info: dict[str, Any] = {"isa": list(ISA_FLAGS), "cuda": None, "archs": []}
+    no_cuda = why_no_cuda()
+    info: dict[str, Any] = {"isa": list(ISA_FLAGS), "cuda": None, "archs": [], "cuda_reason": no_cuda}
     files = [file for file in sources("*.cpp", "cpu/*.cpp") if not file.endswith("_kernel.cpp")]
     libraries = ["c10", "torch", "torch_cpu", "torch_python"]
     cxx = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-fopenmp"]
@@ -114,17 +127,13 @@ def describe() -> tuple[Extension, dict[str, Any]]:
         sanitizers = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizers]
         link += sanitizers
-    if with_cuda:
+    if not no_cuda:
         files += sources("cuda/*.cu", "cuda/*.cpp")
         libraries += ["c10_cuda", "torch_cuda", "cudart"]
         cxx.append("-DPYTRACKER_CUDA")
         info |= {"cuda": TORCH_CUDA, "archs": cuda_architectures()}
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(info["archs"])
-    elif TORCH_CUDA is None:
-        info["cuda_reason"] = f"torch {TORCH} is built without CUDA"
-    else:
-        info["cuda_reason"] = f"torch {TORCH} is built for CUDA {TORCH_CUDA}, but no CUDA toolkit (nvcc) was found"
-    device = {"device_type": "cuda"} if with_cuda else {}
+    device = {} if no_cuda else {"device_type": "cuda"}
     # torch's headers are system headers, so that the warnings are about our own code.
     headers = [flag for path in cpp_extension.include_paths(**device) for flag in ("-isystem", path)]
     # at::parallel_for is inline code on top of OpenMP. It must call the copy that torch brought: another would have a
