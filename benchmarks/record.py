@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,11 @@ def log_cost() -> Iterator[Row]:
     """The training thread's share of one step with 10 metrics: microseconds, with 1 ms of other work between calls."""
     yield ("contender", "calls", "median us", "99 % us", "largest us")
     contenders = {
-        "pytracker Run.log": pytracker_log,
-        "trackio.log": trackio_log,
-        "TensorBoard, 10 add_scalar": tensorboard_log,
+        ("Run.log", "pytracker"): pytracker_log,
+        ("trackio.log", "trackio"): trackio_log,
+        ("SummaryWriter.add_scalar, 10 calls", "tensorboard"): tensorboard_log,
     }
-    for name, contender in contenders.items():
+    for (name, package), contender in contenders.items():
         try:
             with tempfile.TemporaryDirectory() as folder, contender(Path(folder)) as log:
                 time_calls(log, 100, 0.001)
@@ -101,6 +102,7 @@ def log_cost() -> Iterator[Row]:
         except ImportError as error:
             yield (name, f"not measured: {error}", "", "", "")
             continue
+        name = f"{name} ({package} {metadata.version(package)})"
         yield (name, "3000", *(f"{value:.1f}" for value in (np.median(taken), np.percentile(taken, 99), taken.max())))
 
 
@@ -287,7 +289,7 @@ def main() -> None:
         print(texts[-1], flush=True)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"record-{datetime.now():%Y-%m-%d}.md"
+        path = options.out / f"{datetime.now():%Y-%m-%d}-record.md"
         path.write_text("\n".join(texts))
         print(path)
 
