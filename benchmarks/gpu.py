@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -192,12 +193,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the Markdown file goes")
     parser.add_argument("--dry-run", action="store_true", help="one call of each, no times")
     arguments = parser.parse_args()
-    console = Console()
+    device = torch.cuda.get_device_name()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if arguments.dry_run:
         dry_run(console)
         return
+    if "cudasim" in device:
+        sys.exit("times under the simulator mean nothing; --dry-run shows that the benchmark works")
     now = datetime.now(timezone.utc)
-    device = torch.cuda.get_device_name()
     copy = copy_bandwidth()
     lines = list(compare(flusher(), copy, console))
     table = Table(*HEADER)
@@ -208,9 +211,9 @@ def main() -> None:
         f"# GPU benchmarks on {device}, {now:%Y-%m-%d %H:%M} UTC",
         f"Command: `python -m benchmarks.gpu`. A copy on the device reads and writes {copy / 1e9:.0f} GB/s; CUDA "
         f"{torch.version.cuda}, torch {torch.__version__}, pytracker {pytracker.__version__}. Device: between two "
-        "events, after the L2 cache has been written over. Host: until the call returns, on an idle device. GB/s: bytes "
-        f"of gradients over the device's median. Medians of up to {REPEATS} calls. Norms were checked against float64 "
-        "first; torch, apex and Transformer Engine compute the norms only, pytracker six columns of each parameter.",
+        "events, after the L2 cache has been written over. Host: until the call returns, on an idle device. GB/s: "
+        f"bytes of gradients over the device's median. Medians of up to {REPEATS} calls. Norms were checked against "
+        "float64 first; torch, apex and Transformer Engine compute the norms only, pytracker six columns of each parameter.",
         markdown(HEADER, lines),
     ]
     path = arguments.folder / f"{now:%Y-%m-%d}-gpu-{device.replace(' ', '-').lower()}.md"

@@ -195,9 +195,27 @@ void large() {
   for (const Dtype dtype : {Dtype::kFloat32, Dtype::kBFloat16, Dtype::kFloat64})
     for (const Values values : {Values::kNormal, Values::kWorst}) {
       Problem problem;
-      problem.gradients.push_back(make_gradient(dtype, 300001, values, 1));
+      problem.gradients.push_back(make_gradient(dtype, 300001, values, values == Values::kWorst ? 0 : 1));
       check(std::move(problem));
     }
+}
+
+// More elements than 32 bits count: zeros, and a few threes at the end. Takes 4 GB of the device.
+void huge() {
+  constexpr int64_t kNumel = (int64_t{1} << 31) + 12345, kLast = 1000;
+  Gradient g;
+  g.layout.dtype = Dtype::kBFloat16;
+  g.layout.numel = kNumel;
+  g.device = Buffer(kNumel * sizeof(__nv_bfloat16));
+  CHECK(cudaMemset(g.device.as(), 0, kNumel * sizeof(__nv_bfloat16)));
+  const std::vector<__nv_bfloat16> threes(kLast, __float2bfloat16(3));
+  CHECK(cudaMemcpy(g.device.as<__nv_bfloat16>() + kNumel - kLast, threes.data(), kLast * sizeof(__nv_bfloat16),
+                   cudaMemcpyHostToDevice));
+  for (int64_t i = 0; i < kLast; ++i) g.expected.add(3, 0, false);
+  g.expected.zeros = kNumel - kLast;
+  Problem problem;
+  problem.gradients.push_back(std::move(g));
+  check(std::move(problem));
 }
 
 void with_gaps() {
@@ -375,10 +393,19 @@ void graph() {
   }
 }
 
-const std::map<std::string, std::function<void()>> scenarios = {
-    {"every_kind", every_kind}, {"spanning", spanning},   {"tickets", tickets}, {"many", many}, {"nothing", nothing},
-    {"large", large},           {"with_gaps", with_gaps}, {"log", log},         {"clip", clip}, {"scale", scale},
-    {"meters", meters},         {"graph", graph}};
+const std::map<std::string, std::function<void()>> scenarios = {{"every_kind", every_kind},
+                                                                {"spanning", spanning},
+                                                                {"tickets", tickets},
+                                                                {"many", many},
+                                                                {"nothing", nothing},
+                                                                {"large", large},
+                                                                {"with_gaps", with_gaps},
+                                                                {"log", log},
+                                                                {"clip", clip},
+                                                                {"scale", scale},
+                                                                {"huge", huge},
+                                                                {"meters", meters},
+                                                                {"graph", graph}};
 
 }  // namespace
 }  // namespace pytracker

@@ -24,7 +24,7 @@ SCENARIOS = [
 CROSSING = ["log", "nothing", "spanning", "tickets"]  # where blocks read what others wrote
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, "huge"])
 def test_every_row_is_what_the_oracle_expects(program, scenario):
     assert program(scenario).startswith("OK")
 
