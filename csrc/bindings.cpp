@@ -66,6 +66,12 @@ bool is_for(const Plan& plan, const py::sequence& parameters) {
   return true;
 }
 
+// The norms of a module that is as it was when the plan was made, in one call; nothing where another way must be taken.
+std::optional<std::pair<double, double>> norm_and_max_of(Plan& plan, const ModuleWatch& watch, const py::object& root) {
+  if (plan.has_subclasses() || !watch.unchanged(root)) return std::nullopt;
+  return plan.norm_and_max();
+}
+
 // Codes that append() returns instead of the number of rows that wait to be drained.
 constexpr int64_t kRenew = -1;     // nothing was recorded: too few slots, or the parameters moved to another device
 constexpr int64_t kCaptured = -2;  // a graph is being captured: its replays will record
@@ -156,7 +162,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
       .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))
       .def("scale", &Plan::scale, py::arg("factor"))
-      .def("norm_and_max", &Plan::norm_and_max);
+      .def("norm_and_max", &Plan::norm_and_max)
+      .def("norm_and_max_of", &norm_and_max_of, py::arg("watch"), py::arg("root"));
 
   py::class_<StepReader>(m, "StepReader")
       .def(py::init<py::object, py::function, py::set>(), py::arg("optimizer"), py::arg("name_groups"),

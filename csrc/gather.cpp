@@ -105,6 +105,8 @@ Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, S
   if (parameters_.size() != names_.size())
     throw InvalidValueError(
         c10::str("there are ", parameters_.size(), " parameters and ", names_.size(), " names; give one for each"));
+  has_subclasses_ = std::any_of(parameters_.begin(), parameters_.end(),
+                                [](const at::Tensor& p) { return p.key_set().has(c10::DispatchKey::Python); });
   group_by_device();
 }
 
@@ -257,11 +259,6 @@ bool Plan::describe(int64_t parameter) {
   group.data[slot.position] = layout.numel == 0 ? &kNothing : tensor.const_data_ptr();
   if (!tensor.is_same(found)) group.kept[slot.position] = std::move(tensor);
   return true;
-}
-
-bool Plan::has_subclasses() const {
-  return std::any_of(parameters_.begin(), parameters_.end(),
-                     [](const at::Tensor& p) { return p.key_set().has(c10::DispatchKey::Python); });
 }
 
 std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale) {

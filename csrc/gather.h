@@ -58,7 +58,7 @@ class Plan {
   std::vector<Group>& groups() { return groups_; }
   int64_t generation() const { return generation_; }
   // Whether a parameter is a tensor subclass, such as a DTensor.
-  bool has_subclasses() const;
+  bool has_subclasses() const { return has_subclasses_; }
 
  private:
   struct Slot {  // what the fast path of gather() compares, side by side in memory
@@ -82,6 +82,7 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<int64_t> irregular_;  // parameters that the fast path left over in this gather()
   int64_t generation_ = 0;
+  bool has_subclasses_ = false;
 };
 
 // A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed

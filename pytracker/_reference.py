@@ -159,6 +159,10 @@ class Plan:
         totals = torch.stack([row[:TOTALS].cpu() for row in self.reduce()]).double()
         return math.sqrt(float(totals[:, SUM_SQ].sum())), math.sqrt(float(totals[:, -1].max()))
 
+    def norm_and_max_of(self, watch: ModuleWatch, root: torch.nn.Module) -> tuple[float, float] | None:
+        """Return the norms of a module that is as it was when the plan was made, else None. Waits for the device."""
+        return None if self.has_subclasses or not watch.unchanged(root) else self.norm_and_max()
+
 
 class StepLog:
     """The rows that the host has not read yet: a ring for each device."""

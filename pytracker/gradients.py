@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._pieces import is_sharded, merge_over_meshes
 from ._reference import total_moments
-from ._targets import Target, named_parameters, plan_for
+from ._targets import Target, named_parameters, norms_of_known, plan_for
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
 from .errors import InvalidTypeError, InvalidValueError
 
@@ -44,12 +44,15 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
         >>> compute_gradient_stats(model)
         {'grad_norm': 5.0, 'grad_max': 5.0}
     """
-    plan = plan_for(model)
-    if is_sharded(plan):
-        totals = GradientStats(plan, plan.reduce())._totals
-        return {"grad_norm": totals[SUM_SQ].sqrt().item(), "grad_max": totals[MAX_SUM_SQ_TOTAL].sqrt().item()}
-    norm, largest = plan.norm_and_max()
-    return {"grad_norm": norm, "grad_max": largest}
+    norms = norms_of_known(model)
+    if norms is None:
+        plan = plan_for(model)
+        if is_sharded(plan):
+            totals = GradientStats(plan, plan.reduce())._totals
+            norms = totals[SUM_SQ].sqrt().item(), totals[MAX_SUM_SQ_TOTAL].sqrt().item()
+        else:
+            norms = plan.norm_and_max()
+    return {"grad_norm": norms[0], "grad_max": norms[1]}
 
 
 def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) -> GradientStats:
