@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from .errors import InvalidTypeError, ParameterError
+from .errors import InvalidTypeError, LayoutError, ParameterError
 
 Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
 
@@ -26,8 +26,15 @@ def named_parameters(target: Target) -> tuple[list[str], list[Tensor]]:
     Raises:
         InvalidTypeError: the target is nothing of the kind.
         ParameterError: two parameters have the same name.
+        LayoutError: the module is sharded in a way that cannot be read (FSDP1).
     """
     if isinstance(target, torch.nn.Module):
+        for module in target.modules():
+            if type(module).__name__ == "FullyShardedDataParallel":  # its flat parameters don't say what they are of
+                raise LayoutError(
+                    f"the model holds a FullyShardedDataParallel ({type(module).__module__}), whose parameters do not "
+                    "tell which pieces of which tensors they are; shard with torch.distributed.fsdp.fully_shard instead"
+                )
         named: list[tuple[str, Tensor]] = list(target.named_parameters())
     elif isinstance(target, Tensor):
         named = [("0", target)]

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
 from pytracker.columns import COLUMNS, SUM_SQ, ZEROS
-from pytracker.errors import RankMismatchError
+from pytracker.errors import LayoutError, RankMismatchError
 
 STEPS, EVERY = 7, 3
 
@@ -216,6 +216,15 @@ def fault(rank: int, world: int) -> None:
     os._exit(0)  # the group is broken: there is no orderly end
 
 
+def fsdp1(rank: int, world: int) -> None:
+    """A model whose layout cannot be told is refused, instead of giving a silent wrong number."""
+    model = FullyShardedDataParallel(nn.Linear(4, 4), use_orig_params=True, device_id=torch.device("cpu"))
+    with pytest.raises(LayoutError, match="fully_shard instead"):
+        pytracker.compute_gradient_stats(model)
+    with pytest.raises(LayoutError, match="fully_shard instead"):
+        pytracker.Tracker(model)
+
+
 def collectives(rank: int, world: int) -> None:
     """No collective on a step, two at each drain."""
     counted = {"steps": 0}
@@ -239,7 +248,7 @@ def collectives(rank: int, world: int) -> None:
     assert per_step == [0, 0, 0, 2] * 3, per_step
 
 
-SPECIAL = {f.__name__: f for f in (pipeline, zero, nonfinite, mismatch, fault, collectives)}
+SPECIAL = {f.__name__: f for f in (pipeline, zero, nonfinite, mismatch, fault, fsdp1, collectives)}
 
 
 def main(case: str, rank: int, world: int, store: str) -> None:

@@ -65,6 +65,10 @@ def test_ranks_that_disagree_are_told_so(tmp_path: Path) -> None:
     run("mismatch", 2, tmp_path)
 
 
+def test_a_layout_that_cannot_be_told_is_an_error(tmp_path: Path) -> None:
+    run("fsdp1", 2, tmp_path)
+
+
 def test_a_rank_that_fails_leaves_and_the_others_are_told(tmp_path: Path) -> None:
     run("fault", 2, tmp_path)
 
