@@ -29,9 +29,11 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
         clip = view.meta.get("clip_threshold")
         if name != "loss" and clip and abs(value - clip) < 1e-3 * clip:
             continue
-        since = int(points.tail(steps).steps[0])
         if view.previous is not None:
-            since = min(since, view.previous.first_step)
+            since = view.previous.first_step
+        else:  # once in a training, all of it is looked at
+            other = np.flatnonzero(points.values != value)
+            since = int(points.steps[other[-1] + 1 if len(other) else 0])
         always = since <= int(points.steps[0])
         yield view.finding(
             "critical" if always and name == "loss" else "warning",
@@ -53,7 +55,7 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
 
 
 @rule
-def learning_rate(view: View, jump: float = 3.0, steps: int = 100, warmup: int = 10) -> Iterator[Finding]:
+def learning_rate(view: View, jump: float = 3.0, steps: int = 200, warmup: int = 10) -> Iterator[Finding]:
     """The learning rate never changes although there is a scheduler, or it jumps up.
 
     Never: exactly the same for all of at least ``steps`` steps while ``meta["scheduler"]`` is set. A jump: at least
@@ -80,8 +82,8 @@ def _never_changes(view: View, name: str, rates: Points, steps: int) -> Iterator
     if rates.values[-1] != first or (rates.values[:: max(1, len(rates) // 256)] != first).any():
         return
     yield view.finding(
-        "warning",
-        f"{name} has been {first:g} for all {len(rates)} steps although a scheduler was given",
+        "info",  # a schedule that counts epochs may stay where it is for long
+        f"{name} has been {first:g} for all {len(rates)} steps so far although a scheduler was given",
         first_step=int(rates.steps[0]),
         cause="scheduler.step() is never called, or the schedule is counted in epochs and stepped rarely",
         action="call scheduler.step() after optimizer.step(), as often as the schedule counts",

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from histories import healthy_loss, usual_norms, with_parameters
+
+from pytracker.diagnostics import RULES, Diagnosis, diagnose, rule
+from pytracker.errors import InvalidTypeError, InvalidValueError
+from pytracker.history import History
+
+
+@pytest.fixture
+def scratch_rule():
+    """Let a test register rules, and forget them."""
+    before = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(before)
+
+
+def spiky(steps=400, at=(200, 300)):
+    loss = healthy_loss(steps)
+    loss[list(at)] += 20.0
+    return History(loss=loss)
+
+
+def test_a_user_adds_a_rule_by_name_in_five_lines(scratch_rule):
+    @rule("accuracy_low")
+    def check(view, below=0.5):
+        accuracy = view["accuracy"]
+        if len(accuracy) >= 100 and accuracy.values[-1] < below:
+            yield view.finding("warning", f"accuracy is {accuracy.values[-1]:.2f} after {len(accuracy)} steps")
+
+    history = History(accuracy=[0.3] * 120)
+    assert [(found.rule, found.evidence) for found in diagnose(history)] == [
+        ("accuracy_low", "accuracy is 0.30 after 120 steps")
+    ]
+    assert diagnose(history, settings={"accuracy_low": {"below": 0.2}}) == []
+    assert check(history)[0].last_step == 119
+
+
+def test_one_trouble_is_one_finding_that_grows():
+    diagnosis, history = Diagnosis(["loss_spike"]), spiky()
+    seen = [diagnosis.update(history, stop=stop) for stop in range(20, 401, 20)]
+    reported = [found for update in seen for found in update]
+    assert [found.last_step for found in reported] == [200, 300]
+    (finding,) = diagnosis.findings
+    assert (finding.first_step, finding.last_step, finding.numbers["count"]) == (200, 300, 2)
+
+
+def test_an_update_without_new_steps_reports_nothing():
+    diagnosis, history = Diagnosis(), spiky()
+    assert diagnosis.update(history)
+    assert diagnosis.update(history) == []
+
+
+def test_a_rule_that_raises_is_reported_once_and_the_others_go_on(scratch_rule):
+    calls = []
+
+    @rule
+    def broken(view):
+        calls.append(view.stop)
+        raise ZeroDivisionError("one over nothing")
+
+    diagnosis, history = Diagnosis(["broken", "loss_spike"]), spiky()
+    for stop in range(20, 401, 20):
+        diagnosis.update(history, stop=stop)
+    assert calls == [20]
+    assert diagnosis.rules == ["loss_spike"]
+    failure = next(found for found in diagnosis.findings if found.rule == "rule_failed:broken")
+    assert "ZeroDivisionError: one over nothing" in failure.evidence
+    assert any(found.rule == "loss_spike" for found in diagnosis.findings)
+
+
+def test_online_and_after_the_fact_agree_on_what_and_where():
+    history = with_parameters(spiky(), np.tile(usual_norms()[:, None], (1, 6)))
+    history["grad_norm"] = usual_norms()
+    history.meta["every"] = 20
+    online = Diagnosis()
+    for stop in range(20, 401, 20):
+        online.update(history, stop=stop)
+    assert [(found.rule, found.first_step, found.last_step) for found in diagnose(history)] == [
+        (found.rule, found.first_step, found.last_step) for found in online.findings
+    ]
+
+
+def test_a_view_never_shows_a_rule_what_comes_later():
+    history = spiky(at=(300,))
+    diagnosis = Diagnosis()
+    assert diagnosis.update(history, stop=300) == []
+    assert [found.rule for found in diagnosis.update(history, stop=301)] == ["loss_spike"]
+
+
+def test_a_healthy_training_has_no_finding():
+    history = with_parameters(History(loss=healthy_loss()), np.tile(usual_norms()[:, None], (1, 6)))
+    history["grad_norm"] = usual_norms()
+    history["lr"] = np.linspace(1e-3, 1e-5, 400)
+    history["val_loss"].extend(healthy_loss()[::20], np.arange(0, 400, 20))
+    history.meta.update(optimizer="AdamW", scheduler=True, clip_threshold=10.0)
+    assert diagnose(history) == []
+
+
+@pytest.mark.parametrize(
+    "history", [History(), History(loss=[]), History(loss=[1.0]), History(accuracy=[np.nan] * 300)]
+)
+def test_a_history_that_says_nothing_has_no_finding(history):
+    assert diagnose(history) == []
+
+
+def test_unknown_rules_and_settings_are_refused_by_name():
+    with pytest.raises(InvalidValueError, match=r"'loss_spikes'.*loss_spike"):
+        Diagnosis(["loss_spikes"])
+    with pytest.raises(InvalidValueError, match=r"'sigma'.*z, window"):
+        Diagnosis(settings={"loss_spike": {"sigma": 3}})
+    with pytest.raises(InvalidValueError, match="'loss_spikes'"):
+        Diagnosis(settings={"loss_spikes": {}})
+    with pytest.raises(InvalidTypeError, match="int"):
+        Diagnosis([3])
+
+
+def test_all_the_rules_of_the_contract_exist_and_explain_every_setting():
+    wanted = {"loss_not_decreasing", "loss_oscillating", "overfitting", "gradient_exploding", "gradient_vanishing"}
+    wanted |= {"loss_spike", "gradient_nonfinite", "dead_parameter", "layer_imbalance", "update_ratio"}
+    wanted |= {"always_clipped", "constant", "learning_rate"}
+    assert wanted <= RULES.keys()
+    for name in wanted:
+        function = RULES[name].function
+        for setting in list(function.__annotations__)[1:-1]:
+            assert f"        {setting}:" in function.__doc__, f"{name}: {setting} isn't documented"
+
+
+def test_diagnosing_needs_no_torch():
+    code = "import sys, pytracker.diagnostics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from histories import healthy_loss, usual_norms, with_parameters
+from test_loss_rules import judge
+
+from pytracker.diagnostics import RULES
+from pytracker.history import History
+
+
+def history_of(norms, loss=None):
+    norms = np.asarray(norms, np.float64)
+    return History(loss=healthy_loss(len(norms)) if loss is None else loss, grad_norm=norms)
+
+
+def layered(levels, *, steps=200, loss=None, seed=0):
+    """Return a history whose weight matrices have gradients of 10**levels, in order, with some noise."""
+    random = np.random.default_rng(seed)
+    norms = 10.0 ** np.asarray(levels) * random.lognormal(0.0, 0.1, (steps, len(levels)))
+    history = with_parameters(History(loss=healthy_loss(steps) if loss is None else loss), norms)
+    history["grad_norm"] = np.sqrt((norms**2).sum(axis=1))
+    return history
+
+
+def test_a_norm_that_grows_and_stays_large_explodes():
+    norms = usual_norms()
+    norms[200:] *= 50.0
+    finding = judge("gradient_exploding", history_of(norms))
+    assert finding.first_step == 200
+    assert finding.numbers["ratio"] == pytest.approx(50.0, rel=0.3)
+    assert finding.action.startswith("clip at 1.2")  # about the 90th percentile of lognormal(0, 0.2)
+
+
+def test_one_large_norm_is_no_explosion():
+    norms = usual_norms()
+    norms[200] = 1e5
+    assert judge("gradient_exploding", history_of(norms)) is None
+
+
+def test_norms_that_grow_until_they_are_not_finite_explode_critically():
+    norms = np.concatenate([usual_norms(60), [30.0, 1e4, 1e20], np.full(40, np.nan)])
+    finding = judge("gradient_exploding", history_of(norms))
+    assert finding.severity == "critical"
+    assert finding.first_step < 62 <= finding.last_step
+
+
+def test_a_single_nan_among_usual_norms_is_no_explosion():
+    norms = usual_norms()
+    norms[200] = np.nan
+    assert judge("gradient_exploding", history_of(norms)) is None
+
+
+def test_a_gradient_out_of_proportion_from_the_start_explodes_on_any_scale_of_the_loss():
+    for scale in (1e-6, 1.0, 1e6):
+        history = with_parameters(History(loss=scale * healthy_loss()), scale * 1e4 * np.ones((400, 2)))
+        history["grad_norm"] = scale * 1e4 * usual_norms()
+        assert judge("gradient_exploding", history, largest=np.inf) is not None
+
+
+def test_a_profile_that_grows_towards_the_input_explodes_with_depth():
+    finding = judge("gradient_exploding", layered(np.linspace(3.0, -1.0, 10)))
+    assert finding.parameters == ("layers.0.weight",)
+    assert finding.numbers["decades"] == pytest.approx(4.0, abs=0.3)
+
+
+def test_a_profile_that_falls_towards_the_input_vanishes():
+    finding = judge("gradient_vanishing", layered(np.linspace(-6.0, -1.0, 10)))
+    assert finding.numbers["decades"] == pytest.approx(5.0, abs=0.3)
+    assert "layers.0.weight" in finding.parameters
+    assert "layers.9.weight" not in finding.parameters
+
+
+def test_one_small_layer_is_no_vanishing_profile():
+    assert judge("gradient_vanishing", layered([0, 0, 0, -7, 0, 0, 0, 0])) is None
+
+
+def test_a_norm_near_zero_with_the_loss_where_it_was_vanishes():
+    stuck = 2.3 + 0.01 * np.random.default_rng(0).standard_normal(400)
+    assert judge("gradient_vanishing", history_of(1e-9 * usual_norms(), stuck)) is not None
+    falling = np.concatenate([usual_norms(40), 1e-5 * usual_norms(360)])
+    assert judge("gradient_vanishing", history_of(falling, stuck)) is not None
+
+
+def test_a_small_norm_at_the_end_of_a_converged_training_does_not_vanish():
+    steps = np.arange(400)
+    history = history_of(np.exp(-steps / 20.0), 1e-9 + 2.0 * np.exp(-steps / 20.0))
+    assert judge("gradient_vanishing", history) is None
+
+
+def test_exact_zeros_are_not_called_vanishing():
+    assert judge("gradient_vanishing", history_of(np.zeros(400), np.full(400, 2.3))) is None
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.97, "warning"), (0.7, "info"), (0.2, None)])
+def test_clipping_is_judged_by_how_often_it_happens(share, severity):
+    random = np.random.default_rng(0)
+    norms = np.where(random.random(400) < share, 3.0, 0.5) * random.lognormal(0.0, 0.1, 400)
+    history = history_of(norms)
+    history.meta["clip_threshold"] = 1.0
+    finding = judge("always_clipped", history)
+    assert (finding.severity if finding else None) == severity
+
+
+def test_the_advice_names_the_norm_to_clip_at():
+    history = history_of(np.random.default_rng(0).lognormal(np.log(8.3), 0.05, 400))
+    history.meta["clip_threshold"] = 1.0
+    finding = judge("always_clipped", history)
+    assert "the median norm of the last 100 steps is 8.3" in finding.action
+    assert finding.numbers["p90"] == pytest.approx(8.3 * np.exp(0.05 * 1.28), rel=0.02)
+
+
+def test_norms_recorded_after_clipping_are_recognised():
+    history = history_of(np.full(400, 1.0 - 1e-6))
+    history.meta["clip_threshold"] = 1.0
+    assert "before clipping" in judge("always_clipped", history).action
+
+
+def test_without_a_threshold_nothing_is_said_of_clipping():
+    assert judge("always_clipped", history_of(np.full(400, 5.0))) is None
+
+
+@pytest.mark.parametrize("name", ["gradient_exploding", "gradient_vanishing", "always_clipped"])
+@pytest.mark.parametrize("norms", [[np.nan] * 300, [np.inf] * 300, [0.0] * 300, [1e308] * 300], ids=str)
+def test_a_rule_stands_any_norm(name, norms):
+    history = history_of(norms)
+    history.meta["clip_threshold"] = 1.0
+    RULES[name](history)
+    judge(name, history)

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from histories import EVERY, healthy_loss, with_parameters
+
+from pytracker.diagnostics import RULES, Diagnosis
+from pytracker.history import History
+
+
+def judge(name, history, **settings):
+    """Run one rule as a Tracker does and return its finding, or None."""
+    diagnosis = Diagnosis([name], settings={name: settings})
+    end = history.last_step + 1
+    for stop in [*range(EVERY, end, EVERY), end]:
+        diagnosis.update(history, stop=stop)
+    return diagnosis.findings[0] if diagnosis.findings else None
+
+
+def noise(steps=400, scale=0.1, seed=3):
+    return scale * np.random.default_rng(seed).standard_normal(steps)
+
+
+def test_a_loss_that_stays_where_it_was_is_not_decreasing():
+    finding = judge("loss_not_decreasing", History(loss=2.3 + noise()))
+    assert finding.severity == "warning"
+    assert finding.numbers["start"] == pytest.approx(2.3, abs=0.1)
+    assert finding.numbers["low"] < 0 < finding.numbers["high"]
+
+
+def test_a_rising_loss_is_not_decreasing():
+    assert judge("loss_not_decreasing", History(loss=2.3 + noise() + np.arange(400) / 400)) is not None
+
+
+def test_a_fast_fall_before_a_long_plateau_is_decreasing():
+    steps = np.arange(2000)
+    assert judge("loss_not_decreasing", History(loss=0.2 + 2.0 * np.exp(-steps / 20) + noise(2000, 0.02))) is None
+
+
+def test_no_judgement_is_made_while_the_learning_rate_warms_up():
+    history = History(loss=2.3 + noise(300), lr=np.linspace(1e-6, 1e-3, 300))
+    assert judge("loss_not_decreasing", history) is None
+
+
+def test_two_lucky_points_do_not_hide_a_flat_loss():
+    loss = 2.3 + noise(scale=0.02)
+    loss[[0, -1]] = [9.0, 0.1]
+    assert judge("loss_not_decreasing", History(loss=loss)) is not None
+
+
+def test_train_loss_is_read_where_there_is_no_loss():
+    assert judge("loss_not_decreasing", History(train_loss=2.3 + noise())) is not None
+
+
+def test_a_loss_that_swings_by_its_own_size_oscillates():
+    swings = np.where(np.arange(400) % 2, 3.5, 0.5)
+    finding = judge("loss_oscillating", History(loss=swings + noise()))
+    assert finding.numbers["relative"] > 0.6
+
+
+def test_many_direction_flips_of_small_noise_are_no_oscillation():
+    flips = np.where(np.arange(400) % 2, 0.01, -0.01)
+    assert judge("loss_oscillating", History(loss=healthy_loss(noise=0.0) + flips)) is None
+
+
+def test_a_steep_fall_is_no_oscillation():
+    assert judge("loss_oscillating", History(loss=1e-3 + 2.0 * np.exp(-np.arange(400) / 15))) is None
+
+
+def test_the_same_noise_is_an_oscillation_when_steps_are_known_to_be_long():
+    loss = 2.0 + noise(scale=0.5)
+    history = with_parameters(History(loss=loss, lr=[0.5] * 400), np.ones((400, 6)), weight_norm=10.0)
+    history.meta["optimizer"] = "Adam"  # 0.5 * sqrt(100) / 10: a step is half of the weights
+    assert judge("loss_oscillating", History(loss=loss)) is None
+    assert judge("loss_oscillating", history).numbers["update_ratio"] == pytest.approx(0.5)
+
+
+def test_a_loss_that_runs_away_to_nan_is_critical():
+    loss = np.concatenate([healthy_loss(100), [1.0, 10.0, 1e4, 1e9], np.full(50, np.nan)])
+    finding = judge("loss_oscillating", History(loss=loss))
+    assert finding.severity == "critical"
+    assert "1e+09" in finding.evidence
+
+
+def test_a_loss_that_blows_up_at_once_and_recovers_is_told():
+    loss = healthy_loss()
+    loss[2:6] = [15.0, 80.0, 30.0, 9.0]
+    assert judge("loss_oscillating", History(loss=loss)).last_step == 19
+
+
+def test_a_spike_is_located_and_counted():
+    loss = healthy_loss()
+    loss[[150, 260]] += [30.0, 80.0]
+    finding = judge("loss_spike", History(loss=loss))
+    assert (finding.first_step, finding.last_step) == (150, 260)
+    assert (finding.numbers["count"], finding.numbers["step"]) == (2, 260)
+    assert finding.numbers["loss"] == loss[260]
+
+
+def test_the_largest_spike_stays_the_evidence():
+    loss = 1.0 + noise(scale=0.02)
+    loss[[150, 260]] += [8.0, 3.0]
+    assert judge("loss_spike", History(loss=loss)).numbers["step"] == 150
+
+
+def test_the_noise_of_a_loss_near_zero_is_no_spike():
+    loss = np.exp(np.random.default_rng(0).normal(-6.0, 1.5, 2000))  # some are 50 times the median
+    assert judge("loss_spike", History(loss=loss)) is None
+
+
+def test_negative_losses_spike_too():
+    loss = -100.0 + noise()
+    loss[200] = -10.0
+    assert judge("loss_spike", History(loss=loss)).first_step == 200
+
+
+def overfit_history(rise, *, train=None):
+    steps = np.arange(400)
+    history = History(loss=2.0 * np.exp(-steps / 60.0) + 1e-3 if train is None else train)
+    evaluations = np.arange(9, 400, 10)
+    bottom = 1.0 + np.exp(-evaluations / 40.0)
+    history["val_loss"].extend(bottom + rise * np.maximum(0, evaluations - 150) / 250.0, evaluations)
+    return history
+
+
+def test_validation_rising_while_training_falls_is_overfitting():
+    finding = judge("overfitting", overfit_history(1.0))
+    assert finding.severity == "warning"
+    assert finding.numbers["best"] == pytest.approx(1.05, abs=0.05)
+    assert 100 <= finding.numbers["best_step"] <= 180
+
+
+def test_a_small_rise_is_information():
+    assert judge("overfitting", overfit_history(0.25)).severity == "info"
+
+
+def test_a_validation_loss_that_stays_is_no_overfitting():
+    assert judge("overfitting", overfit_history(0.0)) is None
+
+
+def test_both_losses_rising_is_no_overfitting():
+    assert judge("overfitting", overfit_history(1.0, train=1.0 + np.arange(400) / 200.0)) is None
+
+
+def test_a_validation_loss_named_otherwise_is_found():
+    history = overfit_history(1.0)
+    history["eval_loss"] = history["val_loss"]
+    del history["val_loss"]
+    assert judge("overfitting", history) is not None
+
+
+@pytest.mark.parametrize("name", ["loss_not_decreasing", "loss_oscillating", "loss_spike", "overfitting"])
+@pytest.mark.parametrize(
+    "loss", [[np.nan] * 300, [np.inf, 1.0] * 150, [0.0] * 300, [-1.0] * 300, [1e308] * 300], ids=str
+)
+def test_a_rule_stands_any_loss(name, loss):
+    history = History(loss=loss, val_loss=loss)
+    RULES[name](history)
+    judge(name, history)
