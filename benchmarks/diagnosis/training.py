@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pytracker import Tracker
 from pytracker.history import History
-from pytracker.parameters import ParameterInfo, summarize
 
 from . import data as data_sets
 from . import models
@@ -112,7 +111,11 @@ def train(case: Case) -> Recorded:
     plan = plan_of(case)
     loop = _build(plan)
     trouble.build(loop)
-    recorder = Recorder(loop)
+    meta = {"batch_size": plan.batch_size, "scheduler": plan.scheduler is not None}
+    if plan.clip is not None:
+        meta["clip_threshold"] = plan.clip
+    tracker = Tracker(loop.model, optimizer=loop.optimizer, every=EVERY, diagnosis=None, meta=meta)
+    validation: list[tuple[int, float]] = []
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(loop.optimizer, plan.steps)
     batches = torch.Generator().manual_seed(case.seed)
     evaluate_every = max(5, plan.steps // 30)
@@ -127,7 +130,7 @@ def train(case: Case) -> Recorded:
         loop.optimizer.zero_grad()
         loss = loop.criterion(loop.model(loop.x), loop.y)
         loss.backward()
-        recorder.step(loss)
+        tracker.step(loss=loss, n=len(batch))
         if plan.clip is not None:
             nn.utils.clip_grad_norm_(loop.model.parameters(), plan.clip)
         if loop.steps_optimizer:
@@ -135,10 +138,11 @@ def train(case: Case) -> Recorded:
         if plan.scheduler == "cosine":
             scheduler.step()
         if (step + 1) % evaluate_every == 0:
-            recorder.epoch(_validate(loop))
-        recorder.drain_if_due()
-    recorder.drain()
-    return Recorded(case, recorder.history, loop.truth)
+            validation.append((step, _validate(loop)))
+    tracker.close()
+    steps, losses = zip(*validation, strict=True)
+    tracker.history["val_loss"].extend(losses, steps)
+    return Recorded(case, tracker.history, loop.truth)
 
 
 def _build(plan: Plan) -> Loop:
@@ -164,67 +168,3 @@ def _validate(loop: Loop) -> float:
     loss = loop.criterion(loop.model(loop.plan.data.x_val), loop.plan.data.y_val).item()
     loop.model.train()
     return loss
-
-
-class Recorder:
-    """Fills a history from a plain training loop."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self.history = History()
-        named = list(loop.model.named_parameters())
-        self.parameters = [parameter for _, parameter in named]
-        self.numel = np.array([parameter.numel() for parameter in self.parameters])
-        self.starts = np.concatenate([[0], np.cumsum(self.numel)[:-1]])
-        self.history.parameters.infos = [
-            ParameterInfo(name, tuple(parameter.shape), "float32", "", parameter.numel()) for name, parameter in named
-        ]
-        plan = loop.plan
-        self.history.meta.update(
-            optimizer=plan.optimizer, batch_size=plan.batch_size, scheduler=plan.scheduler is not None, every=EVERY
-        )
-        if plan.clip is not None:
-            self.history.meta["clip_threshold"] = plan.clip
-        self.rows: list[np.ndarray] = []
-
-    def step(self, loss: Tensor) -> None:
-        missing = np.array([parameter.grad is None for parameter in self.parameters])
-        flat = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).detach().flatten() for p in self.parameters]
-        )
-        values = flat.double().numpy()
-        columns = [
-            np.add.reduceat(values, self.starts),
-            np.add.reduceat(values * values, self.starts),
-            np.maximum.reduceat(np.abs(values), self.starts),
-            np.add.reduceat((values == 0).astype(np.float64), self.starts),
-            np.add.reduceat(np.isnan(values).astype(np.float64), self.starts),
-            np.add.reduceat(np.isinf(values).astype(np.float64), self.starts),
-        ]
-        row = np.stack(columns, axis=1)
-        row[missing] = np.nan
-        self.rows.append(row)
-        present = row[~missing]
-        step = self.loop.step
-        self.history["loss"].append(loss.item(), step)
-        self.history["lr"].append(self.loop.optimizer.param_groups[0]["lr"], step)
-        self.history["grad_norm"].append(float(np.sqrt(present[:, 1].sum())), step)
-        self.history["grad_max"].append(float(np.sqrt(present[:, 1].max())), step)
-
-    def epoch(self, val_loss: float) -> None:
-        self.history["val_loss"].append(val_loss, self.loop.step)
-
-    def drain_if_due(self) -> None:
-        if len(self.rows) == EVERY:
-            self.drain()
-
-    def drain(self) -> None:
-        if not self.rows:
-            return
-        last = self.loop.step
-        steps = np.arange(last - len(self.rows) + 1, last + 1)
-        rows = np.stack(self.rows)
-        norms = [float(parameter.detach().double().norm()) for parameter in self.parameters]
-        self.history.parameters.append_rows(steps, rows)
-        self.history.parameters.append(summarize(steps, rows, self.numel, np.array(norms)))
-        self.rows = []

@@ -1,0 +1,47 @@
+"""Train everything, judge it as a Tracker would, print the figures and write them down.
+
+Run with ``python -m benchmarks.diagnosis``. The figures are those of the half on which no threshold was set; ``--half
+tune`` shows the other one, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from .cases import all_cases
+from .score import judge, text_report
+from .training import train
+
+RESULTS = Path("docs/results")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--half", choices=["test", "tune"], default="test")
+    parser.add_argument("--only", default="", help="only trainings whose name holds this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="no parameter had a gradient")
+    begin = time.monotonic()
+    cases = [case for case in all_cases() if case.half == arguments.half and arguments.only in case.name]
+    report = text_report([judge(train(case)) for case in cases])
+    head = (
+        f"# Diagnosis, {datetime.date.today()}\n\n"
+        f"Command: `python -m benchmarks.diagnosis`. {len(cases)} trainings of the half on which no threshold was set, "
+        f"recorded by a Tracker, judged at each drain; {time.monotonic() - begin:.0f} s on {platform.machine()}, torch "
+        f"{torch.__version__}.\n\n"
+    )
+    print(head + report)
+    if arguments.half == "test" and not arguments.only:
+        (RESULTS / f"{datetime.date.today()}-diagnosis.md").write_text(head + report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
