@@ -47,6 +47,22 @@ class Finding:
         """The place of the severity in ``SEVERITIES``: 0 for info, 2 for critical."""
         return SEVERITIES.index(self.severity)
 
+    def __str__(self) -> str:
+        """Say it in a line or two, for a terminal.
+
+        >>> print(Finding("constant", "critical", 0, 99, "the loss is 0.5", cause="a detached loss", action="check it"))
+        critical: constant, steps 0 to 99: the loss is 0.5. Likely cause: a detached loss. To do: check it.
+        """
+        one = self.first_step == self.last_step
+        span = f"step {self.last_step}" if one else f"steps {self.first_step} to {self.last_step}"
+        told = [f"{self.severity}: {self.rule}, {span}: {self.evidence}."]
+        if self.parameters:
+            more = ", ..." if len(self.parameters) > 3 else ""
+            told.append(f"In {', '.join(self.parameters[:3])}{more}.")
+        told += [f"Likely cause: {self.cause}."] if self.cause else []
+        told += [f"To do: {self.action}."] if self.action else []
+        return " ".join(told)
+
     def merge(self, later: Finding) -> Finding:
         """Return this finding grown by ``later``: the span covers both and no parameter is forgotten.
 

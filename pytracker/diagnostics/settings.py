@@ -82,7 +82,7 @@ def _never_changes(view: View, name: str, rates: Points, steps: int) -> Iterator
     if rates.values[-1] != first or (rates.values[:: max(1, len(rates) // 256)] != first).any():
         return
     yield view.finding(
-        "info",  # a schedule that counts epochs may stay where it is for long
+        "warning",
         f"{name} has been {first:g} for all {len(rates)} steps so far although a scheduler was given",
         first_step=int(rates.steps[0]),
         cause="scheduler.step() is never called, or the schedule is counted in epochs and stepped rarely",
