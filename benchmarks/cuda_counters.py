@@ -200,9 +200,9 @@ def main(folder: str) -> None:
         "Nothing here is a time: no GPU was there.",
         "## Calls",
         "Figures are for one call; those of Tracker.step and GradientMeter.update are means over two intervals of "
-        f"{EVERY} calls, after two more. Thread instructions are PTX instructions; the machine code has about a fifth "
-        "fewer. All six columns of every parameter are computed in each call. The norm of each workload was checked "
-        "against float64 first.",
+        f"{EVERY} calls, after two more. Thread instructions are PTX instructions; the machine code has about a "
+        "quarter fewer. All six columns of every parameter are computed in each call. The norm of each workload was "
+        "checked against float64 first.",
         markdown(CALL_HEADER, calls),
         "## Registers",
         "Registers of a thread, and bytes spilled, as `ptxas -v` tells them.",

@@ -213,7 +213,7 @@ def main() -> None:
         f"{torch.version.cuda}, torch {torch.__version__}, pytracker {pytracker.__version__}. Device: between two "
         "events, after the L2 cache has been written over. Host: until the call returns, on an idle device. GB/s: "
         f"bytes of gradients over the device's median. Medians of up to {REPEATS} calls. Norms were checked against "
-        "float64 first; torch, apex and Transformer Engine compute the norms only, pytracker six columns of each parameter.",
+        "float64 first; torch, apex and Transformer Engine compute the norms only, pytracker all six columns.",
         markdown(HEADER, lines),
     ]
     path = arguments.folder / f"{now:%Y-%m-%d}-gpu-{device.replace(' ', '-').lower()}.md"
