@@ -104,16 +104,22 @@ class GradientStats:
 
     def __init__(self, plan: Any, rows: list[Tensor]) -> None:
         """Keep the rows of each device, as a plan gave them."""
-        self._names: list[str] = plan.names
-        self._numel = [parameter.numel() for parameter in plan.parameters]
-        self._members: list[list[int]] = plan.members
+        self._plan = plan  # asked for names and sizes only when they are wanted: there may be thousands
         self._rows = rows
         if is_sharded(plan):  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
             self._tensors = merge_over_meshes(self._names, plan.parameters, local)
             self._totals = total_moments(self._tensors)
             self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
-            self._members = [list(range(len(self._names)))]
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        names: list[str] = self._plan.names
+        return names
+
+    @functools.cached_property
+    def _numel(self) -> list[int]:
+        return [parameter.numel() for parameter in self._plan.parameters]
 
     @property
     def names(self) -> list[str]:
@@ -127,7 +133,7 @@ class GradientStats:
         if len(parts) == 1:
             return parts[0]
         gathered = parts[0].new_empty((len(self._names), len(COLUMNS)))
-        for members, part in zip(self._members, parts, strict=True):
+        for members, part in zip(self._plan.members, parts, strict=True):
             gathered[members] = part.to(gathered.device)
         return gathered
 
@@ -203,7 +209,7 @@ class GradientStats:
 
     def _on_host(self) -> GradientStats:
         host = GradientStats.__new__(GradientStats)
-        host._names, host._numel, host._members = self._names, self._numel, self._members
+        host._plan = self._plan
         host._rows = [row.cpu() for row in self._rows]
         return host
 
