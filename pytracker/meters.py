@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _ops
+from ._pieces import is_sharded
 from ._targets import Target, plan_for
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .device_log import DeviceLog, Rows
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError, LayoutError
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
 
@@ -207,8 +208,13 @@ class GradientMeter:
             InvalidTypeError: ``target`` is nothing of the kind, or ``every`` not a whole number.
             InvalidValueError: ``every`` is less than 1.
             ParameterError: two parameters have the same name, or one has no data.
+            LayoutError: parameters are sharded over ranks.
         """
         plan = plan_for(target)
+        if is_sharded(plan):
+            raise LayoutError(
+                "a GradientMeter sees only this rank's pieces of sharded parameters; use a Tracker instead"
+            )
         self.names: list[str] = list(plan.names)
         self._log = DeviceLog(plan, every=every, on_rows=self._receive)
         self._updates = 0

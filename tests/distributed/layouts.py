@@ -164,6 +164,8 @@ def zero(rank: int, world: int) -> None:
 def nonfinite(rank: int, world: int) -> None:
     """A NaN and an Inf on one rank's shard reach the merged row, and are counted once."""
     model = fully_shard(nn.Linear(5, 7).double())
+    with pytest.raises(LayoutError, match="use a Tracker instead"):
+        pytracker.GradientMeter(model)
     with pytracker.Tracker(model, every=2, diagnosis=None) as tracker:
         for step in range(4):
             model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
