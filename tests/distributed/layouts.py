@@ -263,8 +263,8 @@ def main(case: str, rank: int, world: int, store: str) -> None:
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
-    # Every claim has been checked. A rank once died after that, in the tear-down of torch's own threads ("terminate
-    # called without an active exception"), whose cause is not known yet.
+    # Every claim has been checked. A rank once died with "terminate called without an active exception": most likely a
+    # thread in the tear-down of the process, which this leaves out. The cause is not known.
     os._exit(0)
 
 
