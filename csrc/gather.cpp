@@ -1,6 +1,7 @@
 #include "gather.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
@@ -110,39 +111,42 @@ Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, S
   group_by_device();
 }
 
+// Where a parameter cannot be grouped, the groups stay as they were, so that rows already recorded can be read.
 void Plan::group_by_device() {
-  groups_.clear();
-  slots_.clear();
+  std::vector<Group> groups;
+  std::vector<Slot> slots;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const at::Tensor& p = parameters_[i];
     const c10::Device device = p.device();
     if (!has_backend(device.type()))
       throw ParameterError(c10::str("parameter '", names_[i], "' is on ", device,
                                     ", for which this build of pytracker has no back end; see `pytracker doctor`"));
-    auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) { return g.device == device; });
-    if (group == groups_.end()) {
-      groups_.emplace_back(device);
-      group = groups_.end() - 1;
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.device == device; });
+    if (group == groups.end()) {
+      groups.emplace_back(device);
+      group = groups.end() - 1;
       group->backend = make_backend(device);
     }
     const auto dtype = dtype_of(p.scalar_type());
     Layout layout;
     layout.numel = dtype && !p.key_set().has_any(kIrregular) ? p.numel() : 0;
     layout.dtype = dtype.value_or(Dtype::kFloat32);
-    slots_.push_back({p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups_.begin()),
-                      static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
+    slots.push_back({p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups.begin()),
+                     static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
     group->members.push_back(static_cast<int64_t>(i));
     group->layouts.tensors.push_back(layout);
   }
-  if (groups_.empty()) {  // an empty model still has steps and scalars to record
-    groups_.emplace_back(c10::Device(c10::kCPU));
-    groups_.back().backend = make_backend(groups_.back().device);
+  if (groups.empty()) {  // an empty model still has steps and scalars to record
+    groups.emplace_back(c10::Device(c10::kCPU));
+    groups.back().backend = make_backend(groups.back().device);
   }
-  for (Group& group : groups_) {
+  for (Group& group : groups) {
     group.data.assign(group.members.size(), nullptr);
     group.kept.resize(group.members.size());
     group.layouts.version = 1;
   }
+  groups_ = std::move(groups);
+  slots_ = std::move(slots);
   ++generation_;
 }
 
@@ -224,7 +228,9 @@ bool Plan::describe(int64_t parameter) {
                                   "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
   const int64_t numel = tensor.numel();
   const at::Tensor found = tensor;
+  slot.copied = tensor.is_neg();
   if (tensor.layout() == c10::kSparse) {
+    slot.copied = !tensor.is_coalesced();
     tensor = tensor.coalesce()._values();
   } else if (tensor.layout() != c10::kStrided) {
     throw ParameterError(
@@ -237,6 +243,7 @@ bool Plan::describe(int64_t parameter) {
   layout.dtype = *dtype;
   if (!fold(tensor, layout, strided)) {
     tensor = tensor.contiguous();
+    slot.copied = true;
     layout.numel = tensor.numel();
     layout.repeat = 1;
   }
@@ -245,9 +252,11 @@ bool Plan::describe(int64_t parameter) {
   Layout& known = group.layouts.tensors[slot.position];
   if (!same(known, layout, group.layouts, strided)) {
     if (strided.ndim > 0) {
-      layout.strided = static_cast<int32_t>(group.layouts.strided.size());
-      if (known.strided >= 0) layout.strided = known.strided;
-      group.layouts.strided.resize(std::max<size_t>(group.layouts.strided.size(), layout.strided + 1));
+      if (slot.strided < 0) {
+        slot.strided = static_cast<int32_t>(group.layouts.strided.size());
+        group.layouts.strided.emplace_back();
+      }
+      layout.strided = slot.strided;
       group.layouts.strided[layout.strided] = strided;
     }
     known = layout;
@@ -255,7 +264,7 @@ bool Plan::describe(int64_t parameter) {
   }
   slot.numel = layout.numel;
   slot.dtype = tensor.scalar_type();
-  slot.plain = layout.strided < 0 && layout.repeat == 1 && layout.implicit_zeros == 0 && strided.ndim == 0;
+  slot.plain = strided.ndim == 0 && layout.repeat == 1 && tensor.is_same(found);
   group.data[slot.position] = layout.numel == 0 ? &kNothing : tensor.const_data_ptr();
   if (!tensor.is_same(found)) group.kept[slot.position] = std::move(tensor);
   return true;
@@ -321,9 +330,23 @@ at::Tensor Plan::reduce_and_clip(double max_norm) {
 }
 
 void Plan::scale(const at::Tensor& factor) {
+  if (factor.is_cpu() && *factor.const_data_ptr<double>() == 1) return;
+  const at::NoGradGuard not_differentiated;
   for (Group& group : groups_) {
     std::vector<void*> gradients(group.data.size());
-    for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = const_cast<void*>(group.data[i]);
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (group.data[i] == nullptr) continue;
+      at::Tensor gradient = source_of(group.members[i]);
+      if (slots_[group.members[i]].copied) {
+        if (gradient.key_set().has(c10::DispatchKey::Python))
+          gradient = local_piece(gradient, names_[group.members[i]]);
+        if (gradient.is_sparse()) gradient = gradient._values();
+        gradient.mul_(factor.reshape({}));
+      } else {
+        gradients[i] = const_cast<void*>(group.data[i]);
+        if (!gradient.is_inference()) gradient.unsafeGetTensorImpl()->bump_version();
+      }
+    }
     group.backend->scale(group.layouts, gradients.data(), factor.const_data_ptr<double>());
   }
 }

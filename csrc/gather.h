@@ -50,7 +50,7 @@ class Plan {
   // float64 on the device of the gradients, which must be one device.
   at::Tensor reduce_and_clip(double max_norm);
 
-  // Multiplies the gathered gradients by *factor (float64, on their device).
+  // Multiplies the gathered gradients by *factor (float64, one element, on their device), and tells autograd.
   void scale(const at::Tensor& factor);
 
   const std::vector<at::Tensor>& parameters() const { return parameters_; }
@@ -66,7 +66,9 @@ class Plan {
     int64_t numel;
     int32_t group, position;
     c10::ScalarType dtype;
-    bool plain;  // the last gradient was a run of memory without gaps
+    bool plain;            // the last gradient was a run of memory without gaps
+    bool copied = false;   // what is read is a copy of the last gradient, which is to be scaled itself
+    int32_t strided = -1;  // its place in Layouts::strided, once it has had one
   };
 
   void group_by_device();

@@ -56,6 +56,8 @@ NamedValue named_value(int32_t slot, const std::string& name, PyObject* value) {
 int32_t StepReader::slot_of(StepLog& log, PyObject* name) {
   for (const Key& key : keys_)
     if (key.name == name) return key.slot;
+  if (PyUnicode_GET_LENGTH(name) == 0 || !py::handle(name).attr("isprintable")().cast<bool>())
+    throw InvalidValueError("a recorded value has a printable name, got " + py::repr(name).cast<std::string>());
   const auto text = py::cast<std::string>(py::handle(name));
   if (reserved_.contains(name))
     throw InvalidValueError("'" + text + "' is recorded by pytracker itself; give your value another name");
@@ -78,6 +80,8 @@ bool StepReader::read(StepLog& log, const py::dict& scalars, std::vector<NamedVa
     if (value == Py_None) continue;
     if (PyUnicode_Compare(name, kGradScale) == 0) {
       grad_scale = named_value(-1, "grad_scale", value);
+      if (!grad_scale->tensor.defined() && grad_scale->number == 0)
+        throw InvalidValueError("'grad_scale' is 0; the statistics are divided by it");
       continue;
     }
     const int32_t slot = slot_of(log, name);
@@ -89,7 +93,10 @@ bool StepReader::read(StepLog& log, const py::dict& scalars, std::vector<NamedVa
 
 bool StepReader::read_learning_rates(StepLog& log, std::vector<NamedValue>& values) {
   const py::object groups = py::reinterpret_steal<py::object>(PyObject_GetAttr(optimizer_.ptr(), kParamGroups));
-  if (!groups || !PyList_Check(groups.ptr())) throw py::error_already_set();
+  if (!groups) throw py::error_already_set();
+  if (!PyList_Check(groups.ptr()))
+    throw InvalidTypeError(std::string("the optimizer's param_groups is of type ") + Py_TYPE(groups.ptr())->tp_name +
+                           "; expected a list");
   const auto count = static_cast<size_t>(PyList_GET_SIZE(groups.ptr()));
   if (rate_slots_.size() != count) {
     std::vector<int32_t> slots;
@@ -100,11 +107,14 @@ bool StepReader::read_learning_rates(StepLog& log, std::vector<NamedValue>& valu
       reserved_.add(name);
     }
     rate_slots_ = slots;
+    keys_.clear();  // a keyword may now have the name of a new group
+    names_.clear();
   }
   for (size_t i = 0; i < count; ++i) {
     PyObject* group = PyList_GET_ITEM(groups.ptr(), static_cast<Py_ssize_t>(i));
     PyObject* rate = PyDict_Check(group) ? PyDict_GetItem(group, kLr) : nullptr;
-    if (rate != nullptr) values.push_back(named_value(rate_slots_[i], log.scalar_names()[rate_slots_[i]], rate));
+    if (rate != nullptr && rate != Py_None)
+      values.push_back(named_value(rate_slots_[i], log.scalar_names()[rate_slots_[i]], rate));
   }
   return true;
 }
@@ -115,33 +125,33 @@ void StepReader::reset() {
   rate_slots_.clear();
 }
 
-ModuleWatch::ModuleWatch(const py::object& root) { visit(root, true); }
+ModuleWatch::ModuleWatch(const py::object& root) { visit(root.ptr(), true); }
 
-void ModuleWatch::visit(const py::object& module, bool is_root) {
+void ModuleWatch::visit(PyObject* module, bool is_root) {
   const size_t index = nodes_.size();
   nodes_.emplace_back();
-  if (!is_root) nodes_[index].module = module;
-  std::vector<py::object> children;
+  nodes_[index].module = is_root ? nullptr : module;
+  std::vector<PyObject*> children;
   Py_ssize_t position = 0;
   PyObject *key = nullptr, *value = nullptr;
-  if (PyObject* parameters = dictionary(module.ptr(), kParameters))
+  if (PyObject* parameters = dictionary(module, kParameters))
     while (PyDict_Next(parameters, &position, &key, &value)) {
       nodes_[index].parameters.push_back(value);
       nodes_[index].owned.push_back(py::reinterpret_borrow<py::object>(value));
     }
   position = 0;
-  if (PyObject* modules = dictionary(module.ptr(), kModules))
+  if (PyObject* modules = dictionary(module, kModules))
     while (PyDict_Next(modules, &position, &key, &value)) {
       nodes_[index].children.push_back(value);
-      if (value != Py_None) children.push_back(py::reinterpret_borrow<py::object>(value));
+      if (value != Py_None) children.push_back(value);
     }
-  for (const py::object& child : children)
-    if (seen_.insert(child.ptr()).second) visit(child, false);
+  for (PyObject* child : children)
+    if (seen_.insert(child).second) visit(child, false);
 }
 
 bool ModuleWatch::unchanged(const py::object& root) const {
-  for (const Node& node : nodes_) {
-    PyObject* module = node.module ? node.module.ptr() : root.ptr();
+  for (const Node& node : nodes_) {  // a parent before its children, which are alive where the parent still has them
+    PyObject* module = node.module != nullptr ? node.module : root.ptr();
     if (!same_values(dictionary(module, kParameters), node.parameters) ||
         !same_values(dictionary(module, kModules), node.children))
       return false;

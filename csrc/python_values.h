@@ -58,11 +58,12 @@ class ModuleWatch {
 
  private:
   struct Node {
-    py::object module;  // empty for the root, which must be free to die
+    PyObject*
+        module;  // null for the root; not owned, since a child may lead back to the root, which must be free to die
     std::vector<PyObject*> children, parameters;
-    std::vector<py::object> owned;
+    std::vector<py::object> owned;  // the parameters, so that no other takes the address of one
   };
-  void visit(const py::object& module, bool is_root);
+  void visit(PyObject* module, bool is_root);
   std::vector<Node> nodes_;
   std::unordered_set<PyObject*> seen_;
 };

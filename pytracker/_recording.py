@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from .device_log import Rows
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError, ParameterError
 from .history import History
 from .parameters import Interval, ParameterHistory, ParameterInfo
 
@@ -112,10 +112,17 @@ class EpochMeans:
 
 
 def parameter_infos(plan: Any, optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
-    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
+    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer.
+
+    Raises:
+        ParameterError: a parameter of a lazy module has no shape yet.
+    """
     groups: dict[int, str] = {}
     for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
         groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
+    for name, parameter in zip(plan.names, plan.parameters, strict=True):
+        if torch.nn.parameter.is_lazy(parameter):
+            raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is tracked")
     return [
         ParameterInfo(
             name=name,

@@ -70,6 +70,35 @@ def divide(rows: Tensor, scale: Tensor | float) -> Tensor:
     return divided
 
 
+def checked_scalar(name: str, value: Any, devices: Sequence[torch.device]) -> Tensor:
+    """Return a value to record as a tensor of one element.
+
+    Raises:
+        InvalidTypeError: it is neither a number nor a tensor.
+        InvalidValueError: it has not one element, is complex, or lies on none of ``devices``.
+    """
+    if not isinstance(value, Tensor):
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
+            return torch.tensor(float(value), dtype=torch.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidTypeError(
+                f"{name!r} is {value!r:.80}, of type {type(value).__name__}; "
+                "a recorded value is a number or a tensor of one element"
+            ) from error
+    if value.numel() != 1:
+        raise InvalidValueError(
+            f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; "
+            "a recorded value has one: reduce it first, e.g. with .mean()"
+        )
+    if value.is_complex():
+        raise InvalidValueError(f"{name!r} is complex ({value.dtype}); record .real, .imag or .abs()")
+    if value.device.type != "cpu" and value.device not in devices:
+        raise InvalidValueError(f"{name!r} is on {value.device}, where the model has no parameter; move it")
+    return value
+
+
 class Plan:
     """The parameters, grouped by device, and the reduction of their gradients to a row for each device."""
 
@@ -115,15 +144,17 @@ class Plan:
         if tensor is None:
             return None
         tensor = getattr(tensor, "_local_tensor", tensor)
-        name = self.names[index]
+        subject = f"the gradient of {self.names[index]!r}"
+        if self.source == "value":
+            subject = f"parameter {self.names[index]!r}"
         if tensor.dtype not in DTYPES:
             raise ParameterError(
-                f"the gradient of {name!r} has dtype {tensor.dtype}; pytracker reads "
+                f"{subject} has dtype {tensor.dtype}; pytracker reads "
                 + ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             )
         if tensor.layout not in (torch.strided, torch.sparse_coo):
             raise ParameterError(
-                f"the gradient of {name!r} has layout {tensor.layout}; pytracker reads strided and sparse COO tensors"
+                f"{subject} has layout {tensor.layout}; pytracker reads strided and sparse COO tensors"
             )
         return tensor
 
@@ -140,6 +171,8 @@ class Plan:
 
     def reduce(self, grad_scale: Tensor | float | None = None) -> list[Tensor]:
         """Gather, and return a row for each device."""
+        if grad_scale is not None:
+            checked_scalar("grad_scale", grad_scale, self.devices)
         self.gather()
         return [self.row(group, grad_scale) for group in range(len(self.devices))]
 
@@ -150,6 +183,8 @@ class Plan:
 
     def scale(self, factor: Tensor) -> None:
         """Multiply the gathered gradients by ``factor``, in place."""
+        if factor.is_cpu and factor == 1:
+            return
         for tensor in self._gathered:
             if tensor is not None:
                 tensor.mul_(factor.to(tensor.device))
@@ -194,10 +229,14 @@ class StepLog:
         plan.gather()
         scalars = dict(scalars)
         grad_scale = scalars.pop("grad_scale", None)
+        if grad_scale is not None:
+            grad_scale = checked_scalar("grad_scale", grad_scale, plan.devices)
+            if grad_scale.is_cpu and grad_scale == 0:
+                raise InvalidValueError("'grad_scale' is 0; the statistics are divided by it")
         values = reader.read(self, scalars)
         if values is None or plan.generation != self._generation:
             return -1
-        checked = [(slot, self._check(self.scalar_names[slot], value, plan)) for slot, value in values]
+        checked = [(slot, checked_scalar(self.scalar_names[slot], value, plan.devices)) for slot, value in values]
         index = self.written % self.capacity
         given = [0] * len(self.rows)
         for group, rows in enumerate(self.rows):
@@ -210,29 +249,6 @@ class StepLog:
         self._notes.append((step, given))
         self.written += 1
         return self.written - self.drained
-
-    @staticmethod
-    def _check(name: str, value: Any, plan: Plan) -> Tensor:
-        if not isinstance(value, Tensor):
-            try:
-                if isinstance(value, (str, bytes)):
-                    raise TypeError
-                return torch.tensor(float(value), dtype=torch.float64)
-            except (TypeError, ValueError) as error:
-                raise InvalidTypeError(
-                    f"{name!r} is {value!r:.80}, of type {type(value).__name__}; "
-                    "a recorded value is a number or a tensor of one element"
-                ) from error
-        if value.numel() != 1:
-            raise InvalidValueError(
-                f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; "
-                "a recorded value has one: reduce it first, e.g. with .mean()"
-            )
-        if value.is_complex():
-            raise InvalidValueError(f"{name!r} is complex ({value.dtype}); record .real, .imag or .abs()")
-        if value.device.type != "cpu" and value.device not in plan.devices:
-            raise InvalidValueError(f"{name!r} is on {value.device}, where the model has no parameter; move it")
-        return value
 
     def replayed(self, step: int) -> None:
         """Note a row that a replayed CUDA graph has written; the reference can't be captured, so there is none."""
@@ -261,12 +277,20 @@ class StepReader:
         """Return (slot, value) of everything to record; None where the log has too few slots."""
         named = [(name, value) for name, value in scalars.items() if value is not None]
         groups = [] if self._optimizer is None else self._optimizer.param_groups
+        if not isinstance(groups, list):
+            raise InvalidTypeError(f"the optimizer's param_groups is of type {type(groups).__name__}; expected a list")
         if len(groups) != len(self._rate_names):
             self._rate_names = self._name_groups(groups)
         for name, _ in named:
+            if not name or not name.isprintable():
+                raise InvalidValueError(f"a recorded value has a printable name, got {name!r}")
             if name in self._reserved or name in self._rate_names:
                 raise InvalidValueError(f"{name!r} is recorded by pytracker itself; give your value another name")
-        rates = [(name, group["lr"]) for name, group in zip(self._rate_names, groups, strict=True) if "lr" in group]
+        rates = [
+            (name, group["lr"])
+            for name, group in zip(self._rate_names, groups, strict=True)
+            if group.get("lr") is not None
+        ]
         values = [(log.slot_of(name), value) for name, value in rates + named]
         return None if any(slot < 0 for slot, _ in values) else values
 

@@ -73,14 +73,19 @@ class _Lane:
 
 
 def name_rates(groups: list[dict[str, Any]]) -> list[str]:
-    """Return the series that records the learning rate of each parameter group.
+    """Return the series that records the learning rate of each parameter group: by index where names are no names.
 
     >>> name_rates([{}]), name_rates([{"name": "head"}, {}])
     (['lr'], ['lr/head', 'lr/1'])
+    >>> name_rates([{"name": "head"}, {"name": "head"}])
+    ['lr/0', 'lr/1']
     """
     if len(groups) == 1 and "name" not in groups[0]:
         return ["lr"]
-    return [f"lr/{group.get('name', index)}" for index, group in enumerate(groups)]
+    names = [f"lr/{group.get('name', index)}" for index, group in enumerate(groups)]
+    if len(set(names)) < len(names) or not all(map(str.isprintable, names)):
+        return [f"lr/{index}" for index in range(len(groups))]
+    return names
 
 
 class DeviceLog:
@@ -110,6 +115,8 @@ class DeviceLog:
 
     def _allocate(self, slots: int) -> None:
         self._log = _ops.make_step_log(self._plan, 2 * self._every, slots)
+        self._generation = self._plan.generation
+        self._members = self._plan.members  # of the rows in this log, wherever the parameters move to
         self._reader.reset()
         self._lanes = [_Lane(rows, self._every) if rows.is_cuda else None for rows in self._log.rows]
 
@@ -150,7 +157,7 @@ class DeviceLog:
         """Append after making the log anew: with more slots, or where the parameters are now."""
         self.flush()
         slots = self._log.slots
-        if len(self._log.scalar_names) == slots:
+        if self._generation == self._plan.generation:  # nothing moved: there are more scalars than slots
             if slots == MAX_SCALARS:
                 raise InvalidValueError(
                     f"more than {slots} different scalars were recorded, the last ones being {sorted(scalars)}; "
@@ -233,7 +240,7 @@ class DeviceLog:
         """Copy a flight's rows out of the pinned buffers, merging the devices."""
         parts = [part.numpy().astype(np.float64) for part in flight.parts]  # always a copy
         given = np.array(flight.given, np.uint64)  # [rows, devices]
-        members = self._plan.members
+        members = self._members
         tensors = np.empty((len(flight.steps), sum(map(len, members)), len(COLUMNS)))
         scalars: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,7 +88,7 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
 def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
     if grad_scale is None or isinstance(grad_scale, Tensor):
         return grad_scale
-    if not isinstance(grad_scale, (int, float)):
+    if not isinstance(grad_scale, (int, float, np.generic)):
         raise InvalidTypeError(f"grad_scale is {grad_scale!r}; expected a float or a tensor of one element")
     if grad_scale == 0:
         raise InvalidValueError("grad_scale is 0; the statistics are divided by it")
@@ -279,7 +280,7 @@ def clip_grad_norm_(
         foreach: accepted for torch's sake, and passed on where torch's function does the work.
 
     Returns:
-        The total norm before clipping: 0-d, in the gradients' dtype, on the device of the first gradient.
+        The total norm before clipping: 0-d, on the device of the gradients, in the dtype that theirs are promoted to.
 
     Raises:
         InvalidValueError: ``max_norm`` is negative or NaN.
@@ -312,4 +313,4 @@ def clip_grad_norm_(
             "clipped; gradient_stats(...).nonfinite_names() says which are not finite"
         )
     plan.scale(norm_and_factor[1])
-    return norm.to(gradients[0].abs().dtype if gradients[0].is_complex() else gradients[0].dtype)
+    return norm.to(functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}).to_real())

@@ -21,6 +21,22 @@ from .errors import InvalidTypeError, InvalidValueError, LayoutError
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
 
 
+def checked_weight(n: Any) -> float:
+    """Return ``n`` where it is a number of samples, 0 or more; a NumPy scalar as a Python number.
+
+    Raises:
+        InvalidTypeError: it is not a number.
+        InvalidValueError: it is negative or not finite.
+    """
+    if isinstance(n, np.generic):
+        n = n.item()
+    if not isinstance(n, (int, float)):
+        raise InvalidTypeError(f"n is {n!r:.80}, of type {type(n).__name__}; expected a number of samples")
+    if not 0 <= n < math.inf:
+        raise InvalidValueError(f"n is {n}; expected a number of samples, 0 or more")
+    return n
+
+
 class AverageMeter:
     """Keeps the latest value, the sum, the count and the average of what it is fed.
 
@@ -61,10 +77,7 @@ class AverageMeter:
             InvalidTypeError: ``val`` is neither, or ``n`` is not a number.
             InvalidValueError: ``val`` has more than one element, or ``n`` is negative or not finite.
         """
-        if not isinstance(n, (int, float)):
-            raise InvalidTypeError(f"n is {n!r}, of type {type(n).__name__}; expected a number of samples")
-        if not 0 <= n < math.inf:
-            raise InvalidValueError(f"n is {n}; expected a number of samples, 0 or more")
+        n = checked_weight(n)
         if isinstance(val, Tensor):
             if val.numel() != 1:
                 raise InvalidValueError(
@@ -155,9 +168,8 @@ class _Spread:
             squares = np.sum((values - mean) ** 2, axis=0, where=given)
             distance = mean - self.mean
             total = self.count + n
-            weight = n / np.maximum(total, 1)
-            squares = self.squares + squares + distance**2 * self.count * weight
-            mean = self.mean + distance * weight
+            squares = self.squares + squares + distance**2 * self.count * (n / np.maximum(total, 1))
+            mean = (self.mean * self.count + mean * n) / np.maximum(total, 1)  # an infinite mean stays infinite
         least = np.min(values, axis=0, where=given, initial=np.inf)
         most = np.max(values, axis=0, where=given, initial=-np.inf)
         first = self.count == 0

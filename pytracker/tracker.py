@@ -32,6 +32,7 @@ from .diagnostics import Diagnosis, Finding
 from .distributed import is_first_rank, merger_for
 from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
 from .history import History
+from .meters import checked_weight
 from .parameters import summarize
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "g
 """What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
 _RESERVED = frozenset({*GRADIENT_SERIES, "epoch", "step"})
-
 
 _DIAGNOSIS_SHARE = 0.02
 """The diagnosis takes at most this share of the time: where drains come fast, it looks at several at once."""
@@ -198,9 +198,7 @@ class Tracker:
         self._check_open()
         step = self._steps
         self._steps = step + 1  # also where nothing can be recorded: the step has happened, and is missing
-        if not isinstance(n, (int, float)):
-            raise InvalidTypeError(f"n is {n!r:.80}, of type {type(n).__name__}; expected a number of samples")
-        self._means.weigh(step, n)
+        self._means.weigh(step, checked_weight(n))
         self._append(step, scalars)
 
     def replayed(self, n: float = 1) -> None:
@@ -211,7 +209,7 @@ class Tracker:
         self._check_open()
         step = self._steps
         self._steps = step + 1
-        self._means.weigh(step, n)
+        self._means.weigh(step, checked_weight(n))
         self._log.replayed(step)
 
     def epoch(self, **metrics: Any) -> dict[str, float]:
@@ -383,16 +381,19 @@ class Tracker:
         changes = [f"new: {name!r}" for name in names if name not in before]
         changes += [f"gone: {name!r}" for name in self._plan.names if name not in now]
         self._watch = None  # said once
-        raise ParameterError(
+        message = (
             f"the model's parameters have changed since the tracker was made ({'; '.join(changes[:5]) or 'replaced'}); "
             "everything recorded is kept: close this tracker and make a new one for the changed model"
         )
+        if not self._closed:
+            raise ParameterError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
-        members, rows = self._plan.members, _ops.make_plan(self._plan.parameters, self._plan.names, "value").reduce()
-        moments = np.full((len(self._plan.names), len(COLUMNS)), math.nan)
-        for of_device, row in zip(members, rows, strict=True):
+        plan = _ops.make_plan(self._plan.parameters, self._plan.names, "value")
+        moments = np.full((len(plan.names), len(COLUMNS)), math.nan)
+        for of_device, row in zip(plan.members, plan.reduce(), strict=True):
             moments[of_device] = _ops.tensor_moments(row)
         if self._merger is not None:
             moments = self._merger.merge_now(moments)

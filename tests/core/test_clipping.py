@@ -78,6 +78,22 @@ def test_other_norms_are_those_of_torch(norm_type) -> None:
     assert torch.equal(ours[0].grad, torchs[0].grad)
 
 
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.complex64,),
+        (torch.complex64, torch.float64),
+    ],
+    ids=str,
+)
+def test_the_norm_has_the_dtype_that_torch_gives_it(dtypes) -> None:
+    ours, torchs = two_of(*(torch.ones(3, dtype=dtype) for dtype in dtypes))
+    assert pytracker.clip_grad_norm_(ours, 9.0).dtype == nn.utils.clip_grad_norm_(torchs, 9.0).dtype
+
+
 def test_every_kind_of_parameters_that_torch_takes_is_taken() -> None:
     model = nn.Linear(3, 2)
     model(torch.ones(1, 3)).sum().backward()

@@ -48,6 +48,22 @@ def test_a_tensor_of_one_element_counts_as_its_number(dtype: torch.dtype, shape:
     assert (meter.val, meter.sum, meter.count, meter.avg) == (1, 3, 3, 1)
 
 
+@pytest.mark.parametrize("n", [np.int64(3), np.float32(3), True + 2, 3.0])
+def test_any_number_of_python_or_numpy_is_a_weight(n) -> None:
+    meter = AverageMeter()
+    meter.update(2.0, n)
+    assert (meter.sum, meter.count) == (6.0, 3)
+
+
+@given(values=st.lists(st.tuples(st.floats(-1e3, 1e3, width=16), st.integers(0, 99)), min_size=1, max_size=20))
+def test_tensors_of_half_precision_are_added_in_double_precision(values) -> None:
+    meter = AverageMeter()
+    for value, n in values:
+        meter.update(torch.tensor(value, dtype=torch.float16), n)
+    assert meter.sum == pytest.approx(math.fsum(value * n for value, n in values), rel=1e-12, abs=1e-9)
+    assert meter.count == sum(n for _, n in values)
+
+
 def test_nan_is_counted_apart() -> None:
     meter = AverageMeter()
     for value in (1.0, math.nan, torch.tensor(math.nan), 3.0):
@@ -79,6 +95,9 @@ def test_numpy_scalars_are_numbers() -> None:
         ((torch.ones(2),), InvalidValueError, r"shape \[2\] with 2 elements"),
         ((1.0, -1), InvalidValueError, "n is -1"),
         ((1.0, math.nan), InvalidValueError, "n is nan"),
+        ((1.0, math.inf), InvalidValueError, "n is inf"),
+        ((1.0, torch.tensor(3)), InvalidTypeError, "n is tensor"),
+        ((torch.tensor(1j),), InvalidTypeError, "val is 1j, of type complex"),
         ((1.0, "3"), InvalidTypeError, "n is '3', of type str"),
     ],
 )
@@ -136,6 +155,27 @@ def test_a_gradient_that_is_not_finite_reaches_the_mean() -> None:
         parameter.grad = torch.tensor([value])
         meter.update()
     assert math.isnan(meter.compute()["grad_norm"]["mean"])
+
+
+@pytest.mark.parametrize("every", [1, 2, 50])
+def test_an_infinite_norm_makes_the_mean_infinite_whatever_comes_after(every: int) -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    meter = GradientMeter([parameter], every=every)
+    for value in (1.0, math.inf, 2.0, 3.0):
+        parameter.grad = torch.tensor([value])
+        meter.update()
+    norms = meter.compute()["grad_norm"]
+    assert (norms["mean"], norms["min"], norms["max"], norms["last"]) == (math.inf, 1.0, math.inf, 3.0)
+
+
+def test_reading_a_gradient_meter_changes_nothing() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    meter = GradientMeter([parameter], every=4)
+    for step in range(11):
+        parameter.grad = torch.tensor([float(step)])
+        meter.update()
+        assert meter.compute()["grad_norm"] == meter.compute()["grad_norm"]
+        assert meter.compute()["grad_norm"]["mean"] == pytest.approx(step / 2)
 
 
 @pytest.mark.parametrize(

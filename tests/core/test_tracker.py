@@ -187,6 +187,27 @@ def test_learning_rates_are_recorded_for_every_group() -> None:
     assert [info.group for info in history.parameters.infos] == ["head", "1"]
 
 
+@pytest.mark.parametrize("names", [("x", "x"), ("1", None), ("a\tb", "c")])
+def test_groups_whose_names_do_not_tell_them_apart_are_named_by_index(names) -> None:
+    model = small_model()
+    groups = [{"params": [p], "lr": 0.5 + i} for i, p in enumerate(model.parameters())]
+    for group, name in zip(groups, names, strict=True):
+        group.update({} if name is None else {"name": name})
+    with Tracker(model, optimizer=torch.optim.SGD(groups), every=2, diagnosis=None) as tracker:
+        tracker.step()
+    assert (tracker.history["lr/0"][:], tracker.history["lr/1"][:]) == ([0.5], [1.5])
+
+
+def test_a_learning_rate_that_the_optimizer_finds_itself_is_left_out() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with Tracker(model, optimizer=optimizer, every=2, diagnosis=None) as tracker:
+        for rate in (None, 0.25, None):  # Adafactor's groups have None
+            optimizer.param_groups[0]["lr"] = rate
+            tracker.step()
+    assert (tracker.history["lr"].steps.tolist(), tracker.history["lr"][:]) == ([1], [0.25])
+
+
 def test_a_scheduler_and_a_loaded_optimizer_are_followed() -> None:
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

@@ -32,6 +32,15 @@ BAD_STEPS = [
     ({"lr": 1.0}, InvalidValueError, "'lr' is recorded by pytracker itself"),
     ({"epoch": 1}, InvalidValueError, "'epoch' is recorded by pytracker itself"),
     ({"n": "many"}, InvalidTypeError, "n is 'many', of type str"),
+    ({"n": torch.tensor(3)}, InvalidTypeError, "n is tensor(3), of type Tensor"),
+    ({"n": -1}, InvalidValueError, "n is -1; expected a number of samples, 0 or more"),
+    ({"n": float("nan")}, InvalidValueError, "n is nan"),
+    ({"loss": 10**400}, InvalidTypeError, "'loss' is 1000"),
+    ({"": 1.0}, InvalidValueError, "a printable name, got ''"),
+    ({"a\nb": 1.0}, InvalidValueError, r"a printable name, got 'a\nb'"),
+    ({"\ud800": 1.0}, InvalidValueError, r"a printable name, got '\ud800'"),
+    ({"grad_scale": 0.0}, InvalidValueError, "'grad_scale' is 0"),
+    ({"grad_scale": "big"}, InvalidTypeError, "'grad_scale' is 'big', of type str"),
     ({"grad_scale": torch.ones(2)}, InvalidValueError, "'grad_scale' is a tensor"),
 ]
 
@@ -49,6 +58,7 @@ def test_a_scalar_that_cannot_be_recorded_is_named_and_nothing_else_is_lost(argu
                 tracker.step(loss=step)
     assert tracker.history["loss"].steps.tolist() == [0, 1, 2, 4, 5]
     assert len(tracker.history["grad_norm"]) == 5
+    assert tracker.history.parameters.rows()[0].tolist() == [0, 1, 2, 4, 5]
 
 
 def test_more_scalars_than_a_row_can_hold_are_refused_by_number() -> None:
@@ -62,8 +72,33 @@ def test_more_scalars_than_a_row_can_hold_are_refused_by_number() -> None:
 
 def test_a_parameter_that_cannot_be_read_is_named() -> None:
     parameter = nn.Parameter(torch.eye(2).to_sparse_csr())
-    with pytest.raises(ParameterError, match="parameter 'weight' has layout SparseCsr"):
+    with pytest.raises(ParameterError, match=r"parameter 'weight' has layout (SparseCsr|torch.sparse_csr)"):
         Tracker([("weight", parameter)], every=2, diagnosis=None)
+
+
+def test_a_parameter_without_a_shape_is_named() -> None:
+    with pytest.raises(ParameterError, match="parameter 'weight' has no shape yet; run the model once"):
+        Tracker(nn.LazyLinear(2), diagnosis=None)
+
+
+def test_an_optimizer_whose_groups_are_no_list_is_named() -> None:
+    class Strange:
+        param_groups = ({"params": [], "lr": 0.1},)
+
+    tracker = Tracker(model_with_gradients(), optimizer=Strange(), diagnosis=None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidTypeError, match="param_groups is of type tuple"):
+        tracker.step(loss=1)
+
+
+def test_a_model_that_changes_after_its_last_step_spoils_nothing() -> None:
+    model = nn.Sequential(model_with_gradients())
+    tracker = Tracker(model, every=50, diagnosis=None)
+    for step in range(3):
+        tracker.step(loss=step)
+    del model[0]
+    with pytest.warns(RuntimeWarning, match="gone: '0.weight'"):
+        tracker.close()
+    assert tracker.history["loss"][:] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
