@@ -68,7 +68,7 @@ bool is_for(const Plan& plan, const py::sequence& parameters) {
 
 // The norms of a module that is as it was when the plan was made, in one call; nothing where another way must be taken.
 std::optional<std::pair<double, double>> norm_and_max_of(Plan& plan, const ModuleWatch& watch, const py::object& root) {
-  if (plan.has_subclasses() || !watch.unchanged(root)) return std::nullopt;
+  if (plan.has_pieces() || !watch.unchanged(root)) return std::nullopt;
   return plan.norm_and_max();
 }
 
@@ -136,10 +136,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("has_backend", [](const std::string& device) { return has_backend(c10::Device(device).type()); });
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
-      .def(py::init([](std::vector<at::Tensor> parameters, std::vector<std::string> names, const std::string& source) {
-             return std::make_shared<Plan>(std::move(parameters), std::move(names), source_named(source));
+      .def(py::init([](std::vector<at::Tensor> parameters, std::vector<std::string> names, const std::string& source,
+                       const std::vector<std::pair<int64_t, int64_t>>& windows) {
+             std::vector<Window> read;
+             for (const auto& [offset, length] : windows) read.push_back({offset, length});
+             return std::make_shared<Plan>(std::move(parameters), std::move(names), source_named(source), read);
            }),
-           py::arg("parameters"), py::arg("names"), py::arg("source") = "gradient")
+           py::arg("parameters"), py::arg("names"), py::arg("source") = "gradient", py::arg("windows") = py::list())
       .def_property_readonly("names", &Plan::names)
       .def_property_readonly("parameters", &Plan::parameters)
       .def_property_readonly(
@@ -157,7 +160,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                                return devices;
                              })
       .def_property_readonly("generation", &Plan::generation)
-      .def_property_readonly("has_subclasses", &Plan::has_subclasses)
+      .def_property_readonly("has_pieces", &Plan::has_pieces)
       .def("is_for", &is_for)
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
       .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))

@@ -5,11 +5,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
-#include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
+#include <utility>
 
+#include "dtensor.h"
 #include "errors.h"
+#include "fold.h"
 
 namespace pytracker {
 namespace {
@@ -31,83 +33,26 @@ const c10::DispatchKeySet kIrregular({c10::DispatchKey::Python, c10::DispatchKey
                                       c10::DispatchKey::SparseCsr, c10::DispatchKey::NestedTensor,
                                       c10::DispatchKey::Quantized});
 
-// The piece of a DTensor that lies on this rank; FSDP2 and tensor parallel hand out gradients of this kind.
-at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
-  const PyGILState_STATE gil = PyGILState_Ensure();
-  PyObject* wrapper = THPVariable_Wrap(tensor);
-  PyObject* local = PyObject_GetAttrString(wrapper, "_local_tensor");
-  PyErr_Clear();
-  at::Tensor piece;
-  if (local != nullptr && THPVariable_Check(local)) piece = THPVariable_Unpack(local);
-  const std::string type = Py_TYPE(wrapper)->tp_name;
-  Py_XDECREF(local);
-  Py_DECREF(wrapper);
-  PyGILState_Release(gil);
-  if (!piece.defined())
-    throw ParameterError(
-        c10::str("the gradient of '", name, "' is a ", type,
-                 ", a tensor subclass without a local tensor that could be read; track the plain parameters instead"));
-  return piece;
-}
+// A tensor that Python defines, such as a DTensor.
+bool is_subclass(const at::Tensor& tensor) { return tensor.key_set().has(c10::DispatchKey::Python); }
 
 // An address for gradients without elements, whose own may be null, which means no gradient.
 const char kNothing = 0;
 
-// Folds dimensions: the order of elements does not matter, so those that lie contiguously become one, and those of
-// stride 0 (expanded) become a factor. False where too many remain.
-bool fold(const at::Tensor& tensor, Layout& layout, Strided& strided) {
-  layout.repeat = 1;
-  layout.numel = 1;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    const int64_t size = tensor.size(d), stride = tensor.stride(d);
-    if (size == 0) {
-      layout.numel = 0;
-      return true;
-    }
-    if (size == 1) continue;
-    if (stride == 0) {
-      layout.repeat *= size;
-    } else {
-      layout.numel *= size;
-      dims.emplace_back(stride, size);
-    }
-  }
-  std::sort(dims.begin(), dims.end(), std::greater<>());
-  std::vector<std::pair<int64_t, int64_t>> folded;
-  for (const auto& [stride, size] : dims) {
-    if (!folded.empty() && folded.back().first == stride * size) {
-      folded.back() = {stride, folded.back().second * size};
-    } else {
-      folded.emplace_back(stride, size);
-    }
-  }
-  if (folded.size() > kMaxDims) return false;
-  if (folded.empty() || (folded.size() == 1 && folded[0].first == 1)) return true;
-  strided.ndim = static_cast<int64_t>(folded.size());
-  for (size_t d = 0; d < folded.size(); ++d) {
-    strided.strides[d] = folded[d].first;
-    strided.sizes[d] = folded[d].second;
-  }
-  return true;
-}
-
-bool same(const Layout& a, const Layout& b, const Layouts& layouts, const Strided& strided) {
-  if (a.numel != b.numel || a.repeat != b.repeat || a.implicit_zeros != b.implicit_zeros || a.dtype != b.dtype)
-    return false;
-  if (a.strided < 0) return strided.ndim == 0;
-  return layouts.strided[a.strided] == strided;
-}
-
 }  // namespace
 
-Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source)
-    : parameters_(std::move(parameters)), names_(std::move(names)), source_(source) {
+Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source,
+           std::vector<Window> windows)
+    : parameters_(std::move(parameters)), names_(std::move(names)), source_(source), windows_(std::move(windows)) {
   if (parameters_.size() != names_.size())
     throw InvalidValueError(
         c10::str("there are ", parameters_.size(), " parameters and ", names_.size(), " names; give one for each"));
-  has_subclasses_ = std::any_of(parameters_.begin(), parameters_.end(),
-                                [](const at::Tensor& p) { return p.key_set().has(c10::DispatchKey::Python); });
+  if (!windows_.empty() && windows_.size() != names_.size())
+    throw InvalidValueError(
+        c10::str("there are ", windows_.size(), " windows and ", names_.size(), " names; give one for each"));
+  has_pieces_ = !windows_.empty() || std::any_of(parameters_.begin(), parameters_.end(), is_subclass);
+  placements_.resize(names_.size());
+  pieces_.resize(names_.size());
   group_by_device();
 }
 
@@ -129,7 +74,8 @@ void Plan::group_by_device() {
     }
     const auto dtype = dtype_of(p.scalar_type());
     Layout layout;
-    layout.numel = dtype && !p.key_set().has_any(kIrregular) ? p.numel() : 0;
+    const bool readable = dtype && !p.key_set().has_any(kIrregular) && windows_.empty();
+    layout.numel = readable ? p.numel() : 0;
     layout.dtype = dtype.value_or(Dtype::kFloat32);
     slots.push_back({p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups.begin()),
                      static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
@@ -196,11 +142,44 @@ void Plan::gather() {
     const Slot& slot = slots_[i];
     if (groups_[slot.group].data[slot.position] == nullptr) irregular_.push_back(i);
   }
+  take_pieces();
   for (const int64_t i : irregular_) {
     if (describe(i)) continue;
     group_by_device();
     return gather();
   }
+}
+
+// Takes what lies on this rank of each DTensor. Those that lie otherwise than their parameters, partial sums for
+// instance, are brought into the same layout, all at once.
+void Plan::take_pieces() {
+  std::vector<int64_t> misplaced;
+  std::vector<at::Tensor> parameters, gradients;
+  for (const int64_t i : irregular_) {
+    const at::Tensor tensor = source_of(i);
+    if (!tensor.defined() || !is_subclass(tensor)) continue;
+    if (placements_[i].is_that_of(parameters_[i], tensor)) {
+      pieces_[i] = {local_piece(tensor, names_[i]), false};
+    } else {
+      misplaced.push_back(i);
+      parameters.push_back(parameters_[i]);
+      gradients.push_back(tensor);
+    }
+  }
+  if (misplaced.empty()) return;
+  std::vector<at::Tensor> pieces = redistributed(parameters, gradients);
+  for (size_t k = 0; k < misplaced.size(); ++k) pieces_[misplaced[k]] = {std::move(pieces[k]), true};
+}
+
+// The elements of a flat gradient, a rank's shard of several parameters in a row, that belong to one of them.
+at::Tensor Plan::in_window(const at::Tensor& flat, int64_t parameter) const {
+  const Window& window = windows_[parameter];
+  if (window.length < 0) return flat;
+  if (flat.numel() != parameters_[parameter].numel())
+    throw ParameterError(c10::str("the gradient of '", names_[parameter], "' lies in ", flat.numel(),
+                                  " elements where the rank's shard has ", parameters_[parameter].numel(),
+                                  ": it is not reduced yet. Record it after a backward outside of no_sync()"));
+  return flat.flatten().narrow(0, window.offset, window.length);
 }
 
 // The slow path for one parameter: no gradient, or one that is new in some way. False where it is on another device.
@@ -216,7 +195,8 @@ bool Plan::describe(int64_t parameter) {
   const auto subject = [&] {
     return c10::str(source_ == Source::kGradient ? "the gradient of '" : "parameter '", name, "'");
   };
-  if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
+  const Local local = std::exchange(pieces_[parameter], {});
+  if (local.piece.defined()) tensor = local.piece;
   if (tensor.device() != group.device) {
     if (parameters_[parameter].device() != group.device) return false;
     throw ParameterError(c10::str(subject(), " is on ", tensor.device(), " and the parameter on ", group.device,
@@ -226,11 +206,12 @@ bool Plan::describe(int64_t parameter) {
   if (!dtype)
     throw ParameterError(c10::str(subject(), " has dtype ", tensor.scalar_type(),
                                   "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
-  const int64_t numel = tensor.numel();
   const at::Tensor found = tensor;
-  slot.copied = tensor.is_neg();
+  if (!windows_.empty()) tensor = in_window(tensor, parameter);
+  const int64_t numel = tensor.numel();
+  slot.copied = local.copied || tensor.is_neg();
   if (tensor.layout() == c10::kSparse) {
-    slot.copied = !tensor.is_coalesced();
+    slot.copied |= !tensor.is_coalesced();
     tensor = tensor.coalesce()._values();
   } else if (tensor.layout() != c10::kStrided) {
     throw ParameterError(
@@ -266,7 +247,7 @@ bool Plan::describe(int64_t parameter) {
   slot.dtype = tensor.scalar_type();
   slot.plain = strided.ndim == 0 && layout.repeat == 1 && tensor.is_same(found);
   group.data[slot.position] = layout.numel == 0 ? &kNothing : tensor.const_data_ptr();
-  if (!tensor.is_same(found)) group.kept[slot.position] = std::move(tensor);
+  if (local.copied || !tensor.is_same(found)) group.kept[slot.position] = std::move(tensor);
   return true;
 }
 
@@ -338,8 +319,7 @@ void Plan::scale(const at::Tensor& factor) {
       if (group.data[i] == nullptr) continue;
       at::Tensor gradient = source_of(group.members[i]);
       if (slots_[group.members[i]].copied) {
-        if (gradient.key_set().has(c10::DispatchKey::Python))
-          gradient = local_piece(gradient, names_[group.members[i]]);
+        if (is_subclass(gradient)) gradient = local_piece(gradient, names_[group.members[i]]);
         if (gradient.is_sparse()) gradient = gradient._values();
         gradient.mul_(factor.reshape({}));
       } else {
@@ -353,7 +333,7 @@ void Plan::scale(const at::Tensor& factor) {
 
 Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept) {
   at::Tensor tensor = value;
-  if (tensor.key_set().has(c10::DispatchKey::Python)) tensor = local_piece(tensor, name);
+  if (is_subclass(tensor)) tensor = local_piece(tensor, name);
   if (tensor.numel() != 1)
     throw InvalidValueError(c10::str("'", name, "' is a tensor of shape ", value.sizes(), " with ", value.numel(),
                                      " elements; a recorded value has one: reduce it first, e.g. with .mean()"));

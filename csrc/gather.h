@@ -10,11 +10,17 @@
 #include <vector>
 
 #include "backend.h"
+#include "dtensor.h"
 
 namespace pytracker {
 
 // What of a parameter is reduced: its gradient, or its own values.
 enum class Source { kGradient, kValue };
+
+// Elements of a flat tensor that belong to one parameter (FSDP's flat parameters); a negative length: all of them.
+struct Window {
+  int64_t offset = 0, length = -1;
+};
 
 // The tensors of one device, in the order in which the parameters were given.
 struct Group {
@@ -30,7 +36,9 @@ struct Group {
 
 class Plan {
  public:
-  Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source);
+  // Without windows every tensor is read whole; a parameter may occur several times, with different windows.
+  Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source,
+       std::vector<Window> windows = {});
 
   // Reads the pointers of all gradients. A gradient that moved, appeared or vanished costs nothing; one whose dtype or
   // shape in memory changed renews its layout; one on another device renews the groups (`generation` grows).
@@ -57,8 +65,8 @@ class Plan {
   const std::vector<std::string>& names() const { return names_; }
   std::vector<Group>& groups() { return groups_; }
   int64_t generation() const { return generation_; }
-  // Whether a parameter is a tensor subclass, such as a DTensor.
-  bool has_subclasses() const { return has_subclasses_; }
+  // Whether a parameter is a tensor subclass, such as a DTensor, or is read through a window.
+  bool has_pieces() const { return has_pieces_; }
 
  private:
   struct Slot {  // what the fast path of gather() compares, side by side in memory
@@ -71,20 +79,30 @@ class Plan {
     int32_t strided = -1;  // its place in Layouts::strided, once it has had one
   };
 
+  struct Local {
+    at::Tensor piece;
+    bool copied = false;  // nothing else holds this memory
+  };
+
   void group_by_device();
   void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
   at::Tensor source_of(int64_t parameter) const;
   const void* plain_data(const Slot& slot) const;
+  void take_pieces();
+  at::Tensor in_window(const at::Tensor& flat, int64_t parameter) const;
   bool describe(int64_t parameter);
 
   std::vector<at::Tensor> parameters_;
   std::vector<std::string> names_;
   Source source_;
+  std::vector<Window> windows_;
+  std::vector<Placement> placements_;  // of the gradients that are DTensors
+  std::vector<Local> pieces_;          // what lies on this rank of those, from take_pieces() to describe()
   std::vector<Slot> slots_;
   std::vector<Group> groups_;
   std::vector<int64_t> irregular_;  // parameters that the fast path left over in this gather()
   int64_t generation_ = 0;
-  bool has_subclasses_ = false;
+  bool has_pieces_ = false;
 };
 
 // A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed

@@ -77,8 +77,16 @@ def _core_for(tensors: Sequence[Tensor]) -> Any:
     return _reference
 
 
-def make_plan(parameters: Sequence[Tensor], names: Sequence[str], source: str = "gradient") -> Any:
+def make_plan(
+    parameters: Sequence[Tensor],
+    names: Sequence[str],
+    source: str = "gradient",
+    windows: Sequence[tuple[int, int]] = (),
+) -> Any:
     """Return a plan for reducing the gradients of ``parameters``, or with source="value" the parameters themselves.
+
+    ``windows``: for each, the offset and the length of what is read of it where it is one of several in a flat tensor;
+    a length of -1 reads all. None: all of every parameter.
 
     Raises:
         ParameterError: a parameter has no data (the meta device).
@@ -89,7 +97,7 @@ def make_plan(parameters: Sequence[Tensor], names: Sequence[str], source: str = 
                 f"parameter {name!r} is on the meta device and has no data; materialize the model first "
                 "(model.to_empty(device=...) and load its weights)"
             )
-    return _core_for(parameters).Plan(list(parameters), list(names), source)
+    return _core_for(parameters).Plan(list(parameters), list(names), source, list(windows))
 
 
 def make_step_log(plan: Any, capacity: int, slots: int) -> Any:

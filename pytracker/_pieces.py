@@ -1,7 +1,9 @@
-"""What this rank holds of each parameter, read from the parameters themselves."""
+"""What this rank holds of each parameter, read from the modules and the parameters themselves."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,70 +11,166 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ._ranks import group_named
 from .columns import ABS_MAX, NANS, ZEROS
-from .errors import LayoutError
+from .errors import LayoutError, ParameterError
+
+_WRAPPERS = (
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+    "_orig_mod.",
+)  # FSDP1, checkpointing, torch.compile
+_REPLICATING_WRAPPERS = ("DistributedDataParallel", "DataParallel")  # hold the model as an attribute `module`
+_ALL = (0, -1)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What this rank holds of a parameter."""
+    """What this rank holds of a parameter, in words that other ranks understand."""
 
-    counts: bool  # this rank's piece is added; False on the replicas of a rank that adds the same
-    replicated: bool  # every rank that has the name has the whole gradient
+    counts: bool = True  # this rank's piece is added; False on the replicas of a rank that adds the same
+    replicated: bool = True  # every rank that has the name has the whole gradient
     ranks: tuple[int, ...] = ()  # those that share a sharded parameter; another such set holds a copy of it
+    copies: tuple[int, ...] = ()  # those that hold the same piece of a sharded parameter, this rank among them
 
 
-def piece_of(name: str, parameter: Tensor) -> Piece:
-    """Read from a parameter what this rank holds of it.
+@dataclass(frozen=True)
+class Held:
+    """A parameter as this rank holds it."""
+
+    name: str  # in the model, without the wrappers around it
+    parameter: Tensor  # has the gradient
+    shape: tuple[int, ...]  # of the whole parameter
+    piece: Piece = Piece()
+    window: tuple[int, int] = _ALL  # offset and length in a gradient that holds several parameters; length -1: all
+    groups: tuple[str, ...] = ()  # names of those over which, one after another, the pieces add up to the whole
+
+
+def held_in(model: torch.nn.Module) -> list[Held]:
+    """Return every parameter of a model as this rank holds it; one that occurs twice counts once.
 
     Raises:
-        LayoutError: it is a DTensor whose placement says neither whole nor shard.
+        LayoutError: a layout cannot be told.
     """
+    replicas = [
+        f"{path}.".lstrip(".") for path, m in model.named_modules() if type(m).__name__ in _REPLICATING_WRAPPERS
+    ]
+    flattened = [held for path, module in model.named_modules() for held in _of_fsdp1(path, module)]
+    known = {id(held.parameter) for held in flattened}
+    others = [held(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in known]
+    return [_renamed(each, _plain_name(each.name, replicas)) for each in flattened + others]
+
+
+def held(name: str, parameter: Tensor) -> Held:
+    """Return a parameter as this rank holds it, judged by itself.
+
+    Raises:
+        LayoutError: it is a DTensor that is a partial sum, or belongs to an FSDP1 module.
+        ParameterError: it is a parameter of a lazy module and has no shape yet.
+    """
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise LayoutError(
+            f"parameter {name!r} belongs to a FullyShardedDataParallel, and does not tell by itself which piece of it "
+            "this rank holds; give the model instead of its parameters"
+        )
+    if torch.nn.parameter.is_lazy(parameter):
+        raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is measured")
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
-        return Piece(counts=True, replicated=True)
+        return Held(name, parameter, tuple(parameter.shape))
     coordinate = mesh.get_coordinate()
     counts = coordinate is not None
+    same: list[Any] = []
     for dimension, placement in enumerate(parameter.placements):  # type: ignore[attr-defined]
         if placement.is_partial():
             raise LayoutError(
                 f"parameter {name!r} is a DTensor with placement {placement}: a partial sum has no moments of its own; "
                 "redistribute it to Shard or Replicate before it is tracked"
             )
-        if placement.is_replicate() and counts:
-            counts = coordinate[dimension] == 0
-    return Piece(counts=counts, replicated=False, ranks=tuple(mesh.mesh.flatten().tolist()))
+        if coordinate is not None:
+            counts &= not placement.is_replicate() or coordinate[dimension] == 0
+            same.append(slice(None) if placement.is_replicate() else coordinate[dimension])
+    piece = Piece(
+        counts=counts,
+        replicated=False,
+        ranks=tuple(mesh.mesh.flatten().tolist()),
+        copies=tuple(mesh.mesh[tuple(same)].flatten().tolist()) if coordinate is not None else (),
+    )
+    groups = tuple(mesh.get_group(d).group_name for d in range(mesh.ndim)) if mesh.size() > 1 else ()
+    return Held(name, parameter, tuple(parameter.shape), piece, groups=groups)
 
 
-def is_sharded(plan: Any) -> bool:
-    """Tell whether any parameter of a plan is a DTensor that lies on more than one rank."""
-    return plan.has_subclasses and any(hasattr(p, "device_mesh") and p.device_mesh.size() > 1 for p in plan.parameters)
+def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[Held]:
+    """Return what a FullyShardedDataParallel has flattened and sharded; nothing for any other module.
+
+    FSDP1 says it in attributes of its own only (torch 2.10 to 2.14), so another version may end in an error.
+    """
+    handle: Any = getattr(module, "_handle", None)
+    if type(module).__name__ != "FullyShardedDataParallel" or handle is None:
+        return []
+    try:
+        flat, sharded = handle.flat_param, handle.uses_sharded_strategy
+        ranks = tuple(dist.get_process_group_ranks(handle.process_group))
+        other_shards = getattr(module, "_inter_node_pg", None)  # of the hybrid strategies: this piece's copies
+        copies = tuple(dist.get_process_group_ranks(other_shards)) if other_shards else (dist.get_rank(),)
+        piece = Piece(replicated=False, ranks=ranks, copies=copies) if sharded else Piece()
+        groups = (handle.process_group.group_name,) if sharded else ()
+        found = []
+        described = zip(flat._fqns, flat._shapes, flat._shard_param_infos, strict=True)
+        for index, (name, shape, shard) in enumerate(described):
+            if handle._use_orig_params:
+                parameter = flat._params[index]
+                window = (0, parameter.numel()) if sharded else _ALL
+            else:
+                parameter = flat
+                window = (shard.offset_in_shard, shard.numel_in_shard) if shard.in_shard else (0, 0)
+            found.append(Held(f"{path}.{name}".lstrip("."), parameter, tuple(shape), piece, window, groups))
+    except AttributeError as error:
+        raise LayoutError(
+            f"module {path or 'model'!r} is a FullyShardedDataParallel of a torch that pytracker cannot read "
+            f"(torch {torch.__version__}: {error}); shard with torch.distributed.fsdp.fully_shard instead"
+        ) from error
+    return found
 
 
-def merge_over_meshes(names: list[str], parameters: list[Tensor], tensors: Tensor) -> Tensor:
-    """Merge the moments [T, 6] of local pieces over the device meshes of the parameters; waits as collectives do.
+def _plain_name(name: str, replicas: list[str]) -> str:
+    """Return a parameter's name without the wrappers: that of the same model on one device, so that runs compare.
 
-    Every rank of a mesh must call it. Plain parameters are taken as they are: each rank has all of them.
+    >>> _plain_name("module.block._orig_mod.weight", [""])
+    'block.weight'
+    """
+    for prefix in sorted(replicas, key=len, reverse=True):
+        if name.startswith(f"{prefix}module."):
+            name = prefix + name[len(prefix) + len("module.") :]
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
 
-    Raises:
-        LayoutError: a parameter is a partial sum.
+
+def _renamed(each: Held, name: str) -> Held:
+    return each if each.name == name else Held(name, each.parameter, each.shape, each.piece, each.window, each.groups)
+
+
+def merge_pieces(parameters: list[Held], tensors: Tensor) -> Tensor:
+    """Merge the moments [T, 6] of local pieces over the ranks that hold the others; waits as collectives do.
+
+    Every rank must call it. Plain parameters are taken as they are: each rank has all of them.
     """
     merged = tensors.clone()
-    meshes: dict[Any, list[int]] = {}
-    for index, parameter in enumerate(parameters):
-        if hasattr(parameter, "device_mesh"):
-            meshes.setdefault(parameter.device_mesh, []).append(index)
-    for mesh, members in meshes.items():
-        counting = torch.tensor([piece_of(names[i], parameters[i]).counts for i in members], device=tensors.device)
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, each in enumerate(parameters):
+        if each.groups:
+            alike[each.groups].append(index)
+    for groups, members in alike.items():
+        counting = torch.tensor([parameters[i].piece.counts for i in members], device=tensors.device)
         local = tensors[members]
         present = ~local[:, ZEROS].isnan() & counting
         sums = torch.where(present[:, None], local, torch.zeros_like(local))
         maxima = sums[:, ABS_MAX].nan_to_num(nan=0.0, posinf=float("inf"))
-        pieces = present.to(sums.dtype)
-        sums = torch.cat([sums, pieces[:, None]], dim=1)
-        for dimension in range(mesh.ndim):
-            dist.all_reduce(sums, dist.ReduceOp.SUM, group=mesh.get_group(dimension))
-            dist.all_reduce(maxima, dist.ReduceOp.MAX, group=mesh.get_group(dimension))
+        sums = torch.cat([sums, present.to(sums.dtype)[:, None]], dim=1)
+        for group in map(group_named, groups):
+            dist.all_reduce(sums, dist.ReduceOp.SUM, group=group)
+            dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group)
         nan = torch.full_like(maxima, float("nan"))
         whole = sums[:, :-1].clone()
         whole[:, ABS_MAX] = torch.where(whole[:, NANS] > 0, nan, maxima)

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ._pieces import Held
 from .device_log import Rows
-from .errors import InvalidTypeError, InvalidValueError, ParameterError
+from .errors import InvalidTypeError, InvalidValueError
 from .history import History
 from .parameters import Interval, ParameterHistory, ParameterInfo
+from .store import Run
+
+
+def opened(run: Any) -> Any:
+    """Return the run to write: the one given, a new one in the directory given, or one in memory.
+
+    Raises:
+        InvalidTypeError: ``run`` is none of these.
+    """
+    if run is None:
+        return Memory()
+    if isinstance(run, (str, Path)):
+        return Run(run)
+    if not hasattr(run, "log_many"):
+        raise InvalidTypeError(f"run is {run!r:.80}, of type {type(run).__name__}; expected a Run or a directory")
+    return run
 
 
 class Memory:
@@ -111,27 +130,20 @@ class EpochMeans:
         return means
 
 
-def parameter_infos(plan: Any, optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
-    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer.
-
-    Raises:
-        ParameterError: a parameter of a lazy module has no shape yet.
-    """
+def parameter_infos(parameters: list[Held], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
+    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
     groups: dict[int, str] = {}
     for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
         groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
-    for name, parameter in zip(plan.names, plan.parameters, strict=True):
-        if torch.nn.parameter.is_lazy(parameter):
-            raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is tracked")
     return [
         ParameterInfo(
-            name=name,
-            shape=tuple(parameter.shape),
-            dtype=str(parameter.dtype).removeprefix("torch."),
-            group=groups.get(id(parameter), ""),
-            numel=parameter.numel(),
+            name=held.name,
+            shape=held.shape,
+            dtype=str(held.parameter.dtype).removeprefix("torch."),
+            group=groups.get(id(held.parameter), ""),
+            numel=math.prod(held.shape),
         )
-        for name, parameter in zip(plan.names, plan.parameters, strict=True)
+        for held in parameters
     ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._dtensor import local_pieces
 from .columns import ABS_MAX, COLUMNS, SUM_SQ, TOTALS, ZEROS, row_width
 from .errors import InvalidTypeError, InvalidValueError, ParameterError
 
@@ -102,7 +103,13 @@ def checked_scalar(name: str, value: Any, devices: Sequence[torch.device]) -> Te
 class Plan:
     """The parameters, grouped by device, and the reduction of their gradients to a row for each device."""
 
-    def __init__(self, parameters: Sequence[Tensor], names: Sequence[str], source: str = "gradient") -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        names: Sequence[str],
+        source: str = "gradient",
+        windows: Sequence[tuple[int, int]] = (),
+    ) -> None:
         """Group the parameters by device."""
         self.parameters = list(parameters)
         self.names = list(names)
@@ -110,7 +117,8 @@ class Plan:
         self.generation = 0
         self.devices: list[torch.device] = []
         self.members: list[list[int]] = []
-        self.has_subclasses = any(hasattr(p, "_local_tensor") for p in parameters)
+        self.windows = list(windows)
+        self.has_pieces = bool(windows) or any(hasattr(p, "_local_tensor") for p in parameters)
         self._gathered: list[Tensor | None] = []
         self._group()
 
@@ -131,19 +139,19 @@ class Plan:
         Raises:
             ParameterError: a gradient's dtype or layout is not supported.
         """
-        self._gathered = [self._tensor(i) for i in range(len(self.parameters))]
+        gradient = self.source == "gradient"
+        found: list[Any] = [p.grad if gradient else p for p in self.parameters]
+        pieces = local_pieces(self.parameters, found) if self.has_pieces else found
+        self._gathered = [self._checked(i, piece) for i, piece in enumerate(pieces)]
         if any(p.device != self.devices[g] for g, members in enumerate(self.members) for p in self._of(members)):
             self._group()
 
     def _of(self, members: list[int]) -> list[Tensor]:
         return [self.parameters[i] for i in members]
 
-    def _tensor(self, index: int) -> Tensor | None:
-        parameter = self.parameters[index]
-        tensor = parameter.grad if self.source == "gradient" else parameter
+    def _checked(self, index: int, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
             return None
-        tensor = getattr(tensor, "_local_tensor", tensor)
         subject = f"the gradient of {self.names[index]!r}"
         if self.source == "value":
             subject = f"parameter {self.names[index]!r}"
@@ -156,7 +164,20 @@ class Plan:
             raise ParameterError(
                 f"{subject} has layout {tensor.layout}; pytracker reads strided and sparse COO tensors"
             )
-        return tensor
+        return self._in_window(index, tensor)
+
+    def _in_window(self, index: int, tensor: Tensor) -> Tensor:
+        """Return the elements of a flat gradient that belong to one of its parameters."""
+        offset, length = self.windows[index] if self.windows else (0, -1)
+        if length < 0:
+            return tensor
+        if tensor.numel() != self.parameters[index].numel():
+            raise ParameterError(
+                f"the gradient of {self.names[index]!r} lies in {tensor.numel()} elements where the rank's shard has "
+                f"{self.parameters[index].numel()}: it is not reduced yet. Record it after a backward outside of "
+                "no_sync()"
+            )
+        return tensor.flatten()[offset : offset + length]
 
     def row(self, group: int, grad_scale: Tensor | float | None = None) -> Tensor:
         """Return [totals | tensors] of what was gathered on one device."""
@@ -196,7 +217,7 @@ class Plan:
 
     def norm_and_max_of(self, watch: ModuleWatch, root: torch.nn.Module) -> tuple[float, float] | None:
         """Return the norms of a module that is as it was when the plan was made, else None. Waits for the device."""
-        return None if self.has_subclasses or not watch.unchanged(root) else self.norm_and_max()
+        return None if self.has_pieces or not watch.unchanged(root) else self.norm_and_max()
 
 
 class StepLog:

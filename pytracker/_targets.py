@@ -2,50 +2,76 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _ops
-from .errors import InvalidTypeError, LayoutError, ParameterError
+from ._pieces import Held, held, held_in
+from .errors import InvalidTypeError, ParameterError
 
 Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
 
 _KEPT_LISTS = 4  # plans of the latest lists of parameters; a training has one or two
-_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any]] = weakref.WeakKeyDictionary()
-_list_plans: list[Any] = []
 
 
-def named_parameters(target: Target) -> tuple[list[str], list[Tensor]]:
-    """Return the names and the parameters of a target; a parameter that occurs twice counts once.
+@dataclass(frozen=True)
+class Planned:
+    """The parameters of a target as this rank holds them, and the plan that reduces their gradients."""
+
+    held: list[Held]
+    plan: Any
+
+    @functools.cached_property
+    def sharded(self) -> bool:
+        """Whether this rank has only a piece of some gradient."""
+        return any(each.groups for each in self.held)
+
+    @functools.cached_property
+    def rewritten(self) -> bool:
+        """Whether a wrapper (FSDP1) exchanges the parameters of the modules as it goes."""
+        return any(each.window[1] >= 0 for each in self.held)
+
+
+_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any, Planned]] = weakref.WeakKeyDictionary()
+_list_plans: list[Planned] = []
+
+
+def held_by(target: Target) -> list[Held]:
+    """Return the parameters of a target as this rank holds them; one that occurs twice counts once.
 
     Raises:
         InvalidTypeError: the target is nothing of the kind.
         ParameterError: two parameters have the same name.
-        LayoutError: the module is sharded in a way that cannot be read (FSDP1).
+        LayoutError: it cannot be told which piece of a parameter this rank holds.
     """
     if isinstance(target, torch.nn.Module):
-        for module in target.modules():
-            if type(module).__name__ == "FullyShardedDataParallel":  # its flat parameters don't say what they are of
-                raise LayoutError(
-                    f"the model holds a FullyShardedDataParallel ({type(module).__module__}), whose parameters do not "
-                    "tell which pieces of which tensors they are; shard with torch.distributed.fsdp.fully_shard instead"
-                )
-        named: list[tuple[str, Tensor]] = list(target.named_parameters())
-    elif isinstance(target, Tensor):
-        named = [("0", target)]
+        found = held_in(target)
     else:
-        named = _named(target)
-    unique = list({id(parameter): (name, parameter) for name, parameter in reversed(named)}.values())[::-1]
-    counts = Counter(name for name, _ in unique)
-    for name, count in counts.items():
+        named = [("0", target)] if isinstance(target, Tensor) else _named(target)
+        unique = {id(parameter): (name, parameter) for name, parameter in reversed(named)}
+        found = [held(name, parameter) for name, parameter in reversed(unique.values())]
+    for name, count in Counter(each.name for each in found).items():
         if count > 1:
             raise ParameterError(f"the name {name!r} is used for {count} parameters; give each its own")
-    return [name for name, _ in unique], [parameter for _, parameter in unique]
+    return found
+
+
+def make_plan(parameters: list[Held], source: str = "gradient") -> Any:
+    """Return a plan that reduces the gradients of these parameters, or with ``source="value"`` the parameters."""
+    windows = [each.window for each in parameters]
+    return _ops.make_plan(
+        [each.parameter for each in parameters],
+        [each.name for each in parameters],
+        source,
+        windows if any(length >= 0 for _, length in windows) else [],
+    )
 
 
 def _named(target: Any) -> list[tuple[str, Tensor]]:
@@ -75,31 +101,34 @@ def norms_of_known(target: Target) -> tuple[float, float] | None:
     return norms
 
 
-def plan_for(target: Target) -> Any:
-    """Return the plan of a target; the same one again while the parameters are the same.
+def plan_for(target: Target) -> Planned:
+    """Return the parameters of a target and their plan; the same again while the parameters are the same.
 
     Raises:
         InvalidTypeError: the target is nothing of the kind.
         ParameterError: two parameters have the same name, or one has no data.
+        LayoutError: it cannot be told which piece of a parameter this rank holds.
     """
     if isinstance(target, torch.nn.Module):
         known = _module_plans.get(target)
         if known is not None and known[0].unchanged(target):
-            return known[1]
-        names, parameters = named_parameters(target)
-        plan = _ops.make_plan(parameters, names)
-        _module_plans[target] = (_ops.watch_module(target), plan)
-        return plan
+            return known[2]
+        planned = _planned(held_by(target))
+        _module_plans[target] = (_ops.watch_module(target), planned.plan, planned)
+        return planned
     items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
-    for plan in _list_plans:
-        if plan.is_for(items):
-            return plan
-    names, parameters = named_parameters(items)
-    plan = _ops.make_plan(parameters, names)
-    if plan.is_for(items):  # not so for named pairs, whose names may differ next time
-        _list_plans.insert(0, plan)
+    for planned in _list_plans:
+        if planned.plan.is_for(items):
+            return planned
+    planned = _planned(held_by(items))
+    if planned.plan.is_for(items):  # not so for named pairs, whose names may differ next time
+        _list_plans.insert(0, planned)
         del _list_plans[_KEPT_LISTS:]
-    return plan
+    return planned
+
+
+def _planned(parameters: list[Held]) -> Planned:
+    return Planned(parameters, make_plan(parameters))
 
 
 def _iterable(target: Any) -> Iterable[Any]:

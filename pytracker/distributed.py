@@ -1,4 +1,4 @@
-"""Many ranks: which rank holds which piece of a parameter, and how the rows of all ranks become one.
+"""Many ranks: how the rows of all ranks become one.
 
 Nothing happens on a step. When an interval's rows have reached the host, two asynchronous collectives merge them, a sum
 and a maximum over raw moments; the merged rows go on at a later step that finds them done. They have a gloo group of
@@ -6,9 +6,9 @@ their own, so that they neither mix with the training's collectives nor touch th
 
 What is merged how:
 
-* DTensor parameters (FSDP2, HSDP, tensor parallel): each rank adds its local piece, once for each shard: a rank whose
-  coordinate on a replicating mesh dimension is not 0 adds nothing.
-* Plain parameters, where a group is given or others are DTensors: ranks that have a gradient under one name are
+* Sharded parameters (DTensors of FSDP2, HSDP and tensor parallel; FSDP1): each rank adds its local piece, once for each
+  shard: of the ranks that hold copies of a piece only the first adds it.
+* Plain parameters, where a group is given or others are sharded: ranks that have a gradient under one name are
   replicas and count as one; a name that only some ranks have (pipeline stages) belongs to those.
 * Plain parameters alone, and no group given (a single process, DDP): every rank has the whole gradient, so nothing is
   merged and no collective runs.
@@ -16,7 +16,6 @@ What is merged how:
 
 from __future__ import annotations
 
-import datetime
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,15 +27,27 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._pieces import is_sharded, piece_of
+from ._pieces import Held
+from ._ranks import Ranks
 from .columns import ABS_MAX, COLUMNS, NANS, TOTALS, ZEROS
 from .device_log import Rows
-from .errors import LayoutError, RankMismatchError
+from .errors import RankMismatchError
 from .parameters import ParameterInfo
 
 _SUMMED = [index for index, name in enumerate(COLUMNS) if name != "abs_max"]
 _PRESENT = len(_SUMMED)  # behind the summed columns: how many pieces have a gradient
 _HEADER = 3  # at the head of each sum: number of ranks, of rows, of rows squared
+
+_abandoned: list[Any] = []
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a rank tells the others of a parameter."""
+
+    info: ParameterInfo
+    replicated: bool
+    holders: int  # which of the sets of ranks that this rank knows shares it; -1: none
 
 
 @dataclass
@@ -50,77 +61,56 @@ class _Merge:
 
 
 class Merger:
-    """Merges the rows of all ranks of a group, two collectives an interval, and hands them on in order.
+    """Merges the rows of all ranks, two collectives an interval, and hands them on in order.
 
-    Making one is a collective of its own, and waits: the ranks tell each other what they hold.
+    Making one is a collective of its own, and waits: the ranks tell each other what they hold. A description that many
+    ranks share, as those of one pipeline stage do, travels once.
 
     Args:
-        names: the parameters' names on this rank.
-        parameters: the parameters.
+        ranks: those among which the parameters are spread.
+        held: the parameters as this rank holds them.
         infos: what each is.
         every: rows of an interval; the same on all ranks.
-        group: the ranks among which the parameters are spread; all of them by default.
-        timeout: seconds that ``flush`` waits for a rank that does not come.
 
     Raises:
         RankMismatchError: the ranks have different intervals, or a name stands for different parameters.
-        LayoutError: a parameter's layout cannot be told.
     """
 
-    def __init__(
-        self,
-        names: list[str],
-        parameters: list[Tensor],
-        infos: list[ParameterInfo],
-        *,
-        every: int,
-        group: dist.ProcessGroup | None = None,
-        timeout: float,
-    ) -> None:
+    def __init__(self, ranks: Ranks, held: list[Held], infos: list[ParameterInfo], *, every: int) -> None:
         """Agree with the other ranks on what there is."""
-        self._limit = datetime.timedelta(seconds=timeout)
-        ranks = dist.get_process_group_ranks(group) if group is not None else None
-        self._group = dist.new_group(
-            ranks, timeout=self._limit, backend="gloo", use_local_synchronization=ranks is not None
-        )
-        self._size = dist.get_world_size(self._group)
-        self.is_first = dist.get_rank(self._group) == 0
+        self._ranks = ranks
         self._every = every
-        self._pieces = [piece_of(name, parameter) for name, parameter in zip(names, parameters, strict=True)]
-        gathered: list[Any] = [None] * self._size
-        mine = (every, [(info, piece) for info, piece in zip(infos, self._pieces, strict=True)])
-        dist.all_gather_object(gathered, mine, group=self._group)
-        self.infos = self._agree(gathered)
-        place = {info.name: index for index, info in enumerate(self.infos)}
-        self._places = np.array([place[name] for name in names], np.intp)
-        # A parameter that is sharded over one dimension of a mesh has copies along the others: the first counts.
-        self._replicated = np.zeros(len(self.infos), bool)
-        holders: dict[str, tuple[int, ...]] = {}
-        for _every, held in gathered:
-            for info, piece in held:
-                self._replicated[place[info.name]] |= piece.replicated
-                holders[info.name] = min(holders.get(info.name, piece.ranks), piece.ranks)
-        pieces = zip(names, self._pieces, strict=True)
-        self._counting = np.array([p.counts and p.ranks == holders[name] for name, p in pieces], bool)
-        self._merges: deque[_Merge] = deque()
-        self._drains = 0
-
-    def _agree(self, gathered: list[Any]) -> list[ParameterInfo]:
-        intervals = {rank: every for rank, (every, _) in enumerate(gathered)}
+        sets = list(dict.fromkeys(each.piece.ranks for each in held if each.piece.ranks))
+        mine = [
+            _Told(info, each.piece.replicated, sets.index(each.piece.ranks) if each.piece.ranks else -1)
+            for info, each in zip(infos, held, strict=True)
+        ]
+        # Sets of ranks that hold the same parameter don't overlap, so that the first of a set stands for it.
+        gathered: list[tuple[int, list[int]]] = self._ranks.gather((every, [min(each) for each in sets]))
+        intervals = {rank: theirs for rank, (theirs, _) in zip(ranks.members, gathered, strict=True)}
         if len(set(intervals.values())) > 1:
             raise RankMismatchError(
                 f"the ranks have different intervals, `every` by rank: {intervals}; give all the same"
             )
-        known: dict[str, tuple[int, ParameterInfo]] = {}
-        for rank, (_, held) in enumerate(gathered):
-            for info, _piece in held:
-                first, other = known.setdefault(info.name, (rank, info))
-                if (info.shape, info.dtype) != (other.shape, other.dtype):
-                    raise RankMismatchError(
-                        f"parameter {info.name!r} is {other.dtype} {list(other.shape)} on rank {first} and "
-                        f"{info.dtype} {list(info.shape)} on rank {rank}; the ranks must train one model"
-                    )
-        return [info for _, info in known.values()]
+        sets_of = {rank: theirs for rank, (_, theirs) in zip(ranks.members, gathered, strict=True)}
+        described: list[tuple[list[_Told], list[int]]] = ranks.exchange(mine)
+        self.infos = _agreed(described)
+        place = {info.name: index for index, info in enumerate(self.infos)}
+        self._places = np.array([place[info.name] for info in infos], np.intp)
+        # A parameter that several sets of ranks hold is a copy in all but the first.
+        self._replicated = np.zeros(len(self.infos), bool)
+        holders: dict[str, int] = {}
+        for all_told, givers in described:
+            for told in all_told:
+                self._replicated[place[told.info.name]] |= told.replicated
+                lowest = min(sets_of[rank][told.holders] for rank in givers) if told.holders >= 0 else -1
+                holders[told.info.name] = min(holders.get(told.info.name, lowest), lowest)
+        self._counting = np.array(
+            [each.piece.counts and min(each.piece.ranks, default=-1) == holders[each.name] for each in held],
+            bool,
+        )
+        self._merges: deque[_Merge] = deque()
+        self._drains = 0
 
     def start(self, rows: Rows) -> None:
         """Begin to merge an interval's rows, without waiting."""
@@ -141,37 +131,22 @@ class Merger:
         packed = torch.from_numpy(np.concatenate([[1.0, count, count**2], sums.ravel()]))
         largest = torch.from_numpy(maxima)
         works = [
-            dist.all_reduce(packed, dist.ReduceOp.SUM, group=self._group, async_op=True),
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group, async_op=True),
+            dist.all_reduce(packed, dist.ReduceOp.SUM, group=self._ranks.group, async_op=True),
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._ranks.group, async_op=True),
         ]
         return _Merge(rows, packed, largest, works)
 
-    def check(self, steps: int) -> None:
-        """Make sure that every rank is here and has recorded as many steps. A collective; waits.
-
-        Raises:
-            RankMismatchError: a rank does not come within the timeout, or has recorded another number of steps.
-        """
-        counts: list[Any] = [None] * self._size
-        try:
-            dist.all_gather_object(counts, steps, group=self._group)
-        except RuntimeError as error:
-            raise RankMismatchError(
-                f"not all of {self._size} ranks came to flush or close within {self._limit.total_seconds():.0f} s; "
-                f"what was merged before is recorded. torch says: {error}"
-            ) from error
-        if len(set(counts)) > 1:
-            by_rank = dict(enumerate(counts))
-            raise RankMismatchError(f"the ranks have recorded different numbers of steps, by rank: {by_rank}")
-
-    def abandon(self) -> int:
-        """Give up what has not been merged, without waiting; return how many intervals that were."""
-        lost = len(self._merges)
+    def abandon(self) -> None:
+        """Give up what has not been merged, without waiting. Its memory stays with the threads that may yet use it."""
+        _abandoned.extend(self._merges)
         self._merges.clear()
-        return lost
 
     def poll(self, receive: Callable[[Rows], None]) -> None:
-        """Hand on what has been merged. Never waits."""
+        """Hand on what has been merged. Never waits.
+
+        Raises:
+            RankMismatchError: a collective has failed, or the ranks have recorded different numbers of steps.
+        """
         while self._merges and all(work.is_completed() for work in self._merges[0].works):
             self._finish(receive)
 
@@ -192,15 +167,10 @@ class Merger:
 
     def _wait(self, merge: _Merge, drain: int) -> None:
         try:
-            for work in merge.works:
-                work.wait(self._limit)
-        except RuntimeError as error:
+            self._ranks.wait(merge.works, f"drain {drain}, steps {_span(merge.rows)}, was not merged")
+        except RankMismatchError:
             self._merges.clear()  # the group is broken: nothing after this will arrive either
-            raise RankMismatchError(
-                f"drain {drain} (steps {merge.rows.steps[:1]} and on) was not merged within "
-                f"{self._limit.total_seconds():.0f} s: a rank of {self._size} stopped, or did not call step, flush or "
-                f"close as often as the others. Everything before is recorded. torch says: {error}"
-            ) from error
+            raise
 
     def _unpack(self, merge: _Merge, drain: int) -> Rows:
         packed, maxima = merge.sums.numpy(), merge.maxima.numpy()
@@ -227,10 +197,32 @@ class Merger:
     def merge_now(self, tensors: NDArray[np.float64]) -> NDArray[np.float64]:
         """Merge moments of one row, float64 [T, 6], and return those of all ranks, [all T, 6]. A collective; waits."""
         nothing = np.empty((0, 0))
-        merge = self._begin(tensors[None], Rows(np.zeros(1, np.int64), nothing, nothing, {}))
-        self._wait(merge, self._drains)
+        merge = self._begin(tensors[None], Rows(np.zeros(0, np.int64), nothing, nothing, {}))
+        self._ranks.wait(merge.works, "the norms of the parameters were not merged")
         merged: NDArray[np.float64] = self._derive(merge.sums.numpy()[_HEADER:], merge.maxima.numpy())[0]
         return merged
+
+
+def _agreed(described: list[tuple[list[_Told], list[int]]]) -> list[ParameterInfo]:
+    """Return every parameter that some rank has, once.
+
+    Raises:
+        RankMismatchError: a name stands for different parameters.
+    """
+    known: dict[str, tuple[int, ParameterInfo]] = {}
+    for all_told, ranks in described:
+        for info in (told.info for told in all_told):
+            first, other = known.setdefault(info.name, (ranks[0], info))
+            if (info.shape, info.dtype) != (other.shape, other.dtype):
+                raise RankMismatchError(
+                    f"parameter {info.name!r} is {other.dtype} {list(other.shape)} on rank {first} and "
+                    f"{info.dtype} {list(info.shape)} on rank {ranks[0]}; the ranks must train one model"
+                )
+    return [info for _, info in known.values()]
+
+
+def _span(rows: Rows) -> str:
+    return f"{rows.steps[0]} to {rows.steps[-1]}" if len(rows.steps) else "none"
 
 
 def totals_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -243,26 +235,3 @@ def totals_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
     totals[:, ABS_MAX] = kept[:, :, ABS_MAX].max(axis=1)
     totals[:, -1] = kept[:, :, COLUMNS.index("sum_sq")].max(axis=1)
     return totals
-
-
-def is_first_rank() -> bool:
-    """Tell whether this process is rank 0, or the only one."""
-    return not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0
-
-
-def merger_for(
-    plan: Any, infos: list[ParameterInfo], *, every: int, group: dist.ProcessGroup | None, timeout: float
-) -> Merger | None:
-    """Return a merger where the parameters are spread over ranks, None where each rank has all of them.
-
-    Raises:
-        LayoutError: a group was given and torch.distributed is not initialized.
-        RankMismatchError: see ``Merger``.
-    """
-    if group is None and not is_sharded(plan):
-        return None
-    if not dist.is_available() or not dist.is_initialized():
-        raise LayoutError(
-            "process_group was given, but torch.distributed is not initialized; call init_process_group first"
-        )
-    return Merger(plan.names, plan.parameters, infos, every=every, group=group, timeout=timeout)

@@ -6,17 +6,17 @@ The original loop, ``torch.nn.utils.clip_grad_norm_``, and everything that one r
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._pieces import is_sharded, merge_over_meshes
+from ._pieces import merge_pieces
 from ._reference import total_moments
-from ._targets import Target, named_parameters, norms_of_known, plan_for
+from ._targets import Planned, Target, norms_of_known, plan_for
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError, LayoutError
 
 
 def compute_gradient_stats(model: Target) -> dict[str, float]:
@@ -47,12 +47,12 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     """
     norms = norms_of_known(model)
     if norms is None:
-        plan = plan_for(model)
-        if is_sharded(plan):
-            totals = GradientStats(plan, plan.reduce())._totals
+        planned = plan_for(model)
+        if planned.sharded:
+            totals = GradientStats(planned)._totals
             norms = totals[SUM_SQ].sqrt().item(), totals[MAX_SUM_SQ_TOTAL].sqrt().item()
         else:
-            norms = plan.norm_and_max()
+            norms = planned.plan.norm_and_max()
     return {"grad_norm": norms[0], "grad_max": norms[1]}
 
 
@@ -81,8 +81,7 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
         >>> stats.to_dict()["abs_max"]
         4.0
     """
-    plan = plan_for(target)
-    return GradientStats(plan, plan.reduce(_scale_tensor(grad_scale)))
+    return GradientStats(plan_for(target), _scale_tensor(grad_scale))
 
 
 def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
@@ -103,24 +102,23 @@ class GradientStats:
     first); reading a value from one waits, as with any tensor.
     """
 
-    def __init__(self, plan: Any, rows: list[Tensor]) -> None:
-        """Keep the rows of each device, as a plan gave them."""
-        self._plan = plan  # asked for names and sizes only when they are wanted: there may be thousands
-        self._rows = rows
-        if is_sharded(plan):  # the ranks' pieces are merged: collectives, which every rank must call
+    def __init__(self, planned: Planned, grad_scale: Tensor | None = None) -> None:
+        """Reduce the gradients as they are."""
+        self._planned = planned  # asked for names and sizes only when they are wanted: there may be thousands
+        self._rows: list[Tensor] = planned.plan.reduce(grad_scale)  # of each device
+        if planned.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
-            self._tensors = merge_over_meshes(self._names, plan.parameters, local)
+            self._tensors = merge_pieces(planned.held, local)
             self._totals = total_moments(self._tensors)
             self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
 
     @functools.cached_property
     def _names(self) -> list[str]:
-        names: list[str] = self._plan.names
-        return names
+        return [held.name for held in self._planned.held]
 
     @functools.cached_property
     def _numel(self) -> list[int]:
-        return [parameter.numel() for parameter in self._plan.parameters]
+        return [math.prod(held.shape) for held in self._planned.held]
 
     @property
     def names(self) -> list[str]:
@@ -134,7 +132,7 @@ class GradientStats:
         if len(parts) == 1:
             return parts[0]
         gathered = parts[0].new_empty((len(self._names), len(COLUMNS)))
-        for members, part in zip(self._plan.members, parts, strict=True):
+        for members, part in zip(self._planned.plan.members, parts, strict=True):
             gathered[members] = part.to(gathered.device)
         return gathered
 
@@ -210,7 +208,7 @@ class GradientStats:
 
     def _on_host(self) -> GradientStats:
         host = GradientStats.__new__(GradientStats)
-        host._plan = self._plan
+        host._planned = self._planned
         host._rows = [row.cpu() for row in self._rows]
         return host
 
@@ -284,6 +282,7 @@ def clip_grad_norm_(
 
     Raises:
         InvalidValueError: ``max_norm`` is negative or NaN.
+        LayoutError: the parameters are of a FullyShardedDataParallel (FSDP1).
         RuntimeError: ``error_if_nonfinite`` and the norm is not finite; the gradients are left as they are.
 
     Example:
@@ -298,13 +297,18 @@ def clip_grad_norm_(
     max_norm = float(max_norm)
     if not max_norm >= 0:
         raise InvalidValueError(f"max_norm is {max_norm}; it is the largest norm allowed, zero or more")
-    plan = plan_for(parameters)
+    planned = plan_for(parameters)
+    plan = planned.plan
+    if any(held.groups and not hasattr(held.parameter, "device_mesh") for held in planned.held):
+        raise LayoutError(
+            "a FullyShardedDataParallel is clipped by its own method, model.clip_grad_norm_(max_norm, norm_type); "
+            "gradient_stats(model) and a Tracker measure it"
+        )
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or is_sharded(plan):
-        tensors = named_parameters(parameters)[1]
-        return torch.nn.utils.clip_grad_norm_(tensors, max_norm, norm_type, error_if_nonfinite, foreach)
+    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or planned.sharded:
+        return torch.nn.utils.clip_grad_norm_(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)
     norm: Tensor = norm_and_factor[0]
     if error_if_nonfinite and not torch.isfinite(norm):

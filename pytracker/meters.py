@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _ops
-from ._pieces import is_sharded
 from ._targets import Target, plan_for
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .device_log import DeviceLog, Rows
@@ -222,13 +221,13 @@ class GradientMeter:
             ParameterError: two parameters have the same name, or one has no data.
             LayoutError: parameters are sharded over ranks.
         """
-        plan = plan_for(target)
-        if is_sharded(plan):
+        planned = plan_for(target)
+        if planned.sharded:
             raise LayoutError(
                 "a GradientMeter sees only this rank's pieces of sharded parameters; use a Tracker instead"
             )
-        self.names: list[str] = list(plan.names)
-        self._log = DeviceLog(plan, every=every, on_rows=self._receive)
+        self.names: list[str] = [held.name for held in planned.held]
+        self._log = DeviceLog(planned.plan, every=every, on_rows=self._receive)
         self._updates = 0
         self._counted_from = 0
         self._clear()

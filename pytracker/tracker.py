@@ -11,11 +11,10 @@ One step, from top to bottom::
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +23,13 @@ import torch
 from numpy.typing import NDArray
 
 from . import _ops
-from ._recording import EpochMeans, Memory, Sink, Sinks, as_number, parameter_infos
-from ._targets import Target, named_parameters, plan_for
+from ._judging import Judge
+from ._recording import EpochMeans, Memory, Sink, Sinks, as_number, opened, parameter_infos
+from ._targets import Target, held_by, make_plan, plan_for
+from ._team import team_of
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
-from .distributed import is_first_rank, merger_for
 from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
 from .history import History
 from .meters import checked_weight
@@ -38,15 +38,10 @@ from .parameters import summarize
 if TYPE_CHECKING:
     from .store import Run
 
-logger = logging.getLogger("pytracker")
-
 GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")
 """What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
 _RESERVED = frozenset({*GRADIENT_SERIES, "epoch", "step"})
-
-_DIAGNOSIS_SHARE = 0.02
-"""The diagnosis takes at most this share of the time: where drains come fast, it looks at several at once."""
 
 
 class Tracker:
@@ -66,7 +61,8 @@ class Tracker:
         model: a module, an iterable of parameters, or of (name, parameter) pairs.
         optimizer: its learning rates are recorded on every step: ``lr``, or ``lr/NAME`` for each of several groups (its
             ``name``, or else its index).
-        run: where to keep the training on disk; in memory only (``tracker.history``) without one.
+        run: where to keep the training on disk: a ``Run``, or a directory in which to start one; in memory only
+            (``tracker.history``) without it. Of several ranks only the first writes.
         every: steps from one copy to the host to the next. Findings come, and the disk is written, as often.
         diagnosis: looks for trouble in what has been recorded, at each drain; None for none, default: all rules.
         on_finding: called with each finding that is new or has grown; by default new ones are logged as warnings
@@ -74,14 +70,18 @@ class Tracker:
         sinks: other places that are told every value.
         meta: facts for the diagnosis and the report, e.g. ``{"clip_threshold": 1.0, "scheduler": True}``.
         process_group: the ranks over which plain parameters or gradients are spread (pipeline stages, a ZeRO
-            optimizer). DTensors (FSDP2, HSDP, tensor parallel) say it themselves. Every rank makes a tracker, and calls
-            step, epoch, flush and close alike; rank 0 alone writes the run and judges.
+            optimizer). FSDP, HSDP and tensor parallel say it themselves. Every rank makes a tracker, and calls step,
+            epoch, flush and close alike; the first alone writes the run, feeds the sinks and judges.
+        check_replicas: compare, at each drain, the gradients of ranks that hold copies, and their weights at the start
+            and at each epoch; a rank that drifted is a finding ``replica_drift``. One more collective a drain.
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
 
     Raises:
-        InvalidTypeError: ``model``, ``optimizer`` or ``every`` is of the wrong type.
+        InvalidTypeError: ``model``, ``optimizer``, ``run`` or ``every`` is of the wrong type.
         InvalidValueError: ``every`` is less than 1.
         ParameterError: two parameters have the same name, or one has no data.
+        LayoutError: it cannot be told which piece of a parameter this rank holds; the message says what to give.
+        RankMismatchError: the ranks have different intervals or models, or one does not come.
 
     Example:
         >>> import torch
@@ -106,13 +106,14 @@ class Tracker:
         model: Target,
         *,
         optimizer: torch.optim.Optimizer | None = None,
-        run: Run | None = None,
+        run: Run | str | Path | None = None,
         every: int = 50,
         diagnosis: Diagnosis | str | None = "default",
         on_finding: Callable[[Finding], None] | None = None,
         sinks: Iterable[Sink] = (),
         meta: dict[str, Any] | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
+        check_replicas: bool = False,
         rank_timeout: float = 300.0,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
@@ -122,29 +123,28 @@ class Tracker:
             )
         if diagnosis is not None and not isinstance(diagnosis, Diagnosis) and diagnosis != "default":
             raise InvalidTypeError(f"diagnosis is {diagnosis!r:.80}; expected a Diagnosis, or None for none")
-        self._model = model if isinstance(model, torch.nn.Module) else None
+        planned = plan_for(model)
+        self._held, self._plan = planned.held, planned.plan
+        self._model = model if isinstance(model, torch.nn.Module) and not planned.rewritten else None
         self._watch = _ops.watch_module(self._model) if self._model is not None else None
-        self._plan = plan_for(model)
-        infos = parameter_infos(self._plan, optimizer)
-        self._merger = merger_for(
-            self._plan, infos, every=checked_interval(every), group=process_group, timeout=rank_timeout
+        every = checked_interval(every)
+        infos = parameter_infos(self._held, optimizer)
+        self._team = team_of(
+            planned, infos, every=every, group=process_group, check_replicas=check_replicas, timeout=rank_timeout
         )
-        on_rows = self._receive if self._merger is None else self._merger.start
-        self._log = DeviceLog(self._plan, every=every, on_rows=on_rows, optimizer=optimizer, reserved=_RESERVED)
-        self._append = self._log.append if self._merger is None else self._append_and_poll
-        first = is_first_rank() if self._merger is None else self._merger.is_first
-        self._run: Any = Memory() if run is None or not first else run
-        self._diagnosis = (Diagnosis() if isinstance(diagnosis, str) else diagnosis) if first else None
-        self._on_finding = on_finding
-        self._sinks = Sinks(sinks)
+        self._log = DeviceLog(self._plan, every=every, on_rows=self._take, optimizer=optimizer, reserved=_RESERVED)
+        self._append = self._append_and_poll if self._team.polls else self._log.append
+        first = self._team.is_first
+        self._run: Any = opened(run) if first else Memory()
+        diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
+        self._judge = Judge(diagnosis if first else None, self._run, on_finding if first else None)
+        self._sinks = Sinks(sinks if first else ())
         self._steps = 0
         self._epochs = 0
         self._closed = self._warned = False
-        self._diagnose_again = 0.0
         self._means = EpochMeans()
-        self._infos = infos if self._merger is None else self._merger.infos
-        self._run.set_parameters(self._infos)
-        self._numel = np.array([info.numel for info in self._infos], np.float64)
+        self._run.set_parameters(self._team.infos)
+        self._numel = np.array([info.numel for info in self._team.infos], np.float64)
         facts = {"every": self._log.every, "optimizer": type(optimizer).__name__ if optimizer is not None else None}
         self._run.set_meta(**facts, **(meta or {}))
         self._measure_weights()
@@ -161,7 +161,7 @@ class Tracker:
 
     @every.setter
     def every(self, every: int) -> None:
-        if self._merger is not None:
+        if self._team.polls:
             raise InvalidValueError("every cannot change while the rows of several ranks are merged")
         self._log.every = every
 
@@ -174,7 +174,7 @@ class Tracker:
     @property
     def findings(self) -> list[Finding]:
         """The findings so far, the most severe first."""
-        return [] if self._diagnosis is None else self._diagnosis.findings
+        return self._judge.findings
 
     @property
     def waits(self) -> int:
@@ -243,14 +243,10 @@ class Tracker:
 
     def flush(self) -> None:
         """Bring everything recorded so far to the history and the run. Waits for the device."""
-        if self._merger is None:
-            self._log.flush()
-        else:
-            self._merger.poll(self._receive)  # what is here is safe, also where a rank is missing below
-            self._merger.check(self._steps)
-            self._log.flush()
-            self._merger.flush(self._receive)
-        self._diagnose(now=True)
+        self._team.meet(self._steps, self._receive)
+        self._log.flush()
+        self._add(self._team.finish(self._receive))
+        self._judge.look(self.history, now=True)
 
     def close(self, *, error: str | None = None) -> None:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
@@ -262,15 +258,17 @@ class Tracker:
             return
         self._closed = True
         try:
-            if error is None or self._merger is None:
+            if error is None or not self._team.polls:
                 self.flush()
             else:  # the other ranks may not know of the fault, so nobody is waited for
-                self._merger.poll(self._receive)
-                self._merger.abandon()
+                self._team.poll(self._receive)
+                self._team.leave()
         except Exception as problem:
             error = error or f"{type(problem).__name__}: {problem}"
             raise
         finally:
+            if error is None:
+                self._team.close()
             self._sinks.close()
             if error is None:
                 self._run.finish()
@@ -316,8 +314,11 @@ class Tracker:
     def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
         """Append, where the rows of ranks are merged: also hand on what has been merged meanwhile."""
         self._log.append(step, scalars)
-        if self._merger is not None:
-            self._merger.poll(self._receive)
+        self._team.poll(self._receive)
+
+    def _take(self, rows: Rows) -> None:
+        """Take rows of this rank: all there is, or pieces to be merged with those of others."""
+        self._add(self._team.take(rows, self._receive))
 
     def _receive(self, rows: Rows) -> None:
         """Hand rows that have arrived to everyone who wants them."""
@@ -348,38 +349,26 @@ class Tracker:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._diagnose()
+        self._judge.look(self.history)
         self._check_parameters()
 
     def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
         self._run.log_many(steps, series)
         self._sinks.write(steps, series)
 
-    def _diagnose(self, now: bool = False) -> None:
-        """Look for trouble, unless that takes more than its share of the time: then a later drain will, or a flush."""
-        begin = time.perf_counter()
-        if self._diagnosis is None or (begin < self._diagnose_again and not now):
-            return
-        known = {finding.key for finding in self._diagnosis.findings}
-        for finding in self._diagnosis.update(self.history):
-            self._run.log_finding(finding.to_dict())
-            if self._on_finding is not None:
-                self._on_finding(finding)
-            elif finding.key not in known:
-                logger.warning("%s", finding)
-        done = time.perf_counter()
-        self._diagnose_again = done + (done - begin) / _DIAGNOSIS_SHARE
+    def _add(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self._judge.add(finding)
 
     def _check_parameters(self) -> None:
         if self._model is None or self._watch is None or self._watch.unchanged(self._model):
             return
-        names, parameters = named_parameters(self._model)
-        if names == self._plan.names and self._plan.is_for(parameters):  # another activation, say
+        before, now = ({each.name: id(each.parameter) for each in some} for some in (self._held, held_by(self._model)))
+        if before == now:  # another activation, say
             self._watch = _ops.watch_module(self._model)
             return
-        before, now = set(self._plan.names), set(names)
-        changes = [f"new: {name!r}" for name in names if name not in before]
-        changes += [f"gone: {name!r}" for name in self._plan.names if name not in now]
+        changes = [f"new: {name!r}" for name in now if name not in before]
+        changes += [f"gone: {name!r}" for name in before if name not in now]
         self._watch = None  # said once
         message = (
             f"the model's parameters have changed since the tracker was made ({'; '.join(changes[:5]) or 'replaced'}); "
@@ -391,10 +380,10 @@ class Tracker:
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
-        plan = _ops.make_plan(self._plan.parameters, self._plan.names, "value")
-        moments = np.full((len(plan.names), len(COLUMNS)), math.nan)
+        plan = make_plan(self._held, "value")
+        moments = np.full((len(self._held), len(COLUMNS)), math.nan)
         for of_device, row in zip(plan.members, plan.reduce(), strict=True):
             moments[of_device] = _ops.tensor_moments(row)
-        if self._merger is not None:
-            moments = self._merger.merge_now(moments)
+        moments, found = self._team.merge_weights(max(self._steps - 1, 0), moments)
+        self._add(found)
         self._weight_norms = np.sqrt(moments[:, SUM_SQ])

@@ -24,12 +24,12 @@ LONGEST_FILE = 400
 # The rooms from the ground up. A module may import from its own floor (without a circle) and from the floors below.
 FLOORS = [
     {"errors", "_growing"},
-    {"columns", "parameters"},
+    {"columns", "parameters", "_dtensor"},
     {"_ops", "_reference", "history"},
-    {"_targets", "_pieces"},
+    {"_targets", "_pieces", "_ranks"},
     {"gradients"},
-    {"meters", "device_log", "distributed", "store", "diagnostics", "sinks"},
-    {"_recording"},
+    {"meters", "device_log", "distributed", "replicas", "store", "diagnostics", "sinks"},
+    {"_recording", "_judging", "_team"},
     {"tracker", "comparison", "export", "_metrics", "report", "_console", "watch"},
     {"integrations", "_doctor", "demo"},
     {"cli"},

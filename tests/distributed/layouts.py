@@ -1,28 +1,26 @@
-"""Worker of test_distributed.py: trains one small model in float64 under one layout, and compares with one rank."""
+"""Cases of test_parallelism.py: one small model in float64, trained under each layout, has the statistics of one rank."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import os
-import sys
-import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
-from pytracker.columns import COLUMNS, SUM_SQ, ZEROS
-from pytracker.errors import LayoutError, RankMismatchError
+from pytracker.columns import SUM_SQ, ZEROS
 
-STEPS, EVERY = 7, 3
+STEPS, EVERY, RATE, SCALE = 7, 3, 0.05, 1024.0
 
 
 class Network(nn.Module):
@@ -39,28 +37,65 @@ class Network(nn.Module):
         return self.last(self.norm(self.second(self.first(x).relu())))
 
 
-def batch(step: int, rank: int) -> torch.Tensor:
-    return torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(100 * step + rank))
+def batch(number: int, reader: int) -> torch.Tensor:
+    return torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(100 * number + reader))
 
 
-def fsdp2(model: nn.Module, world: int) -> nn.Module:
+def ddp(model: Network, world: int) -> nn.Module:
+    return DistributedDataParallel(model)
+
+
+def compiled_ddp(model: Network, world: int) -> nn.Module:
+    model.first = torch.compile(model.first, backend="eager")  # the names have two wrappers, and the numbers none
+    return DistributedDataParallel(model)
+
+
+def fsdp2(model: Network, world: int) -> nn.Module:
     fully_shard(model.first)
     return fully_shard(model)
 
 
-def hsdp(model: nn.Module, world: int) -> nn.Module:
+def hsdp(model: Network, world: int) -> nn.Module:
     mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
     return fully_shard(model, mesh=mesh)
+
+
+def fsdp1(model: Network, world: int, strategy: str, original: bool) -> nn.Module:
+    mesh = None
+    if strategy == "HYBRID_SHARD":
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+    wrap = partial(
+        FullyShardedDataParallel,
+        device_id=torch.device("cpu"),
+        device_mesh=mesh,
+        sharding_strategy=ShardingStrategy[strategy],
+        use_orig_params=original,
+    )
+    model.first = wrap(model.first)
+    return wrap(model)
 
 
 PLAN = {"first": ColwiseParallel(), "second": RowwiseParallel()}
 
 
-def tensor_parallel(model: nn.Module, world: int) -> nn.Module:
+def tensor_parallel(model: Network, world: int) -> nn.Module:
     return parallelize_module(model, init_device_mesh("cpu", (world,)), PLAN)
 
 
-def tp_fsdp(model: nn.Module, world: int) -> nn.Module:
+def sequence_parallel(model: Network, world: int) -> nn.Module:
+    """The last layers see a part of the batch on each rank: gradients of replicated parameters are partial sums."""
+    plan = {
+        "first": ColwiseParallel(),
+        "second": RowwiseParallel(output_layouts=Shard(0)),
+        "norm": SequenceParallel(sequence_dim=0),
+        "last": SequenceParallel(sequence_dim=0),
+    }
+    parallelize_module(model, init_device_mesh("cpu", (world,)), plan)
+    model.register_forward_hook(lambda module, inputs, output: output.full_tensor())
+    return model
+
+
+def tp_fsdp(model: Network, world: int) -> nn.Module:
     mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
     parallelize_module(model, mesh["tensor"], PLAN)
     for layer in (model.norm, model.last):  # what is not tensor parallel is replicated over that dimension
@@ -68,63 +103,101 @@ def tp_fsdp(model: nn.Module, world: int) -> nn.Module:
     return fully_shard(model, mesh=mesh["data"])
 
 
-def ddp(model: nn.Module, world: int) -> nn.Module:
-    return DistributedDataParallel(model)
-
-
-LAYOUTS = {  # and how many neighbouring ranks see the same data
-    "ddp": (ddp, 1),
-    "fsdp2": (fsdp2, 1),
-    "hsdp": (hsdp, 1),
-    "tensor_parallel": (tensor_parallel, 2),
-    "tp_fsdp": (tp_fsdp, 2),
+LAYOUTS: dict[str, Callable[[Network, int], nn.Module]] = {
+    "ddp": ddp,
+    "compiled_ddp": compiled_ddp,
+    "fsdp2": fsdp2,
+    "hsdp": hsdp,
+    "tensor_parallel": tensor_parallel,
+    "sequence_parallel": sequence_parallel,
+    "tp_fsdp": tp_fsdp,
+    **{
+        f"fsdp1_{strategy}_{'original' if original else 'flat'}": partial(fsdp1, strategy=strategy, original=original)
+        for strategy in ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD")
+        for original in (True, False)
+    },
 }
 
 
-def expected_rows(reference: nn.Module, readers: int) -> tuple[list[str], np.ndarray]:
-    """Return the moments of each parameter at each step, of the same model on one rank, by numpy."""
+def readers_of(layout: str, world: int) -> int:
+    """Return how many different batches the ranks read: those of a tensor parallel group share theirs."""
+    return {"tensor_parallel": 1, "sequence_parallel": 1, "tp_fsdp": world // 2}.get(layout, world)
+
+
+def expected_rows(reference: nn.Module, readers: int, micro: int) -> tuple[list[str], np.ndarray, list[float]]:
+    """Return the moments of each parameter at each step, of the same training on one rank, by numpy."""
     names, rows = [name for name, _ in reference.named_parameters()], []
+    weights = [float(p.detach().norm()) for p in reference.parameters()]
     for step in range(STEPS):
         reference.zero_grad()
-        torch.stack([reference(batch(step, reader)).square().mean() for reader in range(readers)]).mean().backward()
+        losses = [
+            reference(batch(step * micro + part, reader)).square().mean()
+            for part in range(micro)
+            for reader in range(readers)
+        ]
+        torch.stack(losses).mean().backward()
         gradients = [p.grad.numpy() for p in reference.parameters()]
         rows.append([[g.sum(), (g**2).sum(), np.abs(g).max(), (g == 0).sum(), 0, 0] for g in gradients])
-    return names, np.array(rows, float)
+        with torch.no_grad():
+            for p in reference.parameters():
+                p -= RATE * p.grad
+    return names, np.array(rows, float), weights
 
 
-def compare(layout: str, rank: int, world: int) -> None:
-    wrap, alike = LAYOUTS[layout]
+def unreduced(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return the context in which backward does not reduce the gradients over the ranks."""
+    if hasattr(model, "no_sync"):
+        return model.no_sync()
+
+    @contextlib.contextmanager
+    def without_sync():
+        model.set_requires_gradient_sync(False)
+        yield
+        model.set_requires_gradient_sync(True)
+
+    return without_sync()
+
+
+def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
+    """Train, track and compare; ``way`` is one of plain, accumulate, scaled (tracked before unscale_) and unscaled."""
+    micro = 2 if way == "accumulate" else 1
     torch.manual_seed(0)
     reference = Network().double()
-    model = wrap(copy.deepcopy(reference), world)
-    names, expected = expected_rows(reference, world // alike)
+    model = LAYOUTS[layout](copy.deepcopy(reference), world)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, enabled=way in ("scaled", "unscaled"))
+    readers = readers_of(layout, world)
+    names, expected, weights = expected_rows(reference, readers, micro)
 
-    with pytracker.Tracker(model, every=EVERY, diagnosis=None) as tracker:
+    with pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None) as tracker:
         for step in range(STEPS):
-            x = batch(step, rank // alike)
-            loss = model(x).square().mean()
-            loss.backward()
-            tracker.step(loss=loss.detach())
-            stats = pytracker.compute_gradient_stats(model)
-            norm = np.sqrt(expected[step, :, SUM_SQ].sum())
-            assert abs(stats["grad_norm"] / norm - 1) < 1e-6, (layout, step, stats, norm)
-            largest = np.sqrt(expected[step, :, SUM_SQ].max())
-            assert abs(stats["grad_max"] / largest - 1) < 1e-6, (layout, step, stats, largest)
-            model.zero_grad()
+            for part in range(micro):
+                with unreduced(model) if part + 1 < micro else contextlib.nullcontext():
+                    loss = model(batch(step * micro + part, rank * readers // world)).square().mean() / micro
+                    scaler.scale(loss).backward()
+            if way == "scaled":
+                tracker.step(loss=loss.detach(), grad_scale=scaler.get_scale())
+            else:
+                scaler.unscale_(optimizer)
+                tracker.step(loss=loss.detach())
+                stats = pytracker.compute_gradient_stats(model)
+                np.testing.assert_allclose(stats["grad_norm"], np.sqrt(expected[step, :, SUM_SQ].sum()), rtol=1e-6)
+                np.testing.assert_allclose(stats["grad_max"], np.sqrt(expected[step, :, SUM_SQ].max()), rtol=1e-6)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
     history = tracker.history
-    order = [history.parameters.names.index(prefix + name) for prefix in [prefix_of(history)] for name in names]
+    assert sorted(history.parameters.names) == sorted(names)  # those of the model, without any wrapper's
+    order = [history.parameters.names.index(name) for name in names]
+    shapes = {info.name: info.shape for info in history.parameters.infos}
+    assert shapes == {name: tuple(p.shape) for name, p in reference.named_parameters()}
     steps, rows = history.parameters.rows()
     assert steps.tolist() == list(range(STEPS))
     np.testing.assert_allclose(rows[:, order], expected, rtol=1e-6, atol=1e-12)
     norms = np.sqrt(expected[:, :, SUM_SQ].sum(axis=1))
     np.testing.assert_allclose(history["grad_norm"].values, norms, rtol=1e-6)
     np.testing.assert_allclose(history["grad_max"].values, np.sqrt(expected[:, :, SUM_SQ].max(axis=1)), rtol=1e-6)
-    weights = [float(p.detach().norm()) for p in reference.parameters()]
     np.testing.assert_allclose(history.parameters.field("weight_norm")[0, order], weights, rtol=1e-6)
-
-
-def prefix_of(history: pytracker.History) -> str:
-    return "module." if history.parameters.names[0].startswith("module.") else ""
 
 
 def pipeline(rank: int, world: int) -> None:
@@ -159,114 +232,3 @@ def zero(rank: int, world: int) -> None:
     for name, index in (("a", 0), ("b", 1), ("d", 3)):
         np.testing.assert_allclose(by_name[name][:, SUM_SQ], [4 * (step + index) ** 2 for step in range(STEPS)])
     assert np.isnan(by_name["c"][:, ZEROS]).all()
-
-
-def nonfinite(rank: int, world: int) -> None:
-    """A NaN and an Inf on one rank's shard reach the merged row, and are counted once."""
-    model = fully_shard(nn.Linear(5, 7).double())
-    with pytest.raises(LayoutError, match="use a Tracker instead"):
-        pytracker.GradientMeter(model)
-    with pytracker.Tracker(model, every=2, diagnosis=None) as tracker:
-        for step in range(4):
-            model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
-            if rank == world - 1 and step == 2:
-                model.weight.grad._local_tensor.view(-1)[0] = float("nan")
-                model.weight.grad._local_tensor.view(-1)[1] = float("inf")
-            tracker.step()
-            model.zero_grad()
-    _, rows = tracker.history.parameters.rows()
-    assert rows.shape == (4, 2, len(COLUMNS))
-    assert rows[:, 0, 4:].tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]
-    assert np.isnan(rows[2, 0, 1:3]).all()
-    assert tracker.history["grad_nonfinite"][:] == [0, 0, 2, 0]
-
-
-def mismatch(rank: int, world: int) -> None:
-    """Ranks that disagree are told so, before any number is recorded."""
-    model = fully_shard(nn.Linear(4, 4))
-    with pytest.raises(RankMismatchError, match=r"different intervals, `every` by rank: \{0: 3, 1: 4"):
-        pytracker.Tracker(model, every=3 + rank, diagnosis=None)
-    plain = nn.Linear(4, 4 + rank)
-    with pytest.raises(RankMismatchError, match=r"'weight' is float32 \[4, 4\] on rank 0 and float32 \[5, 4\]"):
-        pytracker.Tracker(plain, diagnosis=None, process_group=dist.group.WORLD)
-    tracker = pytracker.Tracker(model, every=5, diagnosis=None)
-    model(torch.ones(1, 4)).sum().backward()
-    for _ in range(3 + rank):
-        tracker.step()
-    with pytest.raises(RankMismatchError, match=r"different numbers of steps, by rank: \{0: 3, 1: 4"):
-        tracker.close()
-    assert "grad_norm" not in tracker.history
-
-
-def fault(rank: int, world: int) -> None:
-    """A rank that leaves with an exception does not wait for the others, and they are told after the timeout."""
-    model = fully_shard(nn.Linear(4, 4))
-    model(torch.ones(1, 4)).sum().backward()
-    tracker = pytracker.Tracker(model, every=2, diagnosis=None, rank_timeout=5.0)
-    with contextlib.suppress(ZeroDivisionError), tracker:
-        for step in range(5):
-            if rank == 1 and step == 3:
-                raise ZeroDivisionError
-            tracker.step()
-        time.sleep(1)
-        with pytest.raises(RankMismatchError, match="not all of 2 ranks came to flush or close within 5 s"):
-            tracker.flush()
-        assert tracker.history["grad_norm"].steps.tolist() == [0, 1]
-        raise ZeroDivisionError
-    if rank == 1:
-        time.sleep(2)  # the first drain's collectives run in the background
-    os._exit(0)  # the group is broken: there is no orderly end
-
-
-def fsdp1(rank: int, world: int) -> None:
-    """A model whose layout cannot be told is refused, instead of giving a silent wrong number."""
-    model = FullyShardedDataParallel(nn.Linear(4, 4), use_orig_params=True, device_id=torch.device("cpu"))
-    with pytest.raises(LayoutError, match="fully_shard instead"):
-        pytracker.compute_gradient_stats(model)
-    with pytest.raises(LayoutError, match="fully_shard instead"):
-        pytracker.Tracker(model)
-
-
-def collectives(rank: int, world: int) -> None:
-    """No collective on a step, two at each drain."""
-    counted = {"steps": 0}
-    model = fully_shard(nn.Linear(8, 8))
-    tracker = pytracker.Tracker(model, every=4, diagnosis=None)
-    model(torch.ones(1, 8)).sum().backward()
-    original = dist.all_reduce
-
-    def counting(*arguments, **keywords):
-        counted["steps"] += 1
-        return original(*arguments, **keywords)
-
-    dist.all_reduce = counting
-    per_step = []
-    for _ in range(12):
-        before = counted["steps"]
-        tracker.step()
-        per_step.append(counted["steps"] - before)
-    dist.all_reduce = original
-    tracker.close()
-    assert per_step == [0, 0, 0, 2] * 3, per_step
-
-
-SPECIAL = {f.__name__: f for f in (pipeline, zero, nonfinite, mismatch, fault, fsdp1, collectives)}
-
-
-def main(case: str, rank: int, world: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    if case in SPECIAL:
-        SPECIAL[case](rank, world)
-    else:
-        compare(case, rank, world)
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    # Every claim has been checked. A rank once died with "terminate called without an active exception": most likely a
-    # thread in the tear-down of the process, which this leaves out. The cause is not known.
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,61 @@
+#include "dtensor.h"
+
+#include <c10/util/StringUtil.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+namespace pytracker {
+namespace {
+
+namespace py = pybind11;
+
+py::object wrapped(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
+
+// An attribute, or null where there is none.
+py::object attribute(const py::object& object, const char* name) {
+  py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object.ptr(), name));
+  PyErr_Clear();
+  return found;
+}
+
+// Lets go of a reference wherever that happens, but not after the interpreter has ended.
+void release(PyObject* object) {
+  if (!Py_IsInitialized()) return;
+  const py::gil_scoped_acquire gil;
+  Py_DECREF(object);
+}
+
+}  // namespace
+
+at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
+  const py::gil_scoped_acquire gil;
+  const py::object wrapper = wrapped(tensor);
+  py::object local = attribute(wrapper, "_local_tensor");
+  if (!local || !THPVariable_Check(local.ptr()))
+    throw ParameterError(
+        c10::str("the gradient of '", name, "' is a ", Py_TYPE(wrapper.ptr())->tp_name,
+                 ", a tensor subclass without a local tensor that could be read; track the plain parameters instead"));
+  if (THPVariable_Unpack(local.ptr()).key_set().has(c10::DispatchKey::Python))
+    local = local.attr("wait")();  // of a collective that has not been waited for
+  return THPVariable_Unpack(local.ptr());
+}
+
+bool Placement::is_that_of(const at::Tensor& parameter, const at::Tensor& gradient) {
+  const py::gil_scoped_acquire gil;
+  py::object spec = attribute(wrapped(gradient), "_spec");
+  if (!spec || spec.ptr() == known_.get()) return true;
+  const py::object own = attribute(wrapped(parameter), "_spec");
+  if (!own) return true;  // a plain parameter: its gradient's own local piece is all there is
+  if (own.ptr() != spec.ptr() && !own.attr("placements").equal(spec.attr("placements"))) return false;
+  known_ = std::shared_ptr<PyObject>(spec.release().ptr(), release);
+  return true;
+}
+
+std::vector<at::Tensor> redistributed(const std::vector<at::Tensor>& parameters,
+                                      const std::vector<at::Tensor>& gradients) {
+  const py::gil_scoped_acquire gil;
+  const py::module_ layouts = py::module_::import("pytracker._dtensor");
+  return layouts.attr("redistributed")(parameters, gradients).cast<std::vector<at::Tensor>>();
+}
+
+}  // namespace pytracker

@@ -1,0 +1,133 @@
+"""A tracker's other ranks: `Team` where there are some to talk to, `Alone` where this rank has every whole gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from ._ranks import Ranks, has_others, is_first_rank
+from ._targets import Planned
+from .device_log import Rows
+from .diagnostics import Finding
+from .distributed import Merger
+from .parameters import ParameterInfo
+from .replicas import ReplicaWatch
+
+Receive: TypeAlias = Callable[[Rows], None]
+
+
+class Alone:
+    """Nobody to talk to: a single process, or DDP, whose ranks all have the whole gradient."""
+
+    polls = False
+
+    def __init__(self, infos: list[ParameterInfo]) -> None:
+        self.infos = infos
+        self.is_first = is_first_rank()
+
+    def take(self, rows: Rows, receive: Receive) -> list[Finding]:
+        """Hand on rows of this rank, at a drain; return what was found about other ranks."""
+        receive(rows)
+        return []
+
+    def poll(self, receive: Receive) -> None:
+        """Hand on what has been merged. Never waits."""
+
+    def meet(self, steps: int, receive: Receive) -> None:
+        """Make sure that every rank has come, with as many steps recorded. Waits."""
+
+    def finish(self, receive: Receive) -> list[Finding]:
+        """Hand on everything; return what was found about other ranks. Waits."""
+        return []
+
+    def merge_weights(self, step: int, moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Finding]]:
+        """Return the moments of all parameters, [T, 6], of those that this rank has. Waits."""
+        return moments, []
+
+    def leave(self) -> None:
+        """Give up what has not been merged, without waiting for anybody."""
+
+    def close(self) -> None:
+        """Let go of the groups."""
+
+
+class Team(Alone):
+    """Ranks among which the gradients are spread, or whose copies are compared."""
+
+    def __init__(
+        self, ranks: Ranks, infos: list[ParameterInfo], merger: Merger | None, replicas: ReplicaWatch | None
+    ) -> None:
+        super().__init__(infos if merger is None else merger.infos)
+        self._ranks = ranks
+        self._merger = merger
+        self._replicas = replicas
+        self.is_first = ranks.is_first
+        self.polls = merger is not None
+
+    def take(self, rows: Rows, receive: Receive) -> list[Finding]:
+        found = [] if self._replicas is None else self._told(self._replicas.start("gradient", rows.steps, rows.tensors))
+        if self._merger is None:
+            receive(rows)
+        else:
+            self._merger.start(rows)
+        return found
+
+    def poll(self, receive: Receive) -> None:
+        if self._merger is not None:
+            self._merger.poll(receive)
+
+    def meet(self, steps: int, receive: Receive) -> None:
+        self.poll(receive)  # what is here is safe, also where a rank is missing below
+        self._ranks.check_steps(steps)
+
+    def finish(self, receive: Receive) -> list[Finding]:
+        if self._merger is not None:
+            self._merger.flush(receive)
+        return [] if self._replicas is None else self._told(self._replicas.flush())
+
+    def merge_weights(self, step: int, moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Finding]]:
+        found = []
+        if self._replicas is not None:
+            found = self._told(self._replicas.start("weight", np.array([step], np.int64), moments[None]))
+        return moments if self._merger is None else self._merger.merge_now(moments), found
+
+    def _told(self, found: list[Finding]) -> list[Finding]:
+        return found if self.is_first else []  # all ranks know, and one says it
+
+    def leave(self) -> None:
+        if self._merger is not None:
+            self._merger.abandon()
+
+    def close(self) -> None:
+        if self._replicas is not None:
+            self._replicas.close()
+        self._ranks.close()
+
+
+def team_of(
+    planned: Planned,
+    infos: list[ParameterInfo],
+    *,
+    every: int,
+    group: dist.ProcessGroup | None,
+    check_replicas: bool,
+    timeout: float,
+) -> Alone:
+    """Return the ranks that a tracker must talk to. A collective where there are some; waits.
+
+    Raises:
+        LayoutError: a group was given, and torch.distributed is not initialized.
+        RankMismatchError: the ranks have different intervals or models, or one does not come.
+    """
+    spread = planned.sharded or group is not None
+    if not spread and not (check_replicas and has_others()):
+        return Alone(infos)
+    members = dist.get_process_group_ranks(group) if group is not None else None
+    ranks = Ranks(members, timeout=timeout)
+    merger = Merger(ranks, planned.held, infos, every=every) if spread else None
+    replicas = ReplicaWatch(ranks, planned.held, every=every, timeout=timeout) if check_replicas else None
+    return Team(ranks, infos, merger, replicas)

@@ -1,0 +1,182 @@
+"""Cases of test_faults.py: what is wrong on one rank is told on the others, and what was recorded is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+import pytracker
+from pytracker.columns import COLUMNS
+from pytracker.errors import LayoutError, ParameterError, RankMismatchError
+
+
+def nonfinite(rank: int, world: int) -> None:
+    model = fully_shard(nn.Linear(5, 7).double())
+    with pytest.raises(LayoutError, match="use a Tracker instead"):
+        pytracker.GradientMeter(model)
+    with pytracker.Tracker(model, every=2, diagnosis=None) as tracker:
+        for step in range(4):
+            model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
+            if rank == world - 1 and step == 2:
+                model.weight.grad._local_tensor.view(-1)[0] = float("nan")
+                model.weight.grad._local_tensor.view(-1)[1] = float("inf")
+            tracker.step()
+            model.zero_grad()
+    _, rows = tracker.history.parameters.rows()
+    assert rows.shape == (4, 2, len(COLUMNS))
+    assert rows[:, 0, 4:].tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]
+    assert np.isnan(rows[2, 0, 1:3]).all()
+    assert tracker.history["grad_nonfinite"][:] == [0, 0, 2, 0]
+
+
+def mismatch(rank: int, world: int) -> None:
+    model = fully_shard(nn.Linear(4, 4))
+    with pytest.raises(RankMismatchError, match=r"different intervals, `every` by rank: \{0: 3, 1: 4"):
+        pytracker.Tracker(model, every=3 + rank, diagnosis=None)
+    plain = nn.Linear(4, 4 + rank)
+    with pytest.raises(RankMismatchError, match=r"'weight' is float32 \[4, 4\] on rank 0 and float32 \[5, 4\]"):
+        pytracker.Tracker(plain, diagnosis=None, process_group=dist.group.WORLD)
+    tracker = pytracker.Tracker(model, every=5, diagnosis=None)
+    model(torch.ones(1, 4)).sum().backward()
+    for _ in range(3 + rank):
+        tracker.step()
+    with pytest.raises(RankMismatchError, match=r"different numbers of steps, by rank: \{0: 3, 1: 4"):
+        tracker.close()
+    assert "grad_norm" not in tracker.history
+
+
+def step_and_close(tracker: pytracker.Tracker) -> None:
+    tracker.step(loss=3)
+    tracker.close()
+
+
+def train_until(rank: int, leave: int, folder: str, end_of_leaver) -> None:
+    """Train on all ranks; rank ``leave`` goes away at step 3. The others are told at the next drain or at close."""
+    model = fully_shard(nn.Linear(4, 4))
+    model(torch.ones(1, 4)).sum().backward()
+    tracker = pytracker.Tracker(model, every=2, run=folder, diagnosis=None, rank_timeout=2.0)
+    for step in range(3):
+        tracker.step(loss=step)
+    time.sleep(1.0)  # the first drain's collectives run in the background
+    if rank == leave:
+        return end_of_leaver(tracker)
+    with pytest.raises(RankMismatchError, match=rf"of 3 ranks: no answer from ranks \[{leave}\]"):
+        step_and_close(tracker)
+    begin = time.monotonic()
+    tracker.close()
+    assert time.monotonic() - begin < 1  # nobody is waited for again
+    if rank == 0:
+        (path,) = Path(folder).iterdir()
+        history = pytracker.load_run(path).history
+        assert history["grad_norm"].steps.tolist() == [0, 1]
+        assert history["loss"][:] == [0, 1]
+
+
+def raises(rank: int, world: int, folder: str) -> None:
+    """A rank that leaves the block with an exception waits for nobody."""
+
+    def end(tracker: pytracker.Tracker) -> None:
+        begin = time.monotonic()
+        with pytest.raises(ZeroDivisionError), tracker:
+            raise ZeroDivisionError
+        assert time.monotonic() - begin < 1
+
+    train_until(rank, 1, folder, end)
+
+
+def killed(rank: int, world: int, folder: str) -> None:
+    train_until(rank, 2, folder, lambda tracker: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def stalled(rank: int, world: int, folder: str) -> None:
+    """A rank that is alive but does not come."""
+
+    def stall(tracker: pytracker.Tracker) -> None:
+        time.sleep(10)
+
+    train_until(rank, 2, folder, stall)
+
+
+def unreduced(rank: int, world: int) -> None:
+    """FSDP1 leaves whole local gradients in no_sync: they are refused, and what comes after is right."""
+    for original in (True, False):
+        model = FullyShardedDataParallel(nn.Linear(4, 3), use_orig_params=original, device_id=torch.device("cpu"))
+        with pytracker.Tracker(model, every=1, diagnosis=None) as tracker:
+            with model.no_sync():
+                model(torch.ones(1, 4)).sum().backward()
+                with pytest.raises(ParameterError, match=r"it is not reduced yet.*outside of no_sync"):
+                    tracker.step()
+            model(torch.ones(1, 4)).sum().backward()
+            tracker.step()
+        np.testing.assert_allclose(tracker.history["grad_norm"][:], [np.sqrt(4 * 3 + 3) * 2])
+
+
+def refused(rank: int, world: int) -> None:
+    """Parameters that do not tell their layout are refused, and the message says what to give."""
+    for original in (True, False):
+        model = FullyShardedDataParallel(nn.Linear(4, 4), use_orig_params=original, device_id=torch.device("cpu"))
+        with pytest.raises(LayoutError, match="give the model instead of its parameters"):
+            pytracker.Tracker(model.parameters())
+        with pytest.raises(LayoutError, match=re.escape("model.clip_grad_norm_(max_norm, norm_type)")):
+            pytracker.clip_grad_norm_(model, 1.0)
+
+
+def first_writes(rank: int, world: int, folder: str) -> None:
+    """One run on disk, one rank that judges and feeds the sinks, whatever is given on the others."""
+
+    class Counting:
+        written = 0
+
+        def write(self, steps, series):
+            self.written += len(steps)
+
+        def close(self):
+            self.written += 1000
+
+    for number, wrap in enumerate((nn.parallel.DistributedDataParallel, fully_shard)):
+        sink, told = Counting(), []
+        model = wrap(nn.Linear(4, 4))
+        with pytracker.Tracker(
+            model, every=5, run=f"{folder}/{number}", sinks=[sink], on_finding=told.append
+        ) as tracker:
+            for _ in range(60):
+                model(torch.full((1, 4), float("nan"))).sum().backward()
+                tracker.step(loss=float("nan"))
+        dist.barrier()
+        assert len(pytracker.list_runs(f"{folder}/{number}")) == 1
+        assert (sink.written > 1000) == (rank == 0)
+        assert bool(told) == bool(tracker.findings) == (rank == 0)
+
+
+def collectives(rank: int, world: int) -> None:
+    """No collective on a step, two at each drain; none at all under DDP."""
+    counted = {"calls": 0}
+    original = dist.all_reduce
+
+    def counting(*arguments, **keywords):
+        counted["calls"] += 1
+        return original(*arguments, **keywords)
+
+    for wrap, a_drain in ((fully_shard, 2), (nn.parallel.DistributedDataParallel, 0)):
+        model = wrap(nn.Linear(8, 8))
+        tracker = pytracker.Tracker(model, every=4, diagnosis=None)
+        model(torch.ones(1, 8)).sum().backward()
+        dist.all_reduce = counting
+        per_step = []
+        for _ in range(12):
+            before = counted["calls"]
+            tracker.step()
+            per_step.append(counted["calls"] - before)
+        dist.all_reduce = original
+        tracker.close()
+        assert per_step == [0, 0, 0, a_drain] * 3, per_step

@@ -1,0 +1,43 @@
+"""Ranks that disagree, fail, stop or die: the others are told who, and nothing recorded is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch import run, run_alone
+
+
+def test_what_is_not_finite_on_one_shard_reaches_the_whole_and_is_counted_once() -> None:
+    run("faults", "nonfinite", 2)
+
+
+def test_ranks_that_disagree_are_told_so_before_a_number_is_recorded() -> None:
+    run("faults", "mismatch", 2)
+
+
+def test_a_rank_that_raises_leaves_at_once_and_the_others_are_told(tmp_path: Path) -> None:
+    run_alone("faults", f"raises:{tmp_path}/runs", 3, survivors={0, 1, 2})
+
+
+def test_a_rank_that_is_killed_is_named_to_the_others(tmp_path: Path) -> None:
+    run_alone("faults", f"killed:{tmp_path}/runs", 3, survivors={0, 1})
+
+
+def test_a_rank_that_does_not_come_is_named_after_the_timeout(tmp_path: Path) -> None:
+    run_alone("faults", f"stalled:{tmp_path}/runs", 3, survivors={0, 1, 2})
+
+
+def test_gradients_that_are_not_reduced_yet_are_refused() -> None:
+    run("faults", "unreduced", 2)
+
+
+def test_parameters_whose_layout_cannot_be_told_are_refused() -> None:
+    run("faults", "refused", 2)
+
+
+def test_only_the_first_rank_writes_judges_and_feeds_the_sinks(tmp_path: Path) -> None:
+    run("faults", f"first_writes:{tmp_path}/runs", 2)
+
+
+def test_a_step_costs_no_collective_and_a_drain_two_or_under_ddp_none() -> None:
+    run("faults", "collectives", 2)
