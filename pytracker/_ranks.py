@@ -35,8 +35,8 @@ def group_named(name: str) -> Any:
 
 
 _names: dict[tuple[tuple[int, ...], datetime.timedelta], str] = {}
-"""The gloo group of some ranks with a timeout, by name: made once, since torch would give the same name, and its old addresses,
-to a second one. It ends with ``torch.distributed``."""
+"""The gloo group of some ranks with a timeout, by name: made once, since torch would give the same name, and its old
+addresses, to a second one. It ends with ``torch.distributed``."""
 
 
 def _group_of(members: tuple[int, ...], timeout: datetime.timedelta) -> Any:

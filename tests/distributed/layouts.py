@@ -1,4 +1,4 @@
-"""Cases of test_parallelism.py: one small model in float64, trained under each layout, has the statistics of one rank."""
+"""Cases of test_parallelism.py: a model in float64, trained under each layout, has the statistics of one rank."""
 
 from __future__ import annotations
 
