@@ -148,6 +148,7 @@ class Tracker:
         facts = {"every": self._log.every, "optimizer": type(optimizer).__name__ if optimizer is not None else None}
         self._run.set_meta(**facts, **(meta or {}))
         self._measure_weights()
+        self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
 
     @property
     def steps(self) -> int:

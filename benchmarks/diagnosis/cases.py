@@ -8,24 +8,25 @@ from random import Random
 from .training import Case
 from .troubles import TROUBLES
 
-SEEDS = (0, 1, 2)
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 OF_THE_TABLE = ("lr_too_high", "lr_too_low", "never_steps", "overfit", "deep_sigmoid", "exploding")
-HEALTHY_CONFIGURATIONS, TABLE_CONFIGURATIONS, OTHER_CONFIGURATIONS = 40, 8, 4
+SEEDS = {"tune": (0, 1, 2), "test": (3, 4, 5)}
+HEALTHY, TABLE, OTHER = {"tune": 40, "test": 32}, {"tune": 8, "test": 7}, {"tune": 4, "test": 3}
+"""Configurations on each half. A configuration, with all of its seeds, falls on one half.
+
+The tuning half is large because it holds a former test half: once looked at, it can no longer say anything.
+"""
 
 
 def all_cases() -> list[Case]:
-    """Return every training. A configuration, with all of its seeds, falls on one half."""
+    """Return every training."""
     cases = []
     for trouble, planted in TROUBLES.items():
-        wanted = OTHER_CONFIGURATIONS
-        if trouble == "healthy":
-            wanted = HEALTHY_CONFIGURATIONS
-        elif trouble in OF_THE_TABLE:
-            wanted = TABLE_CONFIGURATIONS
+        counts = HEALTHY if trouble == "healthy" else TABLE if trouble in OF_THE_TABLE else OTHER
         every = list(product(planted.models, planted.datasets, planted.optimizers, BATCH_SIZES))
-        # Sorted, so that neighbours are alike and both halves see every architecture.
-        for index, (model, dataset, optimizer, batch_size) in enumerate(sorted(Random(trouble).sample(every, wanted))):
-            half = "tune" if index % 2 == 0 else "test"
-            cases += [Case(trouble, model, dataset, optimizer, batch_size, seed, half) for seed in SEEDS]
+        chosen = {"tune": Random(trouble).sample(every, counts["tune"])}
+        rest = [one for one in every if one not in chosen["tune"]]
+        chosen["test"] = Random(f"{trouble}, second").sample(rest, counts["test"])
+        for half, configurations in chosen.items():
+            cases += [Case(trouble, *one, seed, half) for one in sorted(configurations) for seed in SEEDS[half]]
     return cases

@@ -28,6 +28,7 @@ def online_milliseconds() -> list[float]:
     history.meta.update(optimizer="AdamW", scheduler=True, clip_threshold=1e6, every=EVERY)
     numel = history.parameters.numel
     diagnosis = Diagnosis()
+    diagnosis.update(history)  # of nothing yet, as a Tracker does when it is made
     times = []
     for drain in range(DRAINS):
         steps = np.arange(drain * EVERY, (drain + 1) * EVERY)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytracker.diagnostics import RULES, SEVERITIES, Diagnosis, Finding
 
+from .observed import Facts
 from .training import EVERY, Case, Recorded
 from .troubles import TROUBLES
 
@@ -26,10 +27,23 @@ class Judged:
     named_at: dict[str, int]  # by rule: the step of the drain at which it was first an alarm
     steps: int
     truth: dict[str, Any]
+    facts: Facts
 
     @property
     def alarms(self) -> set[str]:
         return {finding.rule for finding in self.findings if finding.rank >= SEVERITIES.index(ALARM)}
+
+    @property
+    def expected(self) -> set[str]:
+        """The rules that must be named: what was planted, where it happened; of healthy trainings all that happened."""
+        wanted = TROUBLES[self.case.trouble].expected or self.facts.keys()
+        return {rule for rule in wanted if self.facts.get(rule, True)}
+
+    @property
+    def either(self) -> set[str]:
+        """The rules that may be named or not."""
+        unclear = {rule for rule, holds in self.facts.items() if holds is not False}
+        return (unclear | (TROUBLES[self.case.trouble].consequences - self.facts.keys())) - self.expected
 
 
 @dataclass
@@ -62,16 +76,17 @@ def judge(recorded: Recorded, settings: Mapping[str, Mapping[str, Any]] | None =
         for finding in diagnosis.update(recorded.history, stop=stop):
             if finding.rank >= SEVERITIES.index(ALARM):
                 named_at.setdefault(finding.rule, stop - 1)
-    return Judged(recorded.case, diagnosis.findings, named_at, end, recorded.truth)
+    return Judged(recorded.case, diagnosis.findings, named_at, end, recorded.truth, recorded.facts)
 
 
-def score(judged: Iterable[Judged]) -> dict[str, Score]:
+def score(judged: Iterable[Judged], *, strict: bool = False) -> dict[str, Score]:
+    """Count hits, misses and false alarms. ``strict``: consequences and what isn't clear are false alarms as well."""
     scores = {rule: Score() for rule in RULES}
     for one in judged:
-        trouble = TROUBLES[one.case.trouble]
-        for rule in trouble.expected:
+        for rule in one.expected:
             (scores[rule].hits if rule in one.alarms else scores[rule].misses).append(one.case.name)
-        for rule in one.alarms - trouble.expected - trouble.consequences:
+        true = {rule for rule, holds in one.facts.items() if holds}
+        for rule in one.alarms - one.expected - (true if strict else one.either):
             scores.setdefault(rule, Score()).false.append(one.case.name)
     return scores
 
@@ -89,9 +104,9 @@ def delays(judged: Iterable[Judged]) -> dict[str, list[int]]:
     """Return, by trouble, the steps from its onset until an expected rule named it."""
     result: dict[str, list[int]] = defaultdict(list)
     for one in judged:
-        trouble = TROUBLES[one.case.trouble]
-        for rule in trouble.expected & one.named_at.keys():
-            result[one.case.trouble].append(one.named_at[rule] - int(trouble.onset * one.steps))
+        for rule in one.expected & one.named_at.keys():
+            onset = TROUBLES[one.case.trouble].onset * one.steps
+            result[one.case.trouble].append(one.named_at[rule] - int(onset))
     return dict(result)
 
 
@@ -143,6 +158,22 @@ def text_report(judged: list[Judged]) -> str:
         expected = len(each.hits) + len(each.misses)
         figures = f"{each.precision:.3f} | {each.recall:.3f} | {each.f1:.3f}" if expected else "- | - | -"
         lines.append(f"| {rule} | {expected} | {len(each.hits)} | {len(each.false)} | {figures} |")
+    strict = overall(score(judged, strict=True))
+    lines += [
+        "",
+        f"Strictly, where every consequence and unclear case is a false alarm too: {len(strict.false)} false alarms, "
+        f"precision {strict.precision:.3f}, F1 {strict.f1:.3f}.",
+        "",
+        "Expected is what was planted and did happen, and what happened in healthy trainings without being planted "
+        "(observed.py says how that is measured):",
+        "",
+        "| trouble | trainings | happened | did not | unclear |",
+        "|---|---|---|---|---|",
+    ]
+    for trouble, planted in TROUBLES.items():
+        seen = [one.facts.get(rule, True) for one in judged if one.case.trouble == trouble for rule in planted.expected]
+        if seen:
+            lines.append(f"| {trouble} | {len(seen)} | {seen.count(True)} | {seen.count(False)} | {seen.count(None)} |")
     lines += ["", "Steps from the onset of a trouble until it was named (a drain every 20 steps):", ""]
     lines += ["| trouble | named | median | largest |", "|---|---|---|---|"]
     for trouble, steps in delays(judged).items():

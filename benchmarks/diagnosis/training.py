@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,9 +16,11 @@ from pytracker.history import History
 
 from . import data as data_sets
 from . import models
-from .troubles import TROUBLES
+from .observed import Facts, Observed, facts
+from .troubles import HEALTHY, TROUBLES, Trouble
 
 EVERY = 20  # steps between drains
+PROBE = 128  # training samples whose loss is watched
 
 LEARNING_RATE = {
     ("mlp", "SGD"): 0.1,
@@ -79,6 +83,7 @@ class Loop:
     x: Tensor = field(default_factory=lambda: torch.empty(0))
     y: Tensor = field(default_factory=lambda: torch.empty(0))
     truth: dict[str, Any] = field(default_factory=dict)
+    observed: Observed = field(default_factory=Observed)
 
 
 @dataclass
@@ -88,6 +93,13 @@ class Recorded:
     case: Case
     history: History
     truth: dict[str, Any]
+    observed: Observed
+    twin: Observed
+
+    @property
+    def facts(self) -> Facts:
+        """What holds of it, whatever was planted."""
+        return facts(self.observed, self.twin)
 
 
 def plan_of(case: Case) -> Plan:
@@ -96,28 +108,41 @@ def plan_of(case: Case) -> Plan:
     dropout = 0.1 if case.model == "transformer" else 0.2
     if data.regression and case.model != "rnn":
         lr *= 0.3
-    plan = Plan(case.model, data, case.optimizer, case.batch_size, case.seed, lr, STEPS[case.dataset], dropout=dropout)
-    if case.trouble == "healthy" and case.seed == 1:
-        plan.scheduler = "cosine"
-    if case.trouble == "healthy" and case.seed == 2:
-        plan.clip = 5.0
-    TROUBLES[case.trouble].prepare(plan)
-    return plan
+    return Plan(case.model, data, case.optimizer, case.batch_size, case.seed, lr, STEPS[case.dataset], dropout=dropout)
 
 
 def train(case: Case) -> Recorded:
-    torch.manual_seed(1000 + case.seed)
-    trouble = TROUBLES[case.trouble]
-    plan = plan_of(case)
-    loop = _build(plan)
-    trouble.build(loop)
+    """Train one case, and its twin."""
+    trouble, plan = TROUBLES[case.trouble], plan_of(case)
+    if trouble is HEALTHY:
+        plan.scheduler = "cosine" if case.seed == 1 else None
+        plan.clip = 5.0 if case.seed == 2 else None
+    trouble.prepare(plan)
     meta = {"batch_size": plan.batch_size, "scheduler": plan.scheduler is not None}
     if plan.clip is not None:
         meta["clip_threshold"] = plan.clip
-    tracker = Tracker(loop.model, optimizer=loop.optimizer, every=EVERY, diagnosis=None, meta=meta)
-    validation: list[tuple[int, float]] = []
+    loop = _build(plan)
+    trouble.build(loop)
+    with Tracker(loop.model, optimizer=loop.optimizer, every=EVERY, diagnosis=None, meta=meta) as tracker:
+        _run(loop, trouble, lambda loss, n: tracker.step(loss=loss, n=n))
+    steps, losses = zip(*loop.observed.validation, strict=True)
+    tracker.history["val_loss"].extend(losses, steps)
+    twin = loop.observed if trouble is HEALTHY else _twin(replace(case, trouble="healthy"))
+    return Recorded(case, tracker.history, loop.truth, loop.observed, twin)
+
+
+@cache
+def _twin(case: Case) -> Observed:
+    loop = _build(plan_of(case))
+    _run(loop, HEALTHY, lambda loss, n: None)
+    return loop.observed
+
+
+def _run(loop: Loop, trouble: Trouble, on_step: Callable[[Tensor, int], None]) -> None:
+    """Train, and observe."""
+    plan, seen = loop.plan, loop.observed
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(loop.optimizer, plan.steps)
-    batches = torch.Generator().manual_seed(case.seed)
+    batches = torch.Generator().manual_seed(plan.seed)
     evaluate_every = max(5, plan.steps // 30)
     order = torch.empty(0, dtype=torch.int64)
     for step in range(plan.steps):
@@ -126,11 +151,19 @@ def train(case: Case) -> Recorded:
             order = torch.randperm(len(plan.data.x), generator=batches)
         batch, order = order[: plan.batch_size], order[plan.batch_size :]
         loop.x, loop.y = plan.data.x[batch], plan.data.y[batch]
-        trouble.at(loop, step)
+        seen.probe.append(_evaluate(loop, plan.data.x[:PROBE], plan.data.y[:PROBE]))
+        corrupted = trouble.at(loop, step)
         loop.optimizer.zero_grad()
         loss = loop.criterion(loop.model(loop.x), loop.y)
         loss.backward()
-        tracker.step(loss=loss, n=len(batch))
+        seen.losses.append(loss.item())
+        if corrupted:
+            seen.corrupted.append(step)
+        norms = [float(weight.grad.double().norm()) for weight in loop.model.parameters() if weight.grad is not None]
+        seen.norms.append(math.hypot(*norms))
+        first = next(weight for weight in loop.model.parameters() if weight.ndim > 1)
+        seen.first_norms.append(float(first.grad.double().norm()))
+        on_step(loss, len(batch))
         if plan.clip is not None:
             nn.utils.clip_grad_norm_(loop.model.parameters(), plan.clip)
         if loop.steps_optimizer:
@@ -138,14 +171,11 @@ def train(case: Case) -> Recorded:
         if plan.scheduler == "cosine":
             scheduler.step()
         if (step + 1) % evaluate_every == 0:
-            validation.append((step, _validate(loop)))
-    tracker.close()
-    steps, losses = zip(*validation, strict=True)
-    tracker.history["val_loss"].extend(losses, steps)
-    return Recorded(case, tracker.history, loop.truth)
+            seen.validation.append((step, _evaluate(loop, plan.data.x_val, plan.data.y_val)))
 
 
 def _build(plan: Plan) -> Loop:
+    torch.manual_seed(1000 + plan.seed)
     features = plan.data.x.shape[1]
     if plan.make_model is not None:
         model = plan.make_model(features, plan.data.outputs)
@@ -163,8 +193,8 @@ def _regression_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _validate(loop: Loop) -> float:
+def _evaluate(loop: Loop, x: Tensor, y: Tensor) -> float:
     loop.model.eval()
-    loss = loop.criterion(loop.model(loop.plan.data.x_val), loop.plan.data.y_val).item()
+    loss = loop.criterion(loop.model(x), y).item()
     loop.model.train()
     return loss

@@ -1,8 +1,9 @@
 """The troubles that are planted, what each must be called, and what else may truly be said of it.
 
 A trouble acts on a ``Plan`` before the training is built, or on the ``Loop`` at a step. ``expected`` rules must be
-found. ``consequences`` are rules that describe the same planted trouble in other words (a learning rate 100 times too
-high makes gradients explode, kills ReLUs, ...): they count neither for nor against. Any other finding is a false alarm.
+found: those of observed.py where it did happen, the others always. ``consequences`` are rules that observed.py doesn't
+know and that describe the same planted trouble in other words (a learning rate 100 times too high kills ReLUs): they
+count neither for nor against, except in the strict score.
 """
 
 from __future__ import annotations
@@ -19,11 +20,8 @@ from . import models
 if TYPE_CHECKING:
     from .training import Loop, Plan
 
-NOT_LEARNING = frozenset({"loss_not_decreasing"})
-UNSTABLE = frozenset(
-    {"gradient_exploding", "loss_spike", "loss_not_decreasing", "loss_oscillating", "update_ratio"}
-    | {"gradient_nonfinite", "dead_parameter", "layer_imbalance", "constant", "gradient_vanishing"}
-)
+TORN = frozenset({"update_ratio", "gradient_nonfinite", "dead_parameter", "layer_imbalance", "constant"})
+"""What a few steps that are far too long do to a network."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Trouble:
     models: tuple[str, ...] = ("mlp", "cnn", "rnn", "transformer")
     datasets: tuple[str, ...] = ("digits", "breast_cancer", "diabetes", "wine")
     optimizers: tuple[str, ...] = ("SGD", "Adam", "AdamW")
-    at: Callable[[Loop, int], None] = field(default=lambda loop, step: None)
+    at: Callable[[Loop, int], bool] = field(default=lambda loop, step: False)  # True where it corrupted a batch
     onset: float = 0.0  # share of the training after which the trouble exists
 
 
@@ -124,12 +122,14 @@ def _constant_loss(loop: Loop) -> None:
     loop.criterion = lambda output, target: (output * 0.0).sum() + 0.6931
 
 
-def _corrupt_batches(loop: Loop, step: int) -> None:
+def _corrupt_batches(loop: Loop, step: int) -> bool:
     """A few single batches hold inputs 30 times too large and targets of other samples."""
     steps = loop.plan.steps
-    if step in (steps // 2, int(steps * 0.65), int(steps * 0.8)):
-        loop.x = loop.x * 30.0
-        loop.y = -4.0 * loop.y + 8.0 if loop.plan.data.regression else (loop.y + 1) % loop.plan.data.outputs
+    if step not in (steps // 2, int(steps * 0.65), int(steps * 0.8)):
+        return False
+    loop.x = loop.x * 30.0
+    loop.y = -4.0 * loop.y + 8.0 if loop.plan.data.regression else (loop.y + 1) % loop.plan.data.outputs
+    return True
 
 
 def _deeper(plan: Plan) -> None:
@@ -161,25 +161,23 @@ def _forgotten_schedule(plan: Plan) -> None:
     plan.scheduler = "never stepped"
 
 
-def _lr_jump(loop: Loop, step: int) -> None:
+def _lr_jump(loop: Loop, step: int) -> bool:
     if step == loop.plan.steps // 2:
         for group in loop.optimizer.param_groups:
             group["lr"] *= 30.0
+    return False
 
 
 def rules(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
+HEALTHY = Trouble(rules())
+
 TROUBLES: dict[str, Trouble] = {
-    "healthy": Trouble(rules()),
-    "lr_too_high": Trouble(rules("loss_oscillating"), UNSTABLE | {"overfitting"}, prepare=_scale_lr(100.0)),
-    "steps_too_long": Trouble(
-        rules("update_ratio"),
-        UNSTABLE | {"overfitting"},
-        prepare=_scale_lr(20.0),
-        optimizers=("Adam", "AdamW"),
-    ),
+    "healthy": HEALTHY,
+    "lr_too_high": Trouble(rules("loss_oscillating"), TORN, prepare=_scale_lr(100.0)),
+    "steps_too_long": Trouble(rules("update_ratio"), TORN, prepare=_scale_lr(20.0), optimizers=("Adam", "AdamW")),
     "lr_too_low": Trouble(rules("loss_not_decreasing"), rules("update_ratio"), prepare=_scale_lr(0.01)),
     "never_steps": Trouble(rules("loss_not_decreasing"), build=_never_step),
     "overfit": Trouble(
@@ -187,43 +185,31 @@ TROUBLES: dict[str, Trouble] = {
     ),
     "deep_sigmoid": Trouble(
         rules("gradient_vanishing"),
-        rules("loss_not_decreasing", "layer_imbalance", "dead_parameter", "update_ratio"),
+        rules("layer_imbalance", "dead_parameter", "update_ratio"),
         prepare=_deep_sigmoid,
         models=("mlp",),
     ),
-    "exploding": Trouble(
-        rules("gradient_exploding"), UNSTABLE | {"overfitting"}, prepare=_exploding, models=("rnn", "mlp")
-    ),
+    "exploding": Trouble(rules("gradient_exploding"), TORN, prepare=_exploding, models=("rnn", "mlp")),
     "nan": Trouble(rules("gradient_nonfinite"), rules("constant"), build=_nan_in_one_gradient, onset=0.5),
     "dead_relu": Trouble(
-        rules("dead_parameter"),
-        rules("loss_not_decreasing", "layer_imbalance", "constant"),
-        build=_dead_relu,
-        models=("mlp", "cnn"),
+        rules("dead_parameter"), rules("layer_imbalance", "constant"), build=_dead_relu, models=("mlp", "cnn")
     ),
     "zeroed_labels": Trouble(
         rules("constant"),
-        rules("loss_not_decreasing", "dead_parameter", "update_ratio"),  # weight decay is the only force left
+        rules("dead_parameter", "update_ratio"),  # weight decay is the only force left
         build=_zero_labels,
         datasets=("digits", "breast_cancer", "wine"),
     ),
-    "constant_loss": Trouble(
-        rules("constant"), rules("loss_not_decreasing", "dead_parameter", "update_ratio"), build=_constant_loss
-    ),
-    "corrupted_batches": Trouble(
-        rules("loss_spike"),
-        UNSTABLE | {"overfitting"},  # one such step can destroy a network
-        at=_corrupt_batches,
-        onset=0.5,
-    ),
+    "constant_loss": Trouble(rules("constant"), rules("dead_parameter", "update_ratio"), build=_constant_loss),
+    "corrupted_batches": Trouble(rules("loss_spike"), TORN, at=_corrupt_batches, onset=0.5),
     "imbalanced": Trouble(
         rules("layer_imbalance"),
-        rules("update_ratio", "gradient_exploding"),
+        rules("update_ratio"),
         prepare=_deeper,
         build=_imbalanced,
         models=("mlp", "transformer"),
     ),
-    "clipped": Trouble(rules("always_clipped"), rules("loss_not_decreasing", "update_ratio"), prepare=_clip_hard),
+    "clipped": Trouble(rules("always_clipped"), rules("update_ratio"), prepare=_clip_hard),
     "forgotten_schedule": Trouble(rules("learning_rate"), prepare=_forgotten_schedule),
-    "lr_jump": Trouble(rules("learning_rate"), UNSTABLE | {"overfitting"}, at=_lr_jump, onset=0.5),
+    "lr_jump": Trouble(rules("learning_rate"), TORN, at=_lr_jump, onset=0.5),
 }

@@ -24,14 +24,21 @@ class Profile(NamedTuple):
 def depth_profile(view: View) -> Profile | None:
     """Return the profile now, or None where fewer than 5 weight matrices have a gradient.
 
-    ``decades`` is Theil and Sen's slope over the depth, times the depth: no single layer can make it.
+    ``decades`` is Theil and Sen's slope over the depth, times the depth, but no more than the last matrix differs from
+    the first, nor than the last third of them from the first third, drawn out to the whole: no single layer can make
+    it, nor a profile that goes up and comes down again.
     """
     known = np.isfinite(view.weight_levels)
     if known.sum() < 5:
         return None
     places, level = view.layout.weights[known], view.weight_levels[known]
     depth, medians = thin(np.arange(len(level)), level)
-    return Profile(places, level, theil_sen(depth, medians).estimate * (len(level) - 1))
+    span, third = len(level) - 1, len(level) // 3
+    slope = theil_sen(depth, medians).estimate * span
+    thirds = float(np.median(level[-third:]) - np.median(level[:third])) * span / (len(level) - third)
+    ends = float(level[-1] - level[0])
+    agreed = min(slope, thirds, ends, key=abs) if slope * thirds > 0 and slope * ends > 0 else 0.0
+    return Profile(places, level, agreed)
 
 
 def _reference(norms: Points, count: int = 20) -> float:
@@ -56,7 +63,7 @@ def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Floa
 def gradient_exploding(
     view: View,
     growth: float = 20.0,
-    strain: float = 1000.0,
+    strain: float = 3.0,
     largest: float = 65504.0,
     decades: float = 3.0,
     width: int = 10,
@@ -64,16 +71,16 @@ def gradient_exploding(
     """The gradient norm explodes: over time, from the start, or with depth.
 
     Over time: the median of ``width`` norms, or a norm within the 5 steps before one that isn't finite, is ``growth``
-    times the median of the first 20. From the start: in the first 20 steps,
-    norm * weight norm / loss is above ``strain``. That is how many times its own size the loss would change if the
-    weights changed by theirs; it has no unit, so the scale of the loss doesn't matter. Or the norm is above ``largest``
-    there. With
-    depth: the rms gradient grows by ``decades`` powers of ten from the last weight matrix to the first.
+    times the median of the first 20. From the start: in the first 20 steps, the median of norm * weight norm / (loss *
+    root of the number of weights) is above ``strain``. That is by how many per cent the loss changes when the weights
+    change by one per cent in a random direction; neither the scale of the loss nor the size of the model matters. Or
+    the norm is above ``largest`` there. With depth: the rms gradient grows by ``decades`` powers of ten from the last
+    weight matrix to the first.
 
     Args:
         view: what to judge.
         growth: ratio to the first norms.
-        strain: limit of norm * weight norm / loss, with the norm of the weight matrices.
+        strain: limit of the relative change of the loss by that of the weights, of all weight matrices.
         largest: limit of the norm itself; 65504 is the largest float16.
         decades: growth over the depth, in powers of ten.
         width: norms in a block.
@@ -127,20 +134,22 @@ def _from_the_start(view: View, norms: Points, reference: float, strain: float, 
         return
     size = 0.0
     if view.interval_stop:
-        sizes = view.parameters.field("weight_norm")[0][view.layout.weights].astype(np.float64)
-        size = float(np.sqrt((sizes * sizes).sum()))
-    head = view.loss.values[:20]
-    head = np.abs(head[np.isfinite(head)])
-    loss = float(np.median(head)) if len(head) else float("nan")
-    strained = reference * size / loss if loss > 0 and np.isfinite(size) else 0.0
+        places = view.layout.weights
+        sizes = view.parameters.field("weight_norm")[0][places].astype(np.float64)
+        size = float(np.sqrt((sizes * sizes).sum() / max(1.0, view.layout.numel[places].sum())))
+    losses = np.array([abs(view.loss.at(int(step))) for step in norms.steps[:20]])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = norms.values[:20] / losses
+    loss = float(finite_median(losses))
+    strained = float(finite_median(shares)) * size if np.isfinite(size) else 0.0
     if strained < strain and reference < largest:
         return
     yield view.finding(
         "warning",
-        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g} with a loss of {loss:.3g} "
-        "and weights of "
-        f"norm {size:.3g}"
-        + (f": moving them by 1/{strained:.0f} of their size would change the loss by its own" if strained else ""),
+        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g} with a loss of {loss:.3g}"
+        + (
+            f" and weights of rms {size:.3g}: 1 % of them at random is {strained:.2g} % of the loss" if strained else ""
+        ),
         first_step=int(norms.steps[0]),
         last_step=end,
         cause="the network amplifies: initialisation too large, a recurrence with gain above 1, inputs not normalised",

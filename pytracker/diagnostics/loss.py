@@ -8,50 +8,53 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
-from .statistics import Float64Array, finite_median, log10, running_median, spread, theil_sen, thin
+from .statistics import Float64Array, blocks_of, finite_median, log10, running_median, theil_sen, thin
 from .updates import typical_update
 from .view import Points, View
 
 _MAD = 1.4826
+_OF_A_MEDIAN = 1.2533  # its standard error, by that of a mean, of normal values: the root of pi / 2
 _NONE = Points(np.empty(0, np.int64), np.empty(0))
 
 
 @rule
-def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> Iterator[Finding]:
+def loss_not_decreasing(
+    view: View, steps: int = 150, decrease: float = 0.1, slowly: float = 0.07, unsure: float = 0.25, long: float = 0.1
+) -> Iterator[Finding]:
     """The training loss never went down.
 
-    Over all steps so far, in at most 64 bins: Theil and Sen's slope with its 95 % interval. Said when the interval
-    contains zero, or its steep end is a decrease of less than ``decrease`` of the loss at the start; and the last
-    quarter isn't clearly below the start either (as after a fast fall before a long plateau).
+    Said when two tests agree. By level: no block of at least 20 losses, nor all after the first 20 together, has a
+    median that is below that of the first 4, or of the first 16, by ``decrease`` of it and by 4 standard errors. By
+    trend: Theil and Sen's slope over at most 64 medians of blocks has a 95 % interval whose steep end is a decrease of
+    less than ``slowly`` of the initial loss, or that contains zero and whose steep end is less than ``unsure``. A loss
+    that has risen by half, or whose steps are too long, is another trouble: there a higher learning rate would do harm.
 
     Args:
         view: what to judge.
         steps: no judgement before so many steps, nor while the learning rate still rises.
         decrease: the share of the initial loss that a training must have gained by then.
+        slowly: the same, for a loss that falls for sure, and will go on.
+        unsure: the decrease that must be ruled out where the losses vary so much that none can be seen.
+        long: nothing is said while a step changes the median weight matrix by more than this share of its size.
     """
     loss = view.loss
-    if len(loss) < 20 or loss.steps[-1] - loss.steps[0] + 1 < steps or _warming_up(view):
+    if len(loss) < 40 or loss.steps[-1] - loss.steps[0] + 1 < steps or _warming_up(view):
         return
     centres, medians = thin(loss.steps, loss.values)
-    if len(medians) < 10:
+    head = loss.values[:16]
+    if len(medians) < 10 or not np.isfinite(head).all():
         return
-    head = loss.values[:15]
-    head = head[np.isfinite(head)]
-    if not len(head):
-        return
-    start = float(np.median(head))
-    noise = spread(head) * 1.2533 / np.sqrt(len(head))  # standard error of a median, of a normal distribution
-    end = float(np.median(medians[-max(3, len(medians) // 4) :]))
+    start, end = float(np.median(head)), float(np.median(medians[-max(3, len(medians) // 4) :]))
     slope = theil_sen(centres, medians)
-    span = centres[-1] - centres[0]
-    steepest = -slope.low * span / max(abs(start), 1e-300)
-    if (slope.high < 0 and steepest >= decrease) or end < start - 2.0 * noise - decrease * abs(start):
+    steepest = -slope.low * (centres[-1] - centres[0]) / max(abs(start), 1e-300)
+    if end > 1.5 * start or typical_update(view) > long or _has_fallen(loss.values, decrease):
+        return
+    if steepest >= (slowly if slope.high < 0 else unsure):
         return
     yield view.finding(
         "warning",
         f"the loss was {start:.4g} in the first {len(head)} steps and {end:.4g} in the last quarter of {len(loss)}; "
-        "its "
-        f"slope is {slope.estimate:.3g} a step (95 %: {slope.low:.3g} to {slope.high:.3g}), a decrease of at most "
+        f"its slope is {slope.estimate:.3g} a step (95 %: {slope.low:.3g} to {slope.high:.3g}), a decrease of at most "
         f"{100 * max(0.0, steepest):.1f} %",
         first_step=int(loss.steps[0]),
         last_step=int(loss.steps[-1]),
@@ -63,9 +66,25 @@ def loss_not_decreasing(view: View, steps: int = 150, decrease: float = 0.1) -> 
     )
 
 
+def _has_fallen(values: Float64Array, decrease: float) -> bool:
+    """Tell whether some block of losses is for sure below the first ones, by ``decrease`` of those."""
+    blocks, deviation = blocks_of(values)
+    rest = values[20:][np.isfinite(values[20:])]
+    levels = np.append(blocks, np.median(rest))
+    counts = np.append(np.full(len(blocks), 20), len(rest))
+    for first in (values[:4], values[:16]):
+        start = float(np.median(first))
+        sure = 4.0 * _OF_A_MEDIAN * deviation * np.sqrt(1 / len(first) + 1 / counts)
+        with np.errstate(invalid="ignore"):
+            gained = start - levels
+            if ((gained > sure) & (gained >= decrease * abs(start))).any():
+                return True
+    return False
+
+
 @rule
 def loss_oscillating(
-    view: View, threshold: float = 0.6, sure: float = 0.12, long: float = 0.1, window: int = 50, blow_up: float = 3.0
+    view: View, threshold: float = 0.7, sure: float = 0.12, long: float = 0.1, window: int = 50, blow_up: float = 3.0
 ) -> Iterator[Finding]:
     """The training loss swings wildly, or runs away.
 
@@ -126,6 +145,8 @@ def _blows_up(view: View, start: float, rise: float) -> Iterator[Finding]:
         if not len(sizes) or sizes.max() < rise * start:
             continue
         place = int(sizes.argmax())
+        if points is early and sizes[place] < rise * sizes[: place + 1].min():
+            continue  # it was that high when the training began
         yield view.finding(
             "critical" if points is last else "warning",
             f"the loss rose from {start:.4g} to {sizes[place]:.4g} at step {points.steps[place]}"
@@ -139,7 +160,7 @@ def _blows_up(view: View, start: float, rise: float) -> Iterator[Finding]:
 
 
 @rule
-def loss_spike(view: View, z: float = 10.0, window: int = 50, rise: float = 0.5) -> Iterator[Finding]:
+def loss_spike(view: View, z: float = 7.0, window: int = 50, rise: float = 0.5) -> Iterator[Finding]:
     """Single losses far above those before them.
 
     The robust z-score of each loss against the median and the median absolute deviation of the ``window`` losses before
@@ -209,7 +230,7 @@ def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
 
 
 @rule
-def overfitting(view: View, rise: float = 0.1, lost: float = 0.3, evaluations: int = 3) -> Iterator[Finding]:
+def overfitting(view: View, rise: float = 0.1, lost: float = 0.05, evaluations: int = 4) -> Iterator[Finding]:
     """The validation loss rises while the training loss falls.
 
     After its lowest point (of a running median over 3), the validation loss has a Theil-Sen slope whose 95 % interval

@@ -45,6 +45,27 @@ def thin(
     return centres[known], medians[known]
 
 
+def blocks_of(values: Float64Array, width: int = 20, bins: int = 64) -> tuple[Float64Array, float]:
+    """Return the median of each block of at least ``width`` values, at most ``bins``, and a typical deviation in one.
+
+    Blocks end with the last value. Of a longer block, ``width`` evenly spaced values are looked at. The deviation is
+    the median of the blocks' standard deviations: a few wild blocks don't move it. Blocks that aren't finite are left
+    out.
+
+    >>> blocks_of(np.array([1.0, 3.0, 5.0, 5.0, 8.0, 10.0]), width=2)
+    (array([2., 5., 9.]), 1.4142135623730951)
+    """
+    long = max(width, -(-len(values) // bins))
+    count = len(values) // long
+    blocks = values[len(values) - count * long :].reshape(count, long)[:, :: long // width][:, :width]
+    blocks = blocks[np.isfinite(blocks).all(axis=1)]
+    if not len(blocks):
+        return np.empty(0), float("nan")
+    with np.errstate(over="ignore", invalid="ignore"):
+        deviation = float(np.median(blocks.std(axis=1, ddof=1)))
+    return np.median(blocks, axis=1), deviation
+
+
 def finite_median(blocks: Float64Array) -> Float64Array:
     """Return the median of the finite values along the last axis, NaN where there is none.
 
