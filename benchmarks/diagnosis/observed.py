@@ -3,8 +3,8 @@
 Planting a trouble doesn't make it happen: 40 samples may be enough, and an Adam that is told to run 100 times too
 slowly may still arrive. So the benchmark watches each training by other means: the loss of the same 128 training
 samples, without dropout, before every step (the *probe*), and gradient norms by torch in float64. Each training has a
-*twin*: the same model, data, optimizer and seed with nothing planted. ``facts`` says of the five rules of the table, and
-of ``loss_spike``, whether they hold: True, False, or None where it is a matter of taste.
+*twin*: the same model, data, optimizer and seed with nothing planted. ``facts`` says of the five rules of the table,
+and of ``loss_spike``, whether they hold: True, False, or None where it is a matter of taste.
 """
 
 from __future__ import annotations
