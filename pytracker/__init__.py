@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .history import History as History
     from .meters import AverageMeter as AverageMeter
     from .meters import GradientMeter as GradientMeter
+    from .noise_scale import GradientNoiseScale as GradientNoiseScale
     from .store import Run as Run
     from .store import list_runs as list_runs
     from .store import load_run as load_run
@@ -38,6 +39,7 @@ _HOMES = {
     "AverageMeter": "meters",
     "Finding": "diagnostics",
     "GradientMeter": "meters",
+    "GradientNoiseScale": "noise_scale",
     "GradientStats": "gradients",
     "History": "history",
     "PytrackerError": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "AverageMeter",
     "Finding",
     "GradientMeter",
+    "GradientNoiseScale",
     "GradientStats",
     "History",
     "PytrackerError",

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from ._pieces import Held
+from .columns import ABS_MAX, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from .device_log import Rows
 from .errors import InvalidTypeError, InvalidValueError
 from .history import History
+from .noise_scale import NOISE_SERIES
 from .parameters import Interval, ParameterHistory, ParameterInfo
 from .store import Run
 
@@ -119,6 +121,8 @@ class EpochMeans:
     def add(self, rows: Rows) -> None:
         weights = np.array([self._weights.pop(step, 1.0) for step in rows.steps.tolist()], np.float64)
         for name, (where, values) in rows.scalars.items():
+            if name in NOISE_SERIES:
+                continue  # means over many steps already
             here = weights[where]
             total = self._sums.setdefault(name, [0.0, 0.0])
             total[0] += float(values @ here)
@@ -128,6 +132,18 @@ class EpochMeans:
         means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
         self._sums = {}
         return means
+
+
+def gradient_series(rows: Rows, numel: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return what is recorded of the gradients on every step, each [n]; ``numel`` [T]: elements of the parameters."""
+    totals, present = rows.totals, ~np.isnan(rows.tensors[:, :, ZEROS])
+    return {
+        "grad_norm": np.sqrt(totals[:, SUM_SQ]),
+        "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
+        "grad_abs_max": totals[:, ABS_MAX],
+        "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
+        "grad_zero_fraction": totals[:, ZEROS] / np.maximum(present @ numel, 1),
+    }
 
 
 def parameter_infos(parameters: list[Held], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch.distributed as dist
@@ -13,7 +13,9 @@ from ._ranks import Ranks, has_others, is_first_rank
 from ._targets import Planned
 from .device_log import Rows
 from .diagnostics import Finding
-from .distributed import Merger
+from .distributed import Merger, Merging
+from .errors import InvalidTypeError, LayoutError
+from .noise_scale import GradientNoiseScale, NoiseMerging
 from .parameters import ParameterInfo
 from .replicas import ReplicaWatch
 
@@ -28,6 +30,10 @@ class Alone:
     def __init__(self, infos: list[ParameterInfo]) -> None:
         self.infos = infos
         self.is_first = is_first_rank()
+
+    def scalars(self) -> dict[str, Any]:
+        """Return what to record on this step besides what the user gives."""
+        return {}
 
     def take(self, rows: Rows, receive: Receive) -> list[Finding]:
         """Hand on rows of this rank, at a drain; return what was found about other ranks."""
@@ -59,7 +65,7 @@ class Team(Alone):
     """Ranks among which the gradients are spread, or whose copies are compared."""
 
     def __init__(
-        self, ranks: Ranks, infos: list[ParameterInfo], merger: Merger | None, replicas: ReplicaWatch | None
+        self, ranks: Ranks, infos: list[ParameterInfo], merger: Merging | None, replicas: ReplicaWatch | None
     ) -> None:
         super().__init__(infos if merger is None else merger.infos)
         self._ranks = ranks
@@ -67,6 +73,9 @@ class Team(Alone):
         self._replicas = replicas
         self.is_first = ranks.is_first
         self.polls = merger is not None
+
+    def scalars(self) -> dict[str, Any]:
+        return {} if self._merger is None else self._merger.scalars()
 
     def take(self, rows: Rows, receive: Receive) -> list[Finding]:
         found = [] if self._replicas is None else self._told(self._replicas.start("gradient", rows.steps, rows.tensors))
@@ -115,19 +124,38 @@ def team_of(
     every: int,
     group: dist.ProcessGroup | None,
     check_replicas: bool,
+    noise_scale: GradientNoiseScale | None,
     timeout: float,
 ) -> Alone:
     """Return the ranks that a tracker must talk to. A collective where there are some; waits.
 
     Raises:
-        LayoutError: a group was given, and torch.distributed is not initialized.
+        LayoutError: a group was given, and torch.distributed is not initialized; or the noise scale is asked for, of
+            parameters that are spread.
         RankMismatchError: the ranks have different intervals or models, or one does not come.
     """
     spread = planned.sharded or group is not None
-    if not spread and not (check_replicas and has_others()):
+    if noise_scale is not None:
+        _check_noise_scale(noise_scale, spread)
+        group = noise_scale.group
+    if not spread and noise_scale is None and not (check_replicas and has_others()):
         return Alone(infos)
     members = dist.get_process_group_ranks(group) if group is not None else None
     ranks = Ranks(members, timeout=timeout)
-    merger = Merger(ranks, planned.held, infos, every=every) if spread else None
+    merger: Merging | None = Merger(ranks, planned.held, infos, every=every) if spread else None
+    if noise_scale is not None:
+        merger = NoiseMerging(ranks, infos, noise_scale, every=every)
     replicas = ReplicaWatch(ranks, planned.held, every=every, timeout=timeout) if check_replicas else None
     return Team(ranks, infos, merger, replicas)
+
+
+def _check_noise_scale(noise_scale: GradientNoiseScale, spread: bool) -> None:
+    if not isinstance(noise_scale, GradientNoiseScale):
+        raise InvalidTypeError(
+            f"noise_scale is {noise_scale!r:.80}; expected a pytracker.GradientNoiseScale(model, ...)"
+        )
+    if spread:
+        raise LayoutError(
+            "the noise scale compares whole gradients before and after DDP averages them, and here the parameters are "
+            "spread over the ranks; leave noise_scale or process_group out"
+        )

@@ -41,6 +41,80 @@ _HEADER = 3  # at the head of each sum: number of ranks, of rows, of rows square
 _abandoned: list[Any] = []
 
 
+@dataclass
+class Merge:
+    """Rows of one interval that are being merged."""
+
+    rows: Rows
+    tensors: list[Tensor]  # that the collectives reduce
+    works: list[Any]
+
+
+class Merging:
+    """Intervals of rows on their way through the other ranks: merged one after the other, handed on in order."""
+
+    def __init__(self, ranks: Ranks, infos: list[ParameterInfo]) -> None:
+        """Begin with none. ``infos`` says what the parameters of merged rows are."""
+        self.infos = infos
+        self._ranks = ranks
+        self._merges: deque[Merge] = deque()
+        self._drains = 0
+
+    def begin(self, rows: Rows) -> Merge:
+        """Enqueue the collectives of an interval. Their number and size are the same on every rank and drain."""
+        raise NotImplementedError
+
+    def finish(self, merge: Merge, drain: int) -> Rows:
+        """Return the merged rows, of collectives that are over."""
+        raise NotImplementedError
+
+    def merge_now(self, moments: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return moments of one row, float64 [T, 6], merged over the ranks: [all T, 6]."""
+        return moments
+
+    def scalars(self) -> dict[str, Any]:
+        """Return what to record on this step besides."""
+        return {}
+
+    def start(self, rows: Rows) -> None:
+        """Begin to merge an interval's rows, without waiting."""
+        self._drains += 1
+        self._merges.append(self.begin(rows))
+
+    def abandon(self) -> None:
+        """Give up what has not been merged, without waiting. Its memory stays with the threads that may yet use it."""
+        _abandoned.extend(self._merges)
+        self._merges.clear()
+
+    def poll(self, receive: Callable[[Rows], None]) -> None:
+        """Hand on what has been merged. Never waits.
+
+        Raises:
+            RankMismatchError: a collective has failed, or the ranks have recorded different numbers of steps.
+        """
+        while self._merges and all(work.is_completed() for work in self._merges[0].works):
+            self._next(receive)
+
+    def flush(self, receive: Callable[[Rows], None]) -> None:
+        """Hand on everything. Waits for the other ranks, at most as long as the timeout for each interval.
+
+        Raises:
+            RankMismatchError: a rank did not come, or the ranks have recorded different numbers of steps.
+        """
+        while self._merges:
+            self._next(receive)
+
+    def _next(self, receive: Callable[[Rows], None]) -> None:
+        merge = self._merges.popleft()
+        drain = self._drains - len(self._merges)
+        try:
+            self._ranks.wait(merge.works, f"drain {drain}, steps {_span(merge.rows)}, was not merged")
+        except RankMismatchError:
+            self._merges.clear()  # the group is broken: nothing after this will arrive either
+            raise
+        receive(self.finish(merge, drain))
+
+
 @dataclass(frozen=True)
 class _Told:
     """What a rank tells the others of a parameter."""
@@ -50,17 +124,7 @@ class _Told:
     holders: int  # which of the sets of ranks that this rank knows shares it; -1: none
 
 
-@dataclass
-class _Merge:
-    """Rows of one interval that are being merged."""
-
-    rows: Rows
-    sums: Tensor
-    maxima: Tensor
-    works: list[Any]
-
-
-class Merger:
+class Merger(Merging):
     """Merges the rows of all ranks, two collectives an interval, and hands them on in order.
 
     Making one is a collective of its own, and waits: the ranks tell each other what they hold. A description that many
@@ -78,7 +142,6 @@ class Merger:
 
     def __init__(self, ranks: Ranks, held: list[Held], infos: list[ParameterInfo], *, every: int) -> None:
         """Agree with the other ranks on what there is."""
-        self._ranks = ranks
         self._every = every
         sets = list(dict.fromkeys(each.piece.ranks for each in held if each.piece.ranks))
         mine = [
@@ -86,7 +149,7 @@ class Merger:
             for info, each in zip(infos, held, strict=True)
         ]
         # Sets of ranks that hold the same parameter don't overlap, so that the first of a set stands for it.
-        gathered: list[tuple[int, list[int]]] = self._ranks.gather((every, [min(each) for each in sets]))
+        gathered: list[tuple[int, list[int]]] = ranks.gather((every, [min(each) for each in sets]))
         intervals = {rank: theirs for rank, (theirs, _) in zip(ranks.members, gathered, strict=True)}
         if len(set(intervals.values())) > 1:
             raise RankMismatchError(
@@ -94,7 +157,7 @@ class Merger:
             )
         sets_of = {rank: theirs for rank, (_, theirs) in zip(ranks.members, gathered, strict=True)}
         described: list[tuple[list[_Told], list[int]]] = ranks.exchange(mine)
-        self.infos = _agreed(described)
+        super().__init__(ranks, _agreed(described))
         place = {info.name: index for index, info in enumerate(self.infos)}
         self._places = np.array([place[info.name] for info in infos], np.intp)
         # A parameter that several sets of ranks hold is a copy in all but the first.
@@ -109,15 +172,12 @@ class Merger:
             [each.piece.counts and min(each.piece.ranks, default=-1) == holders[each.name] for each in held],
             bool,
         )
-        self._merges: deque[_Merge] = deque()
-        self._drains = 0
 
-    def start(self, rows: Rows) -> None:
-        """Begin to merge an interval's rows, without waiting."""
-        self._drains += 1
-        self._merges.append(self._begin(rows.tensors, rows))
+    def begin(self, rows: Rows) -> Merge:
+        """Enqueue a sum and a maximum over the raw moments."""
+        return self._begin(rows.tensors, rows)
 
-    def _begin(self, tensors: NDArray[np.float64], rows: Rows) -> _Merge:
+    def _begin(self, tensors: NDArray[np.float64], rows: Rows) -> Merge:
         """Enqueue the two collectives over [n, T, 6] of this rank. Their size is the same on every rank and drain."""
         count, length = len(tensors), max(self._every, len(tensors))
         present = ~np.isnan(tensors[:, :, ZEROS]) & self._counting
@@ -134,46 +194,11 @@ class Merger:
             dist.all_reduce(packed, dist.ReduceOp.SUM, group=self._ranks.group, async_op=True),
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._ranks.group, async_op=True),
         ]
-        return _Merge(rows, packed, largest, works)
+        return Merge(rows, [packed, largest], works)
 
-    def abandon(self) -> None:
-        """Give up what has not been merged, without waiting. Its memory stays with the threads that may yet use it."""
-        _abandoned.extend(self._merges)
-        self._merges.clear()
-
-    def poll(self, receive: Callable[[Rows], None]) -> None:
-        """Hand on what has been merged. Never waits.
-
-        Raises:
-            RankMismatchError: a collective has failed, or the ranks have recorded different numbers of steps.
-        """
-        while self._merges and all(work.is_completed() for work in self._merges[0].works):
-            self._finish(receive)
-
-    def flush(self, receive: Callable[[Rows], None]) -> None:
-        """Hand on everything. Waits for the other ranks, at most as long as the timeout for each interval.
-
-        Raises:
-            RankMismatchError: a rank did not come, or the ranks have recorded different numbers of steps.
-        """
-        while self._merges:
-            self._finish(receive)
-
-    def _finish(self, receive: Callable[[Rows], None]) -> None:
-        merge = self._merges.popleft()
-        drain = self._drains - len(self._merges)
-        self._wait(merge, drain)
-        receive(self._unpack(merge, drain))
-
-    def _wait(self, merge: _Merge, drain: int) -> None:
-        try:
-            self._ranks.wait(merge.works, f"drain {drain}, steps {_span(merge.rows)}, was not merged")
-        except RankMismatchError:
-            self._merges.clear()  # the group is broken: nothing after this will arrive either
-            raise
-
-    def _unpack(self, merge: _Merge, drain: int) -> Rows:
-        packed, maxima = merge.sums.numpy(), merge.maxima.numpy()
+    def finish(self, merge: Merge, drain: int) -> Rows:
+        """Return the rows of the whole model."""
+        packed, maxima = (tensor.numpy() for tensor in merge.tensors)
         ranks, count, squares = packed[:_HEADER]
         if ranks * squares != count**2:
             raise RankMismatchError(
@@ -199,7 +224,8 @@ class Merger:
         nothing = np.empty((0, 0))
         merge = self._begin(tensors[None], Rows(np.zeros(0, np.int64), nothing, nothing, {}))
         self._ranks.wait(merge.works, "the norms of the parameters were not merged")
-        merged: NDArray[np.float64] = self._derive(merge.sums.numpy()[_HEADER:], merge.maxima.numpy())[0]
+        sums, maxima = (tensor.numpy() for tensor in merge.tensors)
+        merged: NDArray[np.float64] = self._derive(sums[_HEADER:], maxima)[0]
         return merged
 
 

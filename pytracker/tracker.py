@@ -24,24 +24,26 @@ from numpy.typing import NDArray
 
 from . import _ops
 from ._judging import Judge
-from ._recording import EpochMeans, Memory, Sink, Sinks, as_number, opened, parameter_infos
+from ._recording import EpochMeans, Memory, Sink, Sinks, as_number, gradient_series, opened, parameter_infos
 from ._targets import Target, held_by, make_plan, plan_for
 from ._team import team_of
-from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from .columns import COLUMNS, SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
 from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
 from .history import History
 from .meters import checked_weight
+from .noise_scale import NOISE_SERIES
 from .parameters import summarize
 
 if TYPE_CHECKING:
+    from .noise_scale import GradientNoiseScale
     from .store import Run
 
 GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")
 """What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
-_RESERVED = frozenset({*GRADIENT_SERIES, "epoch", "step"})
+_RESERVED = frozenset({*GRADIENT_SERIES, *NOISE_SERIES, "epoch", "step"})
 
 
 class Tracker:
@@ -74,6 +76,8 @@ class Tracker:
             epoch, flush and close alike; the first alone writes the run, feeds the sinks and judges.
         check_replicas: compare, at each drain, the gradients of ranks that hold copies, and their weights at the start
             and at each epoch; a rank that drifted is a finding ``replica_drift``. One more collective a drain.
+        noise_scale: of a model in DDP: records ``noise_scale``, and the estimates it is made of, on every step. One
+            collective a drain.
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
 
     Raises:
@@ -114,6 +118,7 @@ class Tracker:
         meta: dict[str, Any] | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
         check_replicas: bool = False,
+        noise_scale: GradientNoiseScale | None = None,
         rank_timeout: float = 300.0,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
@@ -130,7 +135,13 @@ class Tracker:
         every = checked_interval(every)
         infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
-            planned, infos, every=every, group=process_group, check_replicas=check_replicas, timeout=rank_timeout
+            planned,
+            infos,
+            every=every,
+            group=process_group,
+            check_replicas=check_replicas,
+            noise_scale=noise_scale,
+            timeout=rank_timeout,
         )
         self._log = DeviceLog(self._plan, every=every, on_rows=self._take, optimizer=optimizer, reserved=_RESERVED)
         self._append = self._append_and_poll if self._team.polls else self._log.append
@@ -313,8 +324,8 @@ class Tracker:
         self._means = EpochMeans()
 
     def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
-        """Append, where the rows of ranks are merged: also hand on what has been merged meanwhile."""
-        self._log.append(step, scalars)
+        """Append, where ranks meet at a drain: also what they measured; and hand on what has been merged meanwhile."""
+        self._log.append(step, {**scalars, **self._team.scalars()})
         self._team.poll(self._receive)
 
     def _take(self, rows: Rows) -> None:
@@ -323,26 +334,16 @@ class Tracker:
 
     def _receive(self, rows: Rows) -> None:
         """Hand rows that have arrived to everyone who wants them."""
-        present = ~np.isnan(rows.tensors[:, :, ZEROS])
-        totals = rows.totals
-        elements = present @ self._numel
-        series = {
-            "grad_norm": np.sqrt(totals[:, SUM_SQ]),
-            "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
-            "grad_abs_max": totals[:, ABS_MAX],
-            "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
-            "grad_zero_fraction": totals[:, ZEROS] / np.maximum(elements, 1),
-        }
         self._means.add(rows)
         complete = {name: values for name, (where, values) in rows.scalars.items() if len(where) == len(rows.steps)}
-        self._record(rows.steps, {**series, **complete})
+        self._record(rows.steps, {**gradient_series(rows, self._numel), **complete})
         for name, (where, values) in rows.scalars.items():
             if name not in complete:
                 self._record(rows.steps[where], {name: values})
         if len(self._numel):
             self._run.log_rows(rows.steps, rows.tensors)
             self._run.log_interval(summarize(rows.steps, rows.tensors, self._numel, self._weight_norms))
-        if not present.any() and len(self._numel) and not self._warned:
+        if len(self._numel) and not self._warned and np.isnan(rows.tensors[:, :, ZEROS]).all():
             self._warned = True  # said once
             warnings.warn(
                 f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "

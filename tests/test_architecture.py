@@ -28,7 +28,7 @@ FLOORS = [
     {"_ops", "_reference", "history"},
     {"_targets", "_pieces", "_ranks"},
     {"gradients"},
-    {"meters", "device_log", "distributed", "replicas", "store", "diagnostics", "sinks"},
+    {"meters", "device_log", "distributed", "replicas", "noise_scale", "store", "diagnostics", "sinks"},
     {"_recording", "_judging", "_team"},
     {"tracker", "comparison", "export", "_metrics", "report", "_console", "watch"},
     {"integrations", "_doctor", "demo"},
