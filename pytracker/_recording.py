@@ -163,6 +163,14 @@ def parameter_infos(parameters: list[Held], optimizer: torch.optim.Optimizer | N
     ]
 
 
+def optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Return what the rules know of the optimizer: its name, and its momentum where it has one."""
+    if optimizer is None:
+        return {"optimizer": None}
+    momentum = optimizer.param_groups[0].get("momentum") if optimizer.param_groups else None
+    return {"optimizer": type(optimizer).__name__} | ({"momentum": float(momentum)} if momentum else {})
+
+
 def as_number(name: str, value: Any) -> float:
     """Return a metric as a float; a tensor's device is waited for."""
     if isinstance(value, torch.Tensor):

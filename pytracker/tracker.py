@@ -24,7 +24,17 @@ from numpy.typing import NDArray
 
 from . import _ops
 from ._judging import Judge
-from ._recording import EpochMeans, Memory, Sink, Sinks, as_number, gradient_series, opened, parameter_infos
+from ._recording import (
+    EpochMeans,
+    Memory,
+    Sink,
+    Sinks,
+    as_number,
+    gradient_series,
+    opened,
+    optimizer_facts,
+    parameter_infos,
+)
 from ._targets import Target, held_by, make_plan, plan_for
 from ._team import team_of
 from .columns import COLUMNS, SUM_SQ, ZEROS
@@ -156,8 +166,7 @@ class Tracker:
         self._means = EpochMeans()
         self._run.set_parameters(self._team.infos)
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
-        facts = {"every": self._log.every, "optimizer": type(optimizer).__name__ if optimizer is not None else None}
-        self._run.set_meta(**facts, **(meta or {}))
+        self._run.set_meta(**{"every": every, **optimizer_facts(optimizer), **(meta or {})})
         self._measure_weights()
         self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from random import Random
 
@@ -10,23 +11,38 @@ from .troubles import TROUBLES
 
 BATCH_SIZES = (8, 16, 32, 64, 128, 256)
 OF_THE_TABLE = ("lr_too_high", "lr_too_low", "never_steps", "overfit", "deep_sigmoid", "exploding")
-SEEDS = {"tune": (0, 1, 2), "test": (3, 4, 5)}
-HEALTHY, TABLE, OTHER = {"tune": 40, "test": 32}, {"tune": 8, "test": 7}, {"tune": 4, "test": 3}
-"""Configurations on each half. A configuration, with all of its seeds, falls on one half.
 
-The tuning half is large because it holds a former test half: once looked at, it can no longer say anything.
-"""
+
+@dataclass(frozen=True)
+class Draw:
+    """Configurations that no earlier draw has, each trained with its seeds."""
+
+    name: str
+    half: str
+    seeds: tuple[int, ...]
+    healthy: int
+    of_the_table: int
+    other: int
+
+    def wanted(self, trouble: str) -> int:
+        return self.healthy if trouble == "healthy" else self.of_the_table if trouble in OF_THE_TABLE else self.other
+
+
+DRAWS = (
+    Draw("", "tune", (0, 1, 2), healthy=40, of_the_table=8, other=4),
+    Draw(", second", "tune", (3, 4, 5), healthy=32, of_the_table=7, other=3),
+    Draw(", third", "test", (6, 7, 8), healthy=32, of_the_table=7, other=3),
+)
+"""A test half that has been looked at can say nothing more: it joins the tuning half, and another one is drawn."""
 
 
 def all_cases() -> list[Case]:
     """Return every training."""
     cases = []
     for trouble, planted in TROUBLES.items():
-        counts = HEALTHY if trouble == "healthy" else TABLE if trouble in OF_THE_TABLE else OTHER
-        every = list(product(planted.models, planted.datasets, planted.optimizers, BATCH_SIZES))
-        chosen = {"tune": Random(trouble).sample(every, counts["tune"])}
-        rest = [one for one in every if one not in chosen["tune"]]
-        chosen["test"] = Random(f"{trouble}, second").sample(rest, counts["test"])
-        for half, configurations in chosen.items():
-            cases += [Case(trouble, *one, seed, half) for one in sorted(configurations) for seed in SEEDS[half]]
+        left = list(product(planted.models, planted.datasets, planted.optimizers, BATCH_SIZES))
+        for draw in DRAWS:
+            chosen = Random(trouble + draw.name).sample(left, draw.wanted(trouble))
+            left = [one for one in left if one not in chosen]
+            cases += [Case(trouble, *one, seed, draw.half) for one in sorted(chosen) for seed in draw.seeds]
     return cases

@@ -63,7 +63,7 @@ def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Floa
 def gradient_exploding(
     view: View,
     growth: float = 20.0,
-    strain: float = 3.0,
+    strain: float = 2.0,
     largest: float = 65504.0,
     decades: float = 3.0,
     width: int = 10,
@@ -71,11 +71,11 @@ def gradient_exploding(
     """The gradient norm explodes: over time, from the start, or with depth.
 
     Over time: the median of ``width`` norms, or a norm within the 5 steps before one that isn't finite, is ``growth``
-    times the median of the first 20. From the start: in the first 20 steps, the median of norm * weight norm / (loss *
-    root of the number of weights) is above ``strain``. That is by how many per cent the loss changes when the weights
-    change by one per cent in a random direction; neither the scale of the loss nor the size of the model matters. Or
-    the norm is above ``largest`` there. With depth: the rms gradient grows by ``decades`` powers of ten from the last
-    weight matrix to the first.
+    times the median of the first 20. From the start: the median over the first 3 or the first 20 steps of norm * weight
+    norm / (loss * root of the number of weights) is above ``strain``. That is by how many per cent the loss changes
+    when the weights change by one per cent in a random direction; neither the scale of the loss nor the size of the
+    model matters. Or the norm is above ``largest`` there. With depth: the rms gradient grows by ``decades`` powers of
+    ten from the last weight matrix to the first.
 
     Args:
         view: what to judge.
@@ -141,7 +141,8 @@ def _from_the_start(view: View, norms: Points, reference: float, strain: float, 
     with np.errstate(invalid="ignore", divide="ignore"):
         shares = norms.values[:20] / losses
     loss = float(finite_median(losses))
-    strained = float(finite_median(shares)) * size if np.isfinite(size) else 0.0
+    medians = finite_median(shares[:3]), finite_median(shares)
+    strained = float(np.fmax(*medians)) * size if np.isfinite(size) else 0.0
     if strained < strain and reference < largest:
         return
     yield view.finding(

@@ -91,7 +91,8 @@ def loss_oscillating(
     In windows of ``window`` steps: residuals from the running median over 15 steps; 1.4826 times their median absolute
     value, divided by the local level. The level is kept between 0.3 and 1 times the initial loss: noise of a loss that
     is nearly gone is no trouble, and one that has blown up is compared with where it started. Residuals alone can't
-    tell small batches from long steps, so the threshold is lower where the update ratio says that steps are long. A
+    tell small batches from long steps: where the update ratio is known, long steps have a lower threshold, and short
+    ones are worth a piece of information only. A
     loss that rises ``blow_up``-fold within the first 20 steps, or within the 5 steps before it is NaN or Inf, counts as
     well.
 
@@ -106,7 +107,9 @@ def loss_oscillating(
     start = abs(view.initial_loss)
     if not start > 0:
         return
-    yield from _blows_up(view, start, blow_up)
+    ratio = typical_update(view)
+    noisy = ratio <= long  # so short a step cannot make the loss swing
+    yield from _blows_up(view, start, blow_up, noisy)
     recent = _since(view.loss, view.since, window)
     finite = np.isfinite(recent.values)
     values, steps = recent.values[finite], recent.steps[finite]
@@ -118,28 +121,35 @@ def loss_oscillating(
     picked = starts[:, None] + np.arange(window)
     local = np.clip(np.abs(np.median(level[picked], axis=1)), 0.3 * start, start)
     relative = _MAD * np.median(residual[picked], axis=1) / local
-    ratio = typical_update(view)
     wild = np.flatnonzero(relative >= (sure if ratio > long else threshold))
     if not len(wild):
         return
     worst = int(wild[np.argmax(relative[wild])])
     inside = values[picked[worst]]
     yield view.finding(
-        "warning",
+        "info" if noisy else "warning",
         f"around its trend the loss varies by {100 * relative[worst]:.0f} % of its level in steps "
         f"{steps[starts[worst]]} to {steps[starts[worst] + window - 1]} (between {inside.min():.4g} and "
         f"{inside.max():.4g}; it started at {start:.4g})",
         first_step=int(steps[starts[wild[0]]]),
         last_step=int(steps[starts[wild[-1]] + window - 1]),
-        cause="the learning rate is too high" + ("" if ratio > long else ", or the batches are very small"),
-        action=f"lower the learning rate{_lr_now(view)} 3- to 10-fold, warm it up, or use larger batches",
+        cause=(
+            "the batches are so small that their losses differ by themselves"
+            if noisy
+            else "the learning rate is too high" + ("" if ratio > long else ", or the batches are very small")
+        ),
+        action=(
+            "judge the training by a smoothed loss; larger batches, or accumulated gradients, make it calmer"
+            if noisy
+            else f"lower the learning rate{_lr_now(view)} 3- to 10-fold, warm it up, or use larger batches"
+        ),
         numbers={"relative": float(relative[worst]), "start": start, "update_ratio": ratio},
     )
 
 
-def _blows_up(view: View, start: float, rise: float) -> Iterator[Finding]:
+def _blows_up(view: View, start: float, rise: float, noisy: bool) -> Iterator[Finding]:
     early, last = view.loss.head(20), view.loss.runaway(view.since)
-    for points in (early if view.loss.index(view.since) < 20 else _NONE, last):
+    for points in (early if view.loss.index(view.since) < 20 and not noisy else _NONE, last):
         sizes = np.abs(points.values)
         sizes = np.where(np.isfinite(sizes), sizes, 0.0)
         if not len(sizes) or sizes.max() < rise * start:
@@ -160,7 +170,7 @@ def _blows_up(view: View, start: float, rise: float) -> Iterator[Finding]:
 
 
 @rule
-def loss_spike(view: View, z: float = 7.0, window: int = 50, rise: float = 0.5) -> Iterator[Finding]:
+def loss_spike(view: View, z: float = 5.5, window: int = 50, rise: float = 0.5) -> Iterator[Finding]:
     """Single losses far above those before them.
 
     The robust z-score of each loss against the median and the median absolute deviation of the ``window`` losses before

@@ -20,14 +20,16 @@ PLAIN: Final = ("SGD",)
 def update_ratios(view: View) -> Float64Array:
     """Return |update| / |weight| of each weight matrix at the last drain, [W]; NaN where it can't be told.
 
-    lr * |gradient| / |weight| for SGD (without momentum), lr * sqrt(elements) / |weight| for Adam and its kin.
+    lr * |gradient| / |weight| for SGD, 1 / (1 - momentum) times that with ``meta["momentum"]`` (as far as it gets where
+    gradients agree), and lr * sqrt(elements) / |weight| for Adam and its kin.
     """
     weights = view.layout.weights
     optimizer = view.meta.get("optimizer")
     if optimizer not in ADAPTIVE + PLAIN or view.interval_stop == 0 or not len(weights):
         return np.full(len(weights), np.nan)
     size = view.field("weight_norm")[0, weights].astype(np.float64)
-    moved = view.weight_norms if optimizer in PLAIN else view.layout.root[weights]
+    momentum = float(view.meta.get("momentum") or 0.0)
+    moved = view.weight_norms / max(1.0 - momentum, 1e-3) if optimizer in PLAIN else view.layout.root[weights]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(size > 0, _rates(view)[weights] * moved / size, np.nan)
 
