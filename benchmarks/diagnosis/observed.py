@@ -40,12 +40,12 @@ def facts(seen: Observed, twin: Observed) -> dict[str, bool | None]:
     """Return what holds of a training."""
     probe = _until_not_finite(seen.probe)
     return {
-        "loss_not_decreasing": _not_decreasing(probe),
+        "loss_not_decreasing": _not_decreasing(probe, _until_not_finite(twin.probe)),
         "loss_oscillating": between(_rises(probe), 0.2, 1.5),
         "overfitting": _overfitting(seen, probe),
         "gradient_exploding": _exploding(seen, twin),
         "gradient_vanishing": _vanishing(seen, twin),
-        "loss_spike": _spike(seen),
+        "loss_spike": _spike(seen, probe),
     }
 
 
@@ -59,15 +59,24 @@ def _largest(norms: list[float]) -> float:
     return float(_until_not_finite(norms).max(initial=0.0))
 
 
-def _not_decreasing(probe: NDArray[np.float64]) -> bool | None:
-    """The probe stays above 95 % of its first value, in any 20 steps; False: it falls below 80 %.
+def _not_decreasing(probe: NDArray[np.float64], twin: NDArray[np.float64]) -> bool | None:
+    """The probe falls by at most 7 % of its first value, in any 20 steps, and by half of what the twin does.
 
-    None where it rose by a fifth instead.
+    False: it falls by 20 %. None where it rose by a fifth instead.
     """
     if len(probe) < 20 or not probe[0] > 0:
         return None
-    levels = np.median(np.lib.stride_tricks.sliding_window_view(probe, 20), axis=1) / probe[0]
-    return None if levels[-1] > 1.2 and levels.min() > 0.8 else between(float(levels.min()), 0.8, 0.95)
+    levels, usual = (_levels(each) for each in (probe, twin))
+    if levels[-1] > 1.2 and levels.min() > 0.8:
+        return None
+    fallen = 1.0 - float(levels.min())
+    holds = between(-fallen, -0.2, -0.07)
+    return None if holds and fallen > 0.5 * (1.0 - float(usual.min())) else holds
+
+
+def _levels(probe: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return running medians over 20 steps, by the first value."""
+    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(probe, 20), axis=1) / probe[0])
 
 
 def _rises(probe: NDArray[np.float64], width: int = 50) -> float:
@@ -111,10 +120,14 @@ def _vanishing(seen: Observed, twin: Observed) -> bool | None:
     return between(-math.log10(ratio), 1.0, 3.0) if 0 < ratio < math.inf else None
 
 
-def _spike(seen: Observed) -> bool | None:
-    """A corrupted batch has twice the largest loss of the 50 before; False: no batch has 3 times their median."""
+def _spike(seen: Observed, probe: NDArray[np.float64]) -> bool | None:
+    """A corrupted batch has twice the largest loss of the 50 before.
+
+    False: no batch has 3 times their median, and the probe doesn't swing.
+    """
     losses = np.array(seen.losses)
     if any(losses[step] >= 2.0 * losses[step - 50 : step].max() for step in seen.corrupted):
         return True
     usual = np.array([np.median(losses[step - 50 : step]) for step in range(50, len(losses))])
-    return False if np.isfinite(losses).all() and (losses[50:] <= 3.0 * usual).all() else None
+    calm = np.isfinite(losses).all() and (losses[50:] <= 3.0 * usual).all() and not _rises(probe) > 0.2
+    return False if calm else None
