@@ -280,7 +280,7 @@ def report(results: list[tuple[int, dict[str, Any]]], out: Path) -> None:
         "",
         f"FSDP2 over an MLP of {2 * LAYERS} parameters, {LAYERS * (WIDTH + 1) * WIDTH:,} elements, fp32; drained "
         f"each {EVERY} steps. Whole training steps, medians of {ROUNDS} rounds of {EVERY} steps in which all take "
-        "turns. Bytes are those of the tensors that a rank hands to collectives for logging. Before anything was timed, "
+        "turns. Bytes are those of the tensors that a rank hands to collectives for logging. Before the timing, "
         "all ways had found the same norms of the model on every step, within 1e-5.",
         "",
         "| " + " | ".join(columns) + " |",
