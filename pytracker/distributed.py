@@ -29,13 +29,12 @@ from torch import Tensor
 
 from ._pieces import Held
 from ._ranks import Ranks
-from .columns import ABS_MAX, COLUMNS, NANS, TOTALS, ZEROS
+from .columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS
 from .device_log import Rows
 from .errors import RankMismatchError
 from .parameters import ParameterInfo
 
-_SUMMED = [index for index, name in enumerate(COLUMNS) if name != "abs_max"]
-_PRESENT = len(_SUMMED)  # behind the summed columns: how many pieces have a gradient
+_PRESENT = ABS_MAX  # in the sums, in place of what is no sum: how many pieces have a gradient
 _HEADER = 3  # at the head of each sum: number of ranks, of rows, of rows squared
 
 _abandoned: list[Any] = []
@@ -159,7 +158,8 @@ class Merger(Merging):
         described: list[tuple[list[_Told], list[int]]] = ranks.exchange(mine)
         super().__init__(ranks, _agreed(described))
         place = {info.name: index for index, info in enumerate(self.infos)}
-        self._places = np.array([place[info.name] for info in infos], np.intp)
+        places = np.array([place[info.name] for info in infos], np.intp)
+        self._places: Any = slice(None) if np.array_equal(places, np.arange(len(self.infos))) else places
         # A parameter that several sets of ranks hold is a copy in all but the first.
         self._replicated = np.zeros(len(self.infos), bool)
         holders: dict[str, int] = {}
@@ -181,20 +181,20 @@ class Merger(Merging):
         """Enqueue the two collectives over [n, T, 6] of this rank. Their size is the same on every rank and drain."""
         count, length = len(tensors), max(self._every, len(tensors))
         present = ~np.isnan(tensors[:, :, ZEROS]) & self._counting
-        sums = np.zeros((length, len(self.infos), len(_SUMMED) + 1))
+        packed = np.zeros(_HEADER + length * len(self.infos) * len(COLUMNS))
+        packed[:_HEADER] = 1.0, count, count**2
         maxima = np.zeros((length, len(self.infos)))
-        if count:
-            kept = np.where(present[:, :, None], tensors, 0.0)
-            sums[:count, self._places, :_PRESENT] = kept[:, :, _SUMMED]
-            sums[:count, self._places, _PRESENT] = present
-            maxima[:count, self._places] = np.nan_to_num(kept[:, :, ABS_MAX], nan=0.0, posinf=np.inf)
-        packed = torch.from_numpy(np.concatenate([[1.0, count, count**2], sums.ravel()]))
-        largest = torch.from_numpy(maxima)
+        if count:  # copied once: an interval of a large model has tens of megabytes
+            maxima[:count, self._places] = np.nan_to_num(np.where(present, tensors[:, :, ABS_MAX], 0.0), posinf=np.inf)
+            sums = packed[_HEADER:].reshape(length, len(self.infos), len(COLUMNS))[:count]
+            sums[:, self._places] = tensors if present.all() else np.where(present[:, :, None], tensors, 0.0)
+            sums[:, self._places, _PRESENT] = present
+        summed, largest = torch.from_numpy(packed), torch.from_numpy(maxima)
         works = [
-            dist.all_reduce(packed, dist.ReduceOp.SUM, group=self._ranks.group, async_op=True),
+            dist.all_reduce(summed, dist.ReduceOp.SUM, group=self._ranks.group, async_op=True),
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._ranks.group, async_op=True),
         ]
-        return Merge(rows, [packed, largest], works)
+        return Merge(rows, [summed, largest], works)
 
     def finish(self, merge: Merge, drain: int) -> Rows:
         """Return the rows of the whole model."""
@@ -209,14 +209,14 @@ class Merger(Merging):
         return Rows(merge.rows.steps, totals_of(tensors), tensors, merge.rows.scalars)
 
     def _derive(self, packed: NDArray[np.float64], maxima: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks."""
-        sums = packed.reshape(len(maxima), len(self.infos), len(_SUMMED) + 1)
-        present = sums[:, :, _PRESENT]
-        copies = np.where(self._replicated, np.maximum(present, 1), 1)
-        tensors = np.empty((*maxima.shape, len(COLUMNS)))
-        tensors[:, :, _SUMMED] = sums[:, :, :_PRESENT] / copies[:, :, None]
+        """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks, in place of the sums."""
+        tensors = packed.reshape(*maxima.shape, len(COLUMNS))
+        present = tensors[:, :, _PRESENT].copy()
+        if self._replicated.any():
+            tensors /= np.where(self._replicated, np.maximum(present, 1), 1)[:, :, None]
         tensors[:, :, ABS_MAX] = np.where(tensors[:, :, NANS] > 0, np.nan, maxima)
-        tensors[present == 0] = np.nan
+        if not present.all():
+            tensors[present == 0] = np.nan
         return tensors
 
     def merge_now(self, tensors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -256,8 +256,9 @@ def totals_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
     totals = np.zeros((len(tensors), TOTALS))
     if tensors.shape[1] == 0:
         return totals
-    kept = np.where(np.isnan(tensors[:, :, ZEROS])[:, :, None], 0.0, tensors)
+    missing = np.isnan(tensors[:, :, ZEROS])
+    kept = np.where(missing[:, :, None], 0.0, tensors) if missing.any() else tensors
     totals[:, : len(COLUMNS)] = kept.sum(axis=1)
     totals[:, ABS_MAX] = kept[:, :, ABS_MAX].max(axis=1)
-    totals[:, -1] = kept[:, :, COLUMNS.index("sum_sq")].max(axis=1)
+    totals[:, -1] = kept[:, :, SUM_SQ].max(axis=1)
     return totals
