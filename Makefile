@@ -19,7 +19,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo test bench lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
+.PHONY: demo test bench pictures lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
 
 demo: build
 	$(BIN)/python -m pytracker.demo
@@ -33,6 +33,10 @@ bench: build
 	$(BIN)/python -m benchmarks.table build/benchmarks.json docs/results
 	@if command -v nvcc >/dev/null && [ -x $(CUDASIM)/build.sh ]; then $(MAKE) cuda-counters; \
 	else echo "the CUDA counters need nvcc and the simulator at $(CUDASIM)"; fi
+
+# The pictures of docs/diagnosis.md, from trainings of the benchmark. It fails where a rule no longer says what they show.
+pictures: build $(VENV)/.docs
+	$(BIN)/python -m benchmarks.diagnosis.pictures
 
 doctor: build
 	$(BIN)/pytracker doctor
@@ -66,6 +70,10 @@ $(VENV)/.torch-$(TORCH): $(VENV)/.venv
 
 $(VENV)/.dev: $(VENV)/.torch-$(TORCH) pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.dev $(NATIVE)
