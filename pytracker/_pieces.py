@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Piece:
     replicated: bool = True  # every rank that has the name has the whole gradient
     ranks: tuple[int, ...] = ()  # those that share a sharded parameter; another such set holds a copy of it
     copies: tuple[int, ...] = ()  # those that hold the same piece of a sharded parameter, this rank among them
+    everywhere: bool = False  # a wrapper says that all ranks of the training have the whole gradient
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,34 @@ def held_in(model: torch.nn.Module) -> list[Held]:
     Raises:
         LayoutError: a layout cannot be told.
     """
-    replicas = [
-        f"{path}.".lstrip(".") for path, m in model.named_modules() if type(m).__name__ in _REPLICATING_WRAPPERS
-    ]
+    replicas = {
+        f"{path}.".lstrip("."): module for path, module in model.named_modules() if _is_a(module, _REPLICATING_WRAPPERS)
+    }
     flattened = [held for path, module in model.named_modules() for held in _of_fsdp1(path, module)]
     known = {id(held.parameter) for held in flattened}
-    others = [held(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in known]
-    return [_renamed(each, _plain_name(each.name, replicas)) for each in flattened + others]
+    others = [
+        _of_ddp(held(name, parameter), replicas)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in known
+    ]
+    return [replace(each, name=_plain_name(each.name, list(replicas))) for each in flattened + others]
+
+
+def _is_a(module: torch.nn.Module, names: Iterable[str]) -> bool:
+    """Tell whether a module is of a class of these names, or derived from one; torch may lack them."""
+    return any(kind.__name__ in names for kind in type(module).__mro__)
+
+
+def _of_ddp(each: Held, replicas: dict[str, torch.nn.Module]) -> Held:
+    """Return a parameter with what a DistributedDataParallel around it says: it is reduced over the wrapper's ranks."""
+    for prefix, wrapper in replicas.items():
+        inside = each.name.removeprefix(f"{prefix}module.")
+        group: Any = getattr(wrapper, "process_group", None)
+        if each.piece.replicated and inside != each.name and group is not None:
+            ignored: Any = getattr(wrapper, "parameters_to_ignore", ())
+            if inside not in ignored and dist.get_world_size(group) == dist.get_world_size():
+                return replace(each, piece=replace(each.piece, everywhere=True))
+    return each
 
 
 def held(name: str, parameter: Tensor) -> Held:
@@ -106,14 +128,15 @@ def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[Held]:
     FSDP1 says it in attributes of its own only (torch 2.10 to 2.14), so another version may end in an error.
     """
     handle: Any = getattr(module, "_handle", None)
-    if type(module).__name__ != "FullyShardedDataParallel" or handle is None:
+    if not _is_a(module, ("FullyShardedDataParallel",)) or handle is None:
         return []
     try:
         flat, sharded = handle.flat_param, handle.uses_sharded_strategy
         ranks = tuple(dist.get_process_group_ranks(handle.process_group))
         other_shards = getattr(module, "_inter_node_pg", None)  # of the hybrid strategies: this piece's copies
         copies = tuple(dist.get_process_group_ranks(other_shards)) if other_shards else (dist.get_rank(),)
-        piece = Piece(replicated=False, ranks=ranks, copies=copies) if sharded else Piece()
+        unsharded = Piece(everywhere=len(ranks) == dist.get_world_size())
+        piece = Piece(replicated=False, ranks=ranks, copies=copies) if sharded else unsharded
         groups = (handle.process_group.group_name,) if sharded else ()
         found = []
         described = zip(flat._fqns, flat._shapes, flat._shard_param_infos, strict=True)
@@ -145,10 +168,6 @@ def _plain_name(name: str, replicas: list[str]) -> str:
     for wrapper in _WRAPPERS:
         name = name.replace(wrapper, "")
     return name
-
-
-def _renamed(each: Held, name: str) -> Held:
-    return each if each.name == name else Held(name, each.parameter, each.shape, each.piece, each.window, each.groups)
 
 
 def merge_pieces(parameters: list[Held], tensors: Tensor) -> Tensor:

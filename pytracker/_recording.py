@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import _ops
 from ._pieces import Held
-from .columns import ABS_MAX, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from ._targets import make_plan
+from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from .device_log import Rows
 from .errors import InvalidTypeError, InvalidValueError
 from .history import History
@@ -161,6 +163,23 @@ def parameter_infos(parameters: list[Held], optimizer: torch.optim.Optimizer | N
         )
         for held in parameters
     ]
+
+
+def weight_moments(held: list[Held]) -> NDArray[np.float64]:
+    """Return the moments of the parameters themselves, [T, 6]. Waits for the device."""
+    plan = make_plan(held, "value")
+    moments = np.full((len(held), len(COLUMNS)), math.nan)
+    for of_device, row in zip(plan.members, plan.reduce(), strict=True):
+        moments[of_device] = _ops.tensor_moments(row)
+    return moments
+
+
+def changes_between(before: Iterable[str], now: Iterable[str]) -> str:
+    """Return in words what has changed about the parameters of these names."""
+    before, now = list(before), list(now)
+    changes = [f"new: {name!r}" for name in now if name not in before]
+    changes += [f"gone: {name!r}" for name in before if name not in now]
+    return "; ".join(changes[:5]) or "replaced"
 
 
 def optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -14,7 +15,7 @@ from ._targets import Planned
 from .device_log import Rows
 from .diagnostics import Finding
 from .distributed import Merger, Merging
-from .errors import InvalidTypeError, LayoutError
+from .errors import InvalidTypeError, LayoutError, RankMismatchError
 from .noise_scale import GradientNoiseScale, NoiseMerging
 from .parameters import ParameterInfo
 from .replicas import ReplicaWatch
@@ -25,11 +26,12 @@ Receive: TypeAlias = Callable[[Rows], None]
 class Alone:
     """Nobody to talk to: a single process, or DDP, whose ranks all have the whole gradient."""
 
-    polls = False
+    polls = False  # whether rows are merged
+    talks = False
 
-    def __init__(self, infos: list[ParameterInfo]) -> None:
+    def __init__(self, infos: list[ParameterInfo], *, is_first: bool | None = None) -> None:
         self.infos = infos
-        self.is_first = is_first_rank()
+        self.is_first = is_first_rank() if is_first is None else is_first
 
     def scalars(self) -> dict[str, Any]:
         """Return what to record on this step besides what the user gives."""
@@ -64,6 +66,8 @@ class Alone:
 class Team(Alone):
     """Ranks among which the gradients are spread, or whose copies are compared."""
 
+    talks = True
+
     def __init__(
         self, ranks: Ranks, infos: list[ParameterInfo], merger: Merging | None, replicas: ReplicaWatch | None
     ) -> None:
@@ -91,7 +95,14 @@ class Team(Alone):
 
     def meet(self, steps: int, receive: Receive) -> None:
         self.poll(receive)  # what is here is safe, also where a rank is missing below
-        self._ranks.check_steps(steps)
+        try:
+            self._ranks.check_steps(steps)
+        except RankMismatchError as error:
+            if self._merger is None:
+                raise
+            with contextlib.suppress(RankMismatchError):
+                self.poll(receive)  # what has come meanwhile
+            raise RankMismatchError(f"{self._merger.pending()}{error}") from error
 
     def finish(self, receive: Receive) -> list[Finding]:
         if self._merger is not None:
@@ -110,6 +121,9 @@ class Team(Alone):
     def leave(self) -> None:
         if self._merger is not None:
             self._merger.abandon()
+        if self._replicas is not None:
+            self._replicas.abandon()
+            self._replicas = None
 
     def close(self) -> None:
         if self._replicas is not None:
@@ -130,23 +144,62 @@ def team_of(
     """Return the ranks that a tracker must talk to. A collective where there are some; waits.
 
     Raises:
-        LayoutError: a group was given, and torch.distributed is not initialized; or the noise scale is asked for, of
-            parameters that are spread.
-        RankMismatchError: the ranks have different intervals or models, or one does not come.
+        LayoutError: it cannot be told whether other ranks have copies or pieces, or the group leaves some of them out;
+            a group was given, and torch.distributed is not initialized; or the noise scale is asked for, of parameters
+            that are spread.
+        RankMismatchError: the ranks were given different arguments or models, or one does not come.
     """
     spread = planned.sharded or group is not None
     if noise_scale is not None:
         _check_noise_scale(noise_scale, spread)
         group = noise_scale.group
+    if not spread and (group is None or dist.get_world_size(group) < dist.get_world_size()):
+        _check_told(planned)
+    members = dist.get_process_group_ranks(group) if group is not None else None
+    if members is not None:
+        _check_members(planned, members)
+        if len(members) == 1:
+            return Alone(infos, is_first=True)
     if not spread and noise_scale is None and not (check_replicas and has_others()):
         return Alone(infos)
-    members = dist.get_process_group_ranks(group) if group is not None else None
     ranks = Ranks(members, timeout=timeout)
-    merger: Merging | None = Merger(ranks, planned.held, infos, every=every) if spread else None
+    ranks.check_settings(every=every, check_replicas=check_replicas, noise_scale=noise_scale is not None, spread=spread)
+    merger: Merging | None = None
     if noise_scale is not None:
         merger = NoiseMerging(ranks, infos, noise_scale, every=every)
+    elif spread:
+        merger = Merger(ranks, planned.held, infos, every=every, watched=check_replicas)
     replicas = ReplicaWatch(ranks, planned.held, every=every, timeout=timeout) if check_replicas else None
     return Team(ranks, infos, merger, replicas)
+
+
+def _check_told(planned: Planned) -> None:
+    """Make sure that of many ranks every one has the whole gradient."""
+    if not has_others():
+        return
+    for each in planned.held:
+        if each.parameter.requires_grad and not each.piece.everywhere:
+            raise LayoutError(
+                f"parameter {each.name!r} is a plain tensor on one of {dist.get_world_size()} ranks, in no "
+                "DistributedDataParallel of all of them, so it cannot be told whether the others have copies of its "
+                "gradient, pieces, or other parameters. Give the DistributedDataParallel instead of what is in it; or "
+                "process_group=torch.distributed.group.WORLD, where ranks that have one name have copies, and those "
+                "that have other names other parameters; or, where this rank trains alone, "
+                "process_group=torch.distributed.new_group([rank], use_local_synchronization=True)"
+            )
+
+
+def _check_members(planned: Planned, members: list[int]) -> None:
+    """Make sure that the ranks which share a parameter are all among those that merge."""
+    if dist.get_rank() not in members:
+        raise LayoutError(f"rank {dist.get_rank()} is not in process_group, whose ranks are {members}")
+    for each in planned.held:
+        left_out = sorted(set(each.piece.ranks) - set(members))
+        if left_out:
+            raise LayoutError(
+                f"parameter {each.name!r} is spread over ranks {list(each.piece.ranks)}, and process_group leaves out "
+                f"{left_out}; leave process_group away, or give one of all ranks that have a piece of the model"
+            )
 
 
 def _check_noise_scale(noise_scale: GradientNoiseScale, spread: bool) -> None:

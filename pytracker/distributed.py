@@ -10,13 +10,17 @@ What is merged how:
   shard: of the ranks that hold copies of a piece only the first adds it.
 * Plain parameters, where a group is given or others are sharded: ranks that have a gradient under one name are
   replicas and count as one; a name that only some ranks have (pipeline stages) belongs to those.
-* Plain parameters alone, and no group given (a single process, DDP): every rank has the whole gradient, so nothing is
-  merged and no collective runs.
+* Plain parameters in a DDP of all ranks, and no group given: every rank has the whole gradient, so nothing is merged
+  and no collective runs.
+
+Copies are taken at no rank's word: ``_copies`` tells from their moments whether they are any.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import warnings
+import zlib
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +31,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._copies import copies_of
 from ._pieces import Held
 from ._ranks import Ranks
 from .columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS
@@ -35,9 +40,33 @@ from .errors import RankMismatchError
 from .parameters import ParameterInfo
 
 _PRESENT = ABS_MAX  # in the sums, in place of what is no sum: how many pieces have a gradient
-_HEADER = 3  # at the head of each sum: number of ranks, of rows, of rows squared
+_HEADER = 4  # at the head of each sum: what `stamp` says of the rows
 
 _abandoned: list[Any] = []
+
+
+def stamp(steps: NDArray[np.int64]) -> tuple[float, ...]:
+    """Return four numbers whose sums over the ranks tell ``check_stamps`` whether all have rows of the same steps."""
+    digest = zlib.crc32(steps.tobytes()) % 4093  # small, so that sums of squares over 10,000 ranks are exact
+    return len(steps), len(steps) ** 2, digest, digest**2
+
+
+def check_stamps(summed: NDArray[np.float64], ranks: int, steps: NDArray[np.int64], drain: int) -> None:
+    """Make sure that all ranks have rows of the same steps.
+
+    Raises:
+        RankMismatchError: they have not.
+    """
+    count, squares, digest, digests = summed
+    if ranks * squares != count**2:
+        told = f"different numbers of steps: {count / ranks:.1f} on average and {len(steps)} on this one"
+    elif ranks * digests != digest**2:
+        told = f"different steps, {span(steps)} on this one"
+    else:
+        return
+    raise RankMismatchError(
+        f"at drain {drain} the ranks have recorded {told}; every rank must call step, flush and close alike"
+    )
 
 
 @dataclass
@@ -75,6 +104,11 @@ class Merging:
         """Return what to record on this step besides."""
         return {}
 
+    def pending(self) -> str:
+        """Say which rows have not been merged yet; empty where all have."""
+        first = self._drains - len(self._merges) + 1
+        return f"drain {first}, steps {span(self._merges[0].rows.steps)}, is not merged; " if self._merges else ""
+
     def start(self, rows: Rows) -> None:
         """Begin to merge an interval's rows, without waiting."""
         self._drains += 1
@@ -107,11 +141,20 @@ class Merging:
         merge = self._merges.popleft()
         drain = self._drains - len(self._merges)
         try:
-            self._ranks.wait(merge.works, f"drain {drain}, steps {_span(merge.rows)}, was not merged")
+            self._ranks.wait(merge.works, f"drain {drain}, steps {span(merge.rows.steps)}, was not merged")
         except RankMismatchError:
             self._merges.clear()  # the group is broken: nothing after this will arrive either
             raise
         receive(self.finish(merge, drain))
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Ranks that share a parameter. Those of one parameter don't overlap, so that the first stands for the set."""
+
+    first: int
+    size: int
+    member: bool  # the rank that tells it is one of them
 
 
 @dataclass(frozen=True)
@@ -134,44 +177,43 @@ class Merger(Merging):
         held: the parameters as this rank holds them.
         infos: what each is.
         every: rows of an interval; the same on all ranks.
+        watched: copies are compared elsewhere, so they are not here.
 
     Raises:
-        RankMismatchError: the ranks have different intervals, or a name stands for different parameters.
+        RankMismatchError: a name stands for different parameters, or a rank lacks one that it shares with others.
     """
 
-    def __init__(self, ranks: Ranks, held: list[Held], infos: list[ParameterInfo], *, every: int) -> None:
+    def __init__(
+        self, ranks: Ranks, held: list[Held], infos: list[ParameterInfo], *, every: int, watched: bool = False
+    ) -> None:
         """Agree with the other ranks on what there is."""
         self._every = every
+        self._any_merged = self._warned = False
         sets = list(dict.fromkeys(each.piece.ranks for each in held if each.piece.ranks))
         mine = [
             _Told(info, each.piece.replicated, sets.index(each.piece.ranks) if each.piece.ranks else -1)
             for info, each in zip(infos, held, strict=True)
         ]
-        # Sets of ranks that hold the same parameter don't overlap, so that the first of a set stands for it.
-        gathered: list[tuple[int, list[int]]] = ranks.gather((every, [min(each) for each in sets]))
-        intervals = {rank: theirs for rank, (theirs, _) in zip(ranks.members, gathered, strict=True)}
-        if len(set(intervals.values())) > 1:
-            raise RankMismatchError(
-                f"the ranks have different intervals, `every` by rank: {intervals}; give all the same"
-            )
-        sets_of = {rank: theirs for rank, (_, theirs) in zip(ranks.members, gathered, strict=True)}
+        own = [_Set(min(each), len(each), dist.get_rank() in each) for each in sets]
+        sets_of: dict[int, list[_Set]] = dict(zip(ranks.members, ranks.gather(own), strict=True))
         described: list[tuple[list[_Told], list[int]]] = ranks.exchange(mine)
         super().__init__(ranks, _agreed(described))
         place = {info.name: index for index, info in enumerate(self.infos)}
         places = np.array([place[info.name] for info in infos], np.intp)
         self._places: Any = slice(None) if np.array_equal(places, np.arange(len(self.infos))) else places
-        # A parameter that several sets of ranks hold is a copy in all but the first.
-        self._replicated = np.zeros(len(self.infos), bool)
-        holders: dict[str, int] = {}
+        plain: Counter[str] = Counter()
         for all_told, givers in described:
-            for told in all_told:
-                self._replicated[place[told.info.name]] |= told.replicated
-                lowest = min(sets_of[rank][told.holders] for rank in givers) if told.holders >= 0 else -1
-                holders[told.info.name] = min(holders.get(told.info.name, lowest), lowest)
-        self._counting = np.array(
-            [each.piece.counts and min(each.piece.ranks, default=-1) == holders[each.name] for each in held],
-            bool,
-        )
+            plain.update({told.info.name: len(givers) for told in all_told if told.replicated})
+        firsts = _firsts_of_sets(described, sets_of)
+        self._replicated = np.array([info.name in plain for info in self.infos], bool)
+        self._pieces = np.array([each.piece.counts for each in held], bool)
+        # A parameter that several sets of ranks share is a copy in all but the first.
+        self._counting = self._pieces & [
+            each.piece.replicated or min(each.piece.ranks) == firsts[each.name][0] for each in held
+        ]
+        shared = {each.name: (firsts[each.name], min(each.piece.ranks)) for each in held if not each.piece.replicated}
+        shared |= {name: (all_firsts, -1) for name, all_firsts in firsts.items() if name not in shared}
+        self._copies = copies_of(place, [each.name for each in held], *(({}, {}) if watched else (plain, shared)))
 
     def begin(self, rows: Rows) -> Merge:
         """Enqueue a sum and a maximum over the raw moments."""
@@ -179,16 +221,20 @@ class Merger(Merging):
 
     def _begin(self, tensors: NDArray[np.float64], rows: Rows) -> Merge:
         """Enqueue the two collectives over [n, T, 6] of this rank. Their size is the same on every rank and drain."""
-        count, length = len(tensors), max(self._every, len(tensors))
-        present = ~np.isnan(tensors[:, :, ZEROS]) & self._counting
-        packed = np.zeros(_HEADER + length * len(self.infos) * len(COLUMNS))
-        packed[:_HEADER] = 1.0, count, count**2
-        maxima = np.zeros((length, len(self.infos)))
+        count, length, width = len(tensors), max(self._every, len(tensors)), len(self.infos)
+        having = ~np.isnan(tensors[:, :, ZEROS])
+        present = having & self._counting
+        end = _HEADER + length * width * len(COLUMNS)
+        packed = np.zeros(end + length * len(self._copies) * 2)
+        packed[:_HEADER] = stamp(rows.steps)
+        maxima = np.zeros((length, width))
         if count:  # copied once: an interval of a large model has tens of megabytes
             maxima[:count, self._places] = np.nan_to_num(np.where(present, tensors[:, :, ABS_MAX], 0.0), posinf=np.inf)
-            sums = packed[_HEADER:].reshape(length, len(self.infos), len(COLUMNS))[:count]
+            sums = packed[_HEADER:end].reshape(length, width, len(COLUMNS))[:count]
             sums[:, self._places] = tensors if present.all() else np.where(present[:, :, None], tensors, 0.0)
             sums[:, self._places, _PRESENT] = present
+            told = self._copies.told(tensors, having & self._pieces)
+            packed[end : end + told.size] = told.reshape(-1)
         summed, largest = torch.from_numpy(packed), torch.from_numpy(maxima)
         works = [
             dist.all_reduce(summed, dist.ReduceOp.SUM, group=self._ranks.group, async_op=True),
@@ -198,34 +244,58 @@ class Merger(Merging):
 
     def finish(self, merge: Merge, drain: int) -> Rows:
         """Return the rows of the whole model."""
-        packed, maxima = (tensor.numpy() for tensor in merge.tensors)
-        ranks, count, squares = packed[:_HEADER]
-        if ranks * squares != count**2:
-            raise RankMismatchError(
-                f"at drain {drain} the ranks have recorded different numbers of steps: {count / ranks:.1f} on average "
-                f"and {len(merge.rows.steps)} on this one; every rank must call step, flush and close alike"
-            )
-        tensors = self._derive(packed[_HEADER:], maxima)[: len(merge.rows.steps)]
-        return Rows(merge.rows.steps, totals_of(tensors), tensors, merge.rows.scalars)
+        steps = merge.rows.steps
+        check_stamps(merge.tensors[0][:_HEADER].numpy(), len(self._ranks.members), steps, drain)
+        tensors = self._derive(merge, len(steps), "the gradient of")
+        return Rows(steps, totals_of(tensors), tensors, merge.rows.scalars)
 
-    def _derive(self, packed: NDArray[np.float64], maxima: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _derive(self, merge: Merge, count: int, what: str) -> NDArray[np.float64]:
         """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks, in place of the sums."""
-        tensors = packed.reshape(*maxima.shape, len(COLUMNS))
+        packed, maxima = (tensor.numpy() for tensor in merge.tensors)
+        end = _HEADER + maxima.size * len(COLUMNS)
+        tensors = packed[_HEADER:end].reshape(*maxima.shape, len(COLUMNS))[:count]
         present = tensors[:, :, _PRESENT].copy()
         if self._replicated.any():
             tensors /= np.where(self._replicated, np.maximum(present, 1), 1)[:, :, None]
-        tensors[:, :, ABS_MAX] = np.where(tensors[:, :, NANS] > 0, np.nan, maxima)
+        tensors[:, :, ABS_MAX] = np.where(tensors[:, :, NANS] > 0, np.nan, maxima[:count])
         if not present.all():
             tensors[present == 0] = np.nan
+        if len(self._copies):
+            told = packed[end:].reshape(len(maxima), -1, 2)[:count]
+            apart = self._copies.first_apart(told, tensors, present)
+            if apart is not None:
+                self._tell_apart(what, self.infos[apart[1]].name, merge.rows.steps[apart[0] : apart[0] + 1])
+        self._any_merged |= len(merge.rows.steps) > 0
         return tensors
+
+    def _tell_apart(self, what: str, name: str, at: NDArray[np.int64]) -> None:
+        """Refuse what never were copies; of what no longer are, warn once: that is no reason to end a training."""
+        message = (
+            f"{what} {name!r} differs between the ranks that have one of that name"
+            f"{f', at step {at[0]}' if len(at) else ''}: they hold no copies, and which pieces of it they hold cannot "
+            "be told"
+        )
+        if not self._any_merged:
+            raise RankMismatchError(
+                f"{message}. Give other names to other parameters, and to pieces of one, e.g. "
+                'Tracker([(f"stage{rank}.{name}", p) for name, p in model.named_parameters()], process_group=...), or '
+                "make the pieces DTensors; call step after the ranks have averaged their gradients; or say with "
+                "check_replicas=True that they are copies, and be told which rank has left the others"
+            )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{message} any more. Their mean is recorded; check_replicas=True tells which rank it is",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def merge_now(self, tensors: NDArray[np.float64]) -> NDArray[np.float64]:
         """Merge moments of one row, float64 [T, 6], and return those of all ranks, [all T, 6]. A collective; waits."""
         nothing = np.empty((0, 0))
         merge = self._begin(tensors[None], Rows(np.zeros(0, np.int64), nothing, nothing, {}))
         self._ranks.wait(merge.works, "the norms of the parameters were not merged")
-        sums, maxima = (tensor.numpy() for tensor in merge.tensors)
-        merged: NDArray[np.float64] = self._derive(sums[_HEADER:], maxima)[0]
+        merged: NDArray[np.float64] = self._derive(merge, 1, "parameter")[0]
         return merged
 
 
@@ -235,20 +305,51 @@ def _agreed(described: list[tuple[list[_Told], list[int]]]) -> list[ParameterInf
     Raises:
         RankMismatchError: a name stands for different parameters.
     """
-    known: dict[str, tuple[int, ParameterInfo]] = {}
+    known: dict[str, tuple[int, _Told]] = {}
     for all_told, ranks in described:
-        for info in (told.info for told in all_told):
-            first, other = known.setdefault(info.name, (ranks[0], info))
-            if (info.shape, info.dtype) != (other.shape, other.dtype):
+        for told in all_told:
+            first, other = known.setdefault(told.info.name, (ranks[0], told))
+            if _looks(told) != _looks(other):
                 raise RankMismatchError(
-                    f"parameter {info.name!r} is {other.dtype} {list(other.shape)} on rank {first} and "
-                    f"{info.dtype} {list(info.shape)} on rank {ranks[0]}; the ranks must train one model"
+                    f"parameter {told.info.name!r} is {_looks(other)} on rank {first} and {_looks(told)} on rank "
+                    f"{ranks[0]}; the ranks must train one model. Different parameters need different names"
                 )
-    return [info for _, info in known.values()]
+    return [told.info for _, told in known.values()]
 
 
-def _span(rows: Rows) -> str:
-    return f"{rows.steps[0]} to {rows.steps[-1]}" if len(rows.steps) else "none"
+def _looks(told: _Told) -> str:
+    return f"{told.info.dtype} {list(told.info.shape)}{'' if told.replicated else ', spread over ranks,'}"
+
+
+def _firsts_of_sets(
+    described: list[tuple[list[_Told], list[int]]], sets_of: dict[int, list[_Set]]
+) -> dict[str, list[int]]:
+    """Return the first ranks of the sets that share each parameter, in order.
+
+    Raises:
+        RankMismatchError: a rank does not have a parameter that it shares.
+    """
+    tellers: dict[str, Counter[tuple[int, int]]] = {}
+    for all_told, givers in described:
+        for told in all_told:
+            if told.holders >= 0:
+                sets = [sets_of[rank][told.holders] for rank in givers]
+                counts = tellers.setdefault(told.info.name, Counter())
+                counts.update({(each.first, each.size): 0 for each in sets})
+                counts.update((each.first, each.size) for each in sets if each.member)
+    for name, counts in tellers.items():
+        for (first, size), count in counts.items():
+            if count != size:
+                raise RankMismatchError(
+                    f"parameter {name!r} is spread over {size} ranks, rank {first} the first of them, and {count} of "
+                    "these track it; every rank must make its tracker of the same parameters"
+                )
+    return {name: sorted(first for first, _ in counts) for name, counts in tellers.items()}
+
+
+def span(steps: NDArray[np.int64]) -> str:
+    """Return steps in words."""
+    return f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
 
 
 def totals_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:

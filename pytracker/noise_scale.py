@@ -16,8 +16,8 @@ from . import _ops
 from ._ranks import Ranks
 from .columns import SUM_SQ
 from .device_log import Rows
-from .distributed import Merge, Merging
-from .errors import InvalidTypeError, InvalidValueError, LayoutError, RankMismatchError
+from .distributed import Merge, Merging, check_stamps, stamp
+from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .parameters import ParameterInfo
 
 NOISE_SERIES = ("noise_scale", "grad_sq_estimate", "grad_variance_estimate")
@@ -162,25 +162,22 @@ class NoiseMerging(Merging):
 
     def begin(self, rows: Rows) -> Merge:
         """Enqueue the sum of this rank's squared norms."""
-        squares = np.zeros(1 + max(self._every, len(rows.steps)))
-        squares[0] = len(rows.steps)
-        squares[1 : 1 + len(rows.steps)] = self._of(rows, _LOCAL)
+        squares = np.zeros(4 + max(self._every, len(rows.steps)))
+        squares[:4] = stamp(rows.steps)
+        squares[4 : 4 + len(rows.steps)] = self._of(rows, _LOCAL)
         tensor = torch.from_numpy(squares)
         return Merge(rows, [tensor], [dist.all_reduce(tensor, group=self._ranks.group, async_op=True)])
 
     def finish(self, merge: Merge, drain: int) -> Rows:
         """Return the rows, with the noise scale in place of what it is made of."""
         rows = merge.rows
-        mean = merge.tensors[0].numpy() / len(self._ranks.members)
-        if mean[0] != len(rows.steps):
-            raise RankMismatchError(
-                f"at drain {drain} the ranks have recorded different numbers of steps: {mean[0]:.1f} on average and "
-                f"{len(rows.steps)} on this one; every rank must call step, flush and close alike"
-            )
+        summed, ranks = merge.tensors[0].numpy(), len(self._ranks.members)
+        check_stamps(summed[:4], ranks, rows.steps, drain)
+        mean = summed[4 : 4 + len(rows.steps)] / ranks
         averaged = self._of(rows, _MEAN)
         with np.errstate(invalid="ignore", divide="ignore"):
             units = np.where(averaged > 0, rows.totals[:, SUM_SQ] / averaged, 1.0)
-        series = self._estimate(mean[1 : 1 + len(rows.steps)] * units, averaged * units)
+        series = self._estimate(mean * units, averaged * units)
         scalars = {name: value for name, value in rows.scalars.items() if name not in (_LOCAL, _MEAN)}
         for name, values in zip(NOISE_SERIES, series, strict=True):
             known = np.flatnonzero(np.isfinite(averaged))

@@ -30,6 +30,8 @@ _NAN = -1.0  # stands for a sum of squares that is NaN: all NaN are alike
 _SHOWN = 8  # parameters whose values are gathered when there is a drift
 _MESSAGE = 2048  # bytes in which a rank tells the others of a drift
 
+_abandoned: list[Any] = []
+
 
 @dataclass
 class _Compared:
@@ -51,7 +53,7 @@ class _Copies:
         self._names = names
         self._every = every
         self._tolerance = tolerance
-        self._under_way: list[_Compared] = []
+        self.under_way: list[_Compared] = []
         self._told: set[str] = set()
 
     def start(self, what: str, steps: NDArray[np.int64], sum_sq: NDArray[np.float64]) -> None:
@@ -63,15 +65,15 @@ class _Copies:
         negative = np.where(mine == -math.inf, -math.inf, -mine)  # what is missing takes no part in either
         extremes = torch.from_numpy(np.stack([mine, negative]))
         work = dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.ranks.group, async_op=True)
-        self._under_way.append(_Compared(what, steps, mine, extremes, [work]))
+        self.under_way.append(_Compared(what, steps, mine, extremes, [work]))
 
     def settle(self) -> dict[str, Any] | None:
         """End the comparisons under way; return the first drift that they show, and has not been told."""
         first = None
-        for compared in self._under_way:
+        for compared in self.under_way:
             self.ranks.wait(compared.works, f"the {compared.what}s of replicas were not compared")
             first = first or self._judge(compared)
-        self._under_way.clear()
+        self.under_way.clear()
         return first
 
     def _judge(self, compared: _Compared) -> dict[str, Any] | None:
@@ -127,7 +129,7 @@ class ReplicaWatch:
             alike[plain if each.piece.replicated else each.piece.copies].append(index)
         # Every rank makes its groups in the same order, so that none waits for another in a circle.
         self._copies = [
-            _Copies(Ranks(list(members), timeout=timeout), places, names, every, tolerance)
+            _Copies(Ranks(list(members), timeout=timeout, meets=False), places, names, every, tolerance)
             for members, places in sorted(alike.items())
             if len(members) > 1
         ]
@@ -154,6 +156,11 @@ class ReplicaWatch:
     def flush(self) -> list[Finding]:
         """Return everything that the comparisons under way show. Waits for the other ranks."""
         return [*self._settle(), *self._settle()]
+
+    def abandon(self) -> None:
+        """Give up what has not been compared, without waiting. Threads may yet use its memory, so that is kept."""
+        _abandoned.extend(copies.under_way for copies in self._copies)
+        _abandoned.append(self._messages)
 
     def close(self) -> None:
         """Let go of the groups."""

@@ -11,7 +11,6 @@ One step, from top to bottom::
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,14 +29,16 @@ from ._recording import (
     Sink,
     Sinks,
     as_number,
+    changes_between,
     gradient_series,
     opened,
     optimizer_facts,
     parameter_infos,
+    weight_moments,
 )
-from ._targets import Target, held_by, make_plan, plan_for
+from ._targets import Target, held_by, plan_for
 from ._team import team_of
-from .columns import COLUMNS, SUM_SQ, ZEROS
+from .columns import SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
 from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
@@ -82,8 +83,8 @@ class Tracker:
         sinks: other places that are told every value.
         meta: facts for the diagnosis and the report, e.g. ``{"clip_threshold": 1.0, "scheduler": True}``.
         process_group: the ranks over which plain parameters or gradients are spread (pipeline stages, a ZeRO
-            optimizer). FSDP, HSDP and tensor parallel say it themselves. Every rank makes a tracker, and calls step,
-            epoch, flush and close alike; the first alone writes the run, feeds the sinks and judges.
+            optimizer): those of one name are copies. DDP, FSDP, HSDP and tensor parallel say it themselves. Every rank
+            makes a tracker, and calls step, epoch, flush and close alike; the first alone writes, and judges.
         check_replicas: compare, at each drain, the gradients of ranks that hold copies, and their weights at the start
             and at each epoch; a rank that drifted is a finding ``replica_drift``. One more collective a drain.
         noise_scale: of a model in DDP: records ``noise_scale``, and the estimates it is made of, on every step. One
@@ -160,14 +161,17 @@ class Tracker:
         diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
         self._judge = Judge(diagnosis if first else None, self._run, on_finding if first else None)
         self._sinks = Sinks(sinks if first else ())
-        self._steps = 0
-        self._epochs = 0
+        self._steps = self._epochs = 0
         self._closed = self._warned = False
         self._means = EpochMeans()
         self._run.set_parameters(self._team.infos)
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
         self._run.set_meta(**{"every": every, **optimizer_facts(optimizer), **(meta or {})})
-        self._measure_weights()
+        try:
+            self._measure_weights()
+        except Exception as error:
+            self._run.finish("failed", error=f"{type(error).__name__}: {error}")
+            raise
         self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
 
     @property
@@ -182,8 +186,8 @@ class Tracker:
 
     @every.setter
     def every(self, every: int) -> None:
-        if self._team.polls:
-            raise InvalidValueError("every cannot change while the rows of several ranks are merged")
+        if self._team.talks:
+            raise InvalidValueError("every cannot change while the rows of several ranks are merged or compared")
         self._log.every = every
 
     @property
@@ -217,8 +221,7 @@ class Tracker:
             ParameterError: a gradient cannot be read, or (at a drain) the model has other parameters than before.
         """
         self._check_open()
-        step = self._steps
-        self._steps = step + 1  # also where nothing can be recorded: the step has happened, and is missing
+        step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
         self._means.weigh(step, checked_weight(n))
         self._append(step, scalars)
 
@@ -228,8 +231,7 @@ class Tracker:
         The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew.
         """
         self._check_open()
-        step = self._steps
-        self._steps = step + 1
+        step, self._steps = self._steps, self._steps + 1
         self._means.weigh(step, checked_weight(n))
         self._log.replayed(step)
 
@@ -279,11 +281,14 @@ class Tracker:
             return
         self._closed = True
         try:
-            if error is None or not self._team.polls:
+            if error is None:
                 self.flush()
             else:  # the other ranks may not know of the fault, so nobody is waited for
                 self._team.poll(self._receive)
                 self._team.leave()
+                if not self._team.polls:  # rows that are not merged are pieces
+                    self._log.flush()
+                self._judge.look(self.history, now=True)
         except Exception as problem:
             error = error or f"{type(problem).__name__}: {problem}"
             raise
@@ -378,11 +383,9 @@ class Tracker:
         if before == now:  # another activation, say
             self._watch = _ops.watch_module(self._model)
             return
-        changes = [f"new: {name!r}" for name in now if name not in before]
-        changes += [f"gone: {name!r}" for name in before if name not in now]
         self._watch = None  # said once
         message = (
-            f"the model's parameters have changed since the tracker was made ({'; '.join(changes[:5]) or 'replaced'}); "
+            f"the model's parameters have changed since the tracker was made ({changes_between(before, now)}); "
             "everything recorded is kept: close this tracker and make a new one for the changed model"
         )
         if not self._closed:
@@ -391,10 +394,6 @@ class Tracker:
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
-        plan = make_plan(self._held, "value")
-        moments = np.full((len(self._held), len(COLUMNS)), math.nan)
-        for of_device, row in zip(plan.members, plan.reduce(), strict=True):
-            moments[of_device] = _ops.tensor_moments(row)
-        moments, found = self._team.merge_weights(max(self._steps - 1, 0), moments)
+        moments, found = self._team.merge_weights(max(self._steps - 1, 0), weight_moments(self._held))
         self._add(found)
         self._weight_norms = np.sqrt(moments[:, SUM_SQ])

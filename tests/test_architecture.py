@@ -26,7 +26,7 @@ FLOORS = [
     {"errors", "_growing"},
     {"columns", "parameters", "_dtensor"},
     {"_ops", "_reference", "history"},
-    {"_targets", "_pieces", "_ranks"},
+    {"_targets", "_pieces", "_ranks", "_copies"},
     {"gradients"},
     {"meters", "device_log", "distributed", "replicas", "noise_scale", "store", "diagnostics", "sinks"},
     {"_recording", "_judging", "_team"},

@@ -41,7 +41,7 @@ def nonfinite(rank: int, world: int) -> None:
 
 def mismatch(rank: int, world: int) -> None:
     model = fully_shard(nn.Linear(4, 4))
-    with pytest.raises(RankMismatchError, match=r"different intervals, `every` by rank: \{0: 3, 1: 4"):
+    with pytest.raises(RankMismatchError, match=r"different `every`, by rank: \{0: 3, 1: 4"):
         pytracker.Tracker(model, every=3 + rank, diagnosis=None)
     plain = nn.Linear(4, 4 + rank)
     with pytest.raises(RankMismatchError, match=r"'weight' is float32 \[4, 4\] on rank 0 and float32 \[5, 4\]"):
