@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .diagnostics import Diagnosis, Finding
+from .diagnostics import Diagnosis, Finding, severity_rank
 from .history import History
 
 logger = logging.getLogger("pytracker")
@@ -19,10 +19,15 @@ _SHARE = 0.02
 class Judge:
     """Runs the rules over a history that grows; writes what is found to the run, and tells it.
 
+    A history that begins with steps, or goes back to an earlier one, is judged anew, and what was told of it before is
+    not told again.
+
     Args:
         diagnosis: the rules; None for none.
         run: where findings are kept.
-        on_finding: called with each finding that is new or has grown; without it, new ones are logged as warnings.
+        on_finding: called with each finding that is new or has grown; without it, new ones, and those that have become
+            more severe, are logged as warnings. Where it raises, the finding is logged beside the error, and the
+            training goes on.
     """
 
     def __init__(self, diagnosis: Diagnosis | None, run: Any, on_finding: Callable[[Finding], None] | None) -> None:
@@ -30,7 +35,8 @@ class Judge:
         self._run = run
         self._on_finding = on_finding
         self._others: dict[str, Finding] = {}  # found by other means than the rules
-        self._known: set[str] = set()
+        self._told = {str(kept.get("key")): severity_rank(kept) for kept in run.history.findings}
+        self._truncations = -1  # of the history when it was looked at
         self._again = 0.0
 
     @property
@@ -42,10 +48,19 @@ class Judge:
     def look(self, history: History, now: bool = False) -> None:
         """Ask the rules, unless that takes more than its share of the time: then a later call will, or one ``now``."""
         begin = time.perf_counter()
-        if self._diagnosis is None or (begin < self._again and not now):
+        anew = self._truncations != history.truncations
+        if begin < self._again and not now and not anew:
             return
-        for finding in self._diagnosis.update(history):
-            self._tell(finding)
+        if anew:
+            self._truncations = history.truncations
+            kept = {finding.get("key") for finding in history.findings}
+            self._others = {key: finding for key, finding in self._others.items() if key in kept}
+        if self._diagnosis is None:
+            return
+        changed = self._diagnosis.update(history)
+        self._tell([each for each in changed if not (anew and self._told.get(each.key, -1) >= each.rank)], changed)
+        if anew:  # what is gone would be news if it came back
+            self._told = {each.key: self._told.get(each.key, -1) for each in self.findings}
         done = time.perf_counter()
         self._again = done + (done - begin) / _SHARE
 
@@ -54,12 +69,26 @@ class Judge:
         known = self._others.get(finding.key)
         merged = finding if known is None else known.merge(finding)
         self._others[finding.key] = merged
-        self._tell(merged)
+        self._tell([merged], [merged])
 
-    def _tell(self, finding: Finding) -> None:
-        self._run.log_finding(finding.to_dict())
-        if self._on_finding is not None:
-            self._on_finding(finding)
-        elif finding.key not in self._known:
-            logger.warning("%s", finding)
-        self._known.add(finding.key)
+    def _tell(self, findings: list[Finding], changed: list[Finding]) -> None:
+        """Keep what has ``changed``, all of it before anyone is told: who is told may close the tracker."""
+        for finding in changed:
+            self._run.log_finding(finding.to_dict())
+        for finding in findings:
+            worse = finding.rank > self._told.get(finding.key, -1)
+            self._told[finding.key] = max(finding.rank, self._told.get(finding.key, -1))
+            if self._on_finding is None:
+                if worse:
+                    logger.warning("%s", finding)
+                continue
+            try:
+                self._on_finding(finding)
+            except Exception as error:  # an alarm that fails must not be the end of the training
+                logger.warning(
+                    "on_finding raised %s: %s; the training goes on. It was told %s",
+                    type(error).__name__,
+                    error,
+                    finding,
+                    exc_info=worse,
+                )

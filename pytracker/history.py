@@ -7,6 +7,7 @@ The usual code on a dict of lists runs unchanged on a ``History``: ``history["lo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 import numpy as np
@@ -210,7 +211,7 @@ class Series(MutableSequence[float]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the values and steps, without the room for growth."""
-        return _restore_series, (self.values.copy(), self.steps.copy(), self.name)
+        return partial(Series, name=self.name), (self.values.copy(), self.steps.copy())
 
     def _last_step(self) -> int:
         return int(self._steps.writable[-1]) if len(self._steps) else -1
@@ -255,10 +256,6 @@ def as_float(value: Any, label: str) -> float:
         ) from error
 
 
-def _restore_series(values: Float64Array, steps: Int64Array, name: str) -> Series:
-    return Series(values, steps, name=name)
-
-
 class History(MutableMapping[str, Series]):
     """What a training recorded: a mapping of name to ``Series``, what is known of its parameters, and its findings.
 
@@ -277,6 +274,7 @@ class History(MutableMapping[str, Series]):
         self.parameters = ParameterHistory()
         self.meta: dict[str, Any] = {}  # JSON-able: "optimizer", "clip_threshold", "scheduler", "every", ...
         self.findings: list[dict[str, Any]] = []  # as stored, see pytracker.diagnostics.Finding.to_dict
+        self.truncations = 0  # how often it went back to an earlier step
         self._series: dict[str, Series] = {}
         self._pending: dict[str, Series] = {}
         for name, values in {**(series or {}), **named}.items():
@@ -348,11 +346,12 @@ class History(MutableMapping[str, Series]):
             self[name].append(value, step)
 
     def truncate(self, step: int) -> None:
-        """Forget every value, interval and row at ``step`` and later, and the findings that begin there."""
+        """Forget every value, interval and row at ``step`` and later, and the findings that rest on them."""
+        self.truncations += 1
         for series in self._series.values():
             series.truncate(step)
         self.parameters.truncate(step)
-        self.findings = [finding for finding in self.findings if finding.get("first_step", 0) < step]
+        self.findings = [each for each in self.findings if (each.get("last_step") or each.get("first_step", 0)) < step]
 
     def to_dict(self) -> dict[str, list[float]]:
         """Return plain lists by name, which ``json.dumps`` and ``pandas.DataFrame`` take."""

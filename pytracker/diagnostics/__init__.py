@@ -11,9 +11,24 @@ from . import loss as loss  # isort: skip
 from . import gradients as gradients  # isort: skip
 from . import layers as layers  # isort: skip
 from . import settings as settings  # isort: skip
-from .engine import RULE_FAILED, Diagnosis, diagnose
-from .findings import SEVERITIES, Finding
+from .engine import RULE_FAILED, Diagnosis, diagnose, diagnose_recorded
+from .findings import SEVERITIES, Finding, most_severe_first, severity_rank, span_of
 from .registry import RULES, Rule, rule
 from .view import Points, View
 
-__all__ = ["RULES", "RULE_FAILED", "SEVERITIES", "Diagnosis", "Finding", "Points", "Rule", "View", "diagnose", "rule"]
+__all__ = [
+    "RULES",
+    "RULE_FAILED",
+    "SEVERITIES",
+    "Diagnosis",
+    "Finding",
+    "Points",
+    "Rule",
+    "View",
+    "diagnose",
+    "diagnose_recorded",
+    "most_severe_first",
+    "rule",
+    "severity_rank",
+    "span_of",
+]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..history import History
-from .findings import Finding
-from .registry import Rule, select
+from .findings import Finding, most_severe_first
+from .registry import RULES, Rule, select
 from .view import Layout, View
 
 RULE_FAILED = "rule_failed"
@@ -18,8 +18,10 @@ _GROWTH = 0.02  # diagnose() looks again when the training is this much longer
 class Diagnosis:
     """Judges a training as it grows: ``update`` after each drain.
 
-    Each rule has at most one finding, which grows. A rule that raises is reported as ``rule_failed`` and not asked
-    again. Nothing of the history is copied, and an update costs the same at step 100 as at step 1,000,000.
+    Each rule has at most one finding, which grows. A rule that raises is reported as ``rule_failed:NAME`` and not asked
+    again. Nothing of the history is copied, and an update costs the same at step 100 as at step 1,000,000. Another
+    history, or one that went back to an earlier step (``History.truncate``), is judged anew: no finding stays that
+    rests on what is no longer there.
 
     Args:
         rules: names or rules; all known ones by default.
@@ -36,7 +38,13 @@ class Diagnosis:
         settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """Select the rules."""
-        self._rules = select(rules, settings)
+        self._selected = select(rules, settings)
+        self._begin(None)
+
+    def _begin(self, history: History | None) -> None:
+        self._history = history
+        self._truncations = 0 if history is None else history.truncations
+        self._rules = list(self._selected)
         self._findings: dict[str, Finding] = {}
         self._layout: Layout | None = None
         self._since = 0
@@ -54,29 +62,40 @@ class Diagnosis:
     def update(self, history: History, *, stop: int | None = None) -> list[Finding]:
         """Look at what ``history`` has gained since the last call, and return the findings that are new or grew.
 
+        A history that isn't new when it is first seen is looked at as ``diagnose`` does: as if it had grown.
+
         ``stop``: look only at the steps before it; all by default.
         """
+        if self._history is not history or self._truncations != history.truncations:
+            self._begin(history)
         if self._layout is None or self._layout.infos is not history.parameters.infos:
             self._layout = Layout(history.parameters.infos)
-        view = View(history, stop=stop, since=self._since, layout=self._layout)
-        if view.stop <= self._since:
-            return []
         changed: dict[str, Finding] = {}
-        for rule in list(self._rules):
-            for finding in self._judge(rule, view):
-                known = self._findings.get(finding.key)
-                merged = finding if known is None else known.merge(finding)
-                if merged != known:
-                    self._findings[finding.key] = changed[finding.key] = merged
-        self._since = view.stop
+        end = history.last_step + 1 if stop is None else stop
+        for step in _looks(history, end) if stop is None and self._since == 0 else (end,):
+            if step > self._since:
+                self._look(View(history, stop=step, since=self._since, layout=self._layout), changed)
+                self._since = step
         return list(changed.values())
 
-    def _judge(self, rule: Rule, view: View) -> list[Finding]:
+    def _look(self, view: View, changed: dict[str, Finding]) -> None:
+        for rule in list(self._rules):
+            for key, finding in self._judge(rule, view).items():
+                if finding != self._findings.get(key):
+                    self._findings[key] = changed[key] = finding
+
+    def _judge(self, rule: Rule, view: View) -> dict[str, Finding]:
+        """Return by key what the rule finds, merged with what is known of it."""
+        found: dict[str, Finding] = {}
         try:
-            return rule.judge(view.for_rule(rule.name, self._findings.get(rule.name)))
+            for finding in rule.judge(view.for_rule(rule.name, self._findings.get(rule.name))):
+                known = found.get(finding.key) or self._findings.get(finding.key)
+                found[finding.key] = finding if known is None else known.merge(finding)
         except Exception as error:  # whatever a rule does wrong, the training and the other rules go on
             self._rules.remove(rule)
-            return [_failure(rule, view, error)]
+            failure = _failure(rule, view, error)
+            found[failure.key] = failure
+        return found
 
 
 def _failure(rule: Rule, view: View, error: Exception) -> Finding:
@@ -109,17 +128,30 @@ def diagnose(
     critical constant 0 99
     """
     diagnosis = Diagnosis(rules, settings=settings)
-    for stop in _looks(history):
-        diagnosis.update(history, stop=stop)
+    diagnosis.update(history)
     return diagnosis.findings
 
 
-def _looks(history: History) -> Iterator[int]:
-    end = history.last_step + 1
-    every = max(1, int(history.meta.get("every") or _DEFAULT_EVERY))
+def diagnose_recorded(history: History) -> list[dict[str, Any]]:
+    """Return what ``diagnose`` finds, and what was found while the training ran by other means than the rules here.
+
+    Rules that are not known here, and comparisons of ranks, have left their findings in ``history.findings``.
+
+    >>> history = History(loss=[0.7] * 100)
+    >>> history.findings = [{"rule": "replica_drift", "severity": "critical", "first_step": 50}, {"rule": "constant"}]
+    >>> [finding["rule"] for finding in diagnose_recorded(history)]
+    ['constant', 'replica_drift']
+    """
+    found = [finding.to_dict() for finding in diagnose(history)]
+    known = RULES.keys() | {finding["rule"] for finding in found}
+    return most_severe_first([*found, *(kept for kept in history.findings if kept.get("rule") not in known)])
+
+
+def _looks(history: History, end: int) -> Iterator[int]:
+    known = history.meta.get("every")
+    every = known if isinstance(known, int) and known > 0 else _DEFAULT_EVERY
     stop = every
     while stop < end:
         yield stop
         stop += max(every, int(stop * _GROWTH) // every * every)
-    if end > 0:
-        yield end
+    yield end

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral
 from typing import Any, Final
 
-from ..errors import InvalidValueError
+from ..errors import InvalidTypeError, InvalidValueError
 
 SEVERITIES: Final = ("info", "warning", "critical")
 """From the least to the most severe. ``info`` is worth knowing and no alarm."""
@@ -31,11 +32,15 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)  # the numbers of the evidence, for programs
 
     def __post_init__(self) -> None:
-        """Refuse a severity that there is not."""
+        """Refuse a severity that there is not, and steps that are no whole numbers."""
         if self.severity not in SEVERITIES:
             raise InvalidValueError(
                 f"finding {self.rule!r}: severity {self.severity!r}: expected one of {', '.join(SEVERITIES)}"
             )
+        steps: tuple[Any, ...] = (self.first_step, self.last_step)
+        for step in steps:
+            if not isinstance(step, Integral):
+                raise InvalidTypeError(f"finding {self.rule!r}: expected a whole number for a step, got {step!r}")
 
     @property
     def key(self) -> str:
@@ -92,3 +97,43 @@ class Finding:
         given = {name: value for name, value in values.items() if name in known}
         given["parameters"] = tuple(given.get("parameters", ()))
         return cls(**given)
+
+
+def severity_rank(finding: Mapping[str, Any]) -> int:
+    """Return the place of a stored finding's severity in ``SEVERITIES``, -1 where it has none of them.
+
+    >>> severity_rank({"rule": "constant", "severity": "critical"}), severity_rank({"rule": "mine"})
+    (2, -1)
+    """
+    severity = finding.get("severity")
+    return SEVERITIES.index(severity) if severity in SEVERITIES else -1
+
+
+def most_severe_first(findings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort stored findings as ``Diagnosis.findings`` are: the most severe first, then by first step.
+
+    >>> stored = [{"rule": "a", "first_step": 9}, {"rule": "b", "severity": "warning"}, {"rule": "c"}]
+    >>> [finding["rule"] for finding in most_severe_first(stored)]
+    ['b', 'c', 'a']
+    """
+
+    def place(finding: dict[str, Any]) -> tuple[int, float, str]:
+        first = finding.get("first_step")
+        return (
+            -severity_rank(finding),
+            float(first) if isinstance(first, (int, float)) else 0.0,
+            str(finding.get("rule")),
+        )
+
+    return sorted(findings, key=place)
+
+
+def span_of(finding: Mapping[str, Any]) -> str:
+    """Say at which steps a stored finding was seen.
+
+    >>> span_of({"first_step": 3, "last_step": 9}), span_of({"first_step": 3, "last_step": 3}), span_of({})
+    ('steps 3 to 9', 'step 3', 'step 0')
+    """
+    first = finding.get("first_step") or 0
+    last = finding.get("last_step") or first
+    return f"step {first}" if first == last else f"steps {first} to {last}"

@@ -28,8 +28,19 @@ class Rule:
         return self.with_settings(settings).judge(View(history, rule=self.name))
 
     def judge(self, view: View) -> list[Finding]:
-        """Return the findings of one view."""
-        return list(self.function(view, **self.settings) or ())
+        """Return the findings of one view.
+
+        Raises:
+            InvalidTypeError: the function gives something that is no finding.
+        """
+        found = list(self.function(view, **self.settings) or ())
+        for each in found:
+            if not isinstance(each, Finding):
+                raise InvalidTypeError(
+                    f"rule {self.name!r}: expected findings, as view.finding(...) makes them, got "
+                    f"{type(each).__name__}: {each!r:.80}"
+                )
+        return found
 
     def with_settings(self, settings: Mapping[str, Any]) -> Rule:
         """Return the rule with some settings changed.

@@ -196,7 +196,13 @@ class RunFile:
         return known
 
 
-_TRUNCATED: Final = {"points": "step", "intervals": "last_step", "exact_rows": "step", "findings": "first_step"}
+_TRUNCATED: Final = {
+    "points": "step",
+    "intervals": "last_step",
+    "exact_rows": "step",
+    "findings": "ifnull(last_step, first_step)",
+}
+"""What of each table rests on steps at which a truncation begins or later."""
 
 
 def _extremes(steps: list[int], values: list[float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pytracker.diagnostics import Finding
-from pytracker.errors import InvalidValueError
+from pytracker.errors import InvalidTypeError, InvalidValueError
 
 
 def finding(severity="warning", first=10, last=20, **changes):
@@ -36,3 +36,8 @@ def test_what_is_stored_has_the_key_that_a_run_replaces_by():
 def test_an_unknown_severity_is_refused_by_name():
     with pytest.raises(InvalidValueError, match=r"'severe'.*info, warning, critical"):
         finding("severe")
+
+
+def test_a_step_that_is_no_whole_number_is_refused():
+    with pytest.raises(InvalidTypeError, match="'loss_spike': expected a whole number for a step, got 'the end'"):
+        finding(last="the end")
