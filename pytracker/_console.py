@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ._metrics import goal, headline, ordered
 from .comparison import Comparison, flatten
+from .diagnostics import most_severe_first, span_of
 from .store import StoredRun
 
 _STATE_STYLES: Final = {"running": "green", "failed": "red", "interrupted": "yellow", "unreadable": "red"}
@@ -204,15 +205,27 @@ def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> Rendera
 
 
 def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
-    """Show findings: what, where, how it is known, why, and what to do."""
+    """Show findings: what, where, how it is known, why, and what to do; the most severe first."""
     parts: list[RenderableType] = [Text("\nFindings", style="bold")]
-    for finding in found:
+    for finding in most_severe_first(found):
         severity = str(finding.get("severity", "info"))
-        steps = f"steps {finding.get('first_step')} to {finding.get('last_step')}"
-        head = Text.assemble((severity, _SEVERITY_STYLES.get(severity, "")), f" {finding.get('rule')}, {steps}")
-        told = [(name, finding.get(name)) for name in ("evidence", "cause", "action")]
-        parts += [head, _pairs({f"  {name}": text for name, text in told if text})]
+        rest = f" {finding.get('rule')}, {span_of(finding)}"
+        head = Text.assemble((severity, _SEVERITY_STYLES.get(severity, "")), rest)
+        told = {"evidence": finding.get("evidence"), "parameters": named(finding)}
+        told |= {name: finding.get(name) for name in ("cause", "action")}
+        parts += [head, _pairs({f"  {name}": text for name, text in told.items() if text})]
     return Group(*parts) if len(parts) > 1 else Text("no findings")
+
+
+def named(finding: dict[str, Any]) -> str:
+    """Name the parameters of a finding, the first few of many.
+
+    >>> named({"parameters": ["a", "b", "c", "d", "e", "f", "g"]})
+    'a, b, c, d, e and 2 more'
+    """
+    names = list(map(str, finding.get("parameters") or ()))
+    more = len(names) - _SHOWN_PARAMETERS
+    return ", ".join(names[:_SHOWN_PARAMETERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def comparison(compared: Comparison) -> RenderableType:

@@ -39,6 +39,7 @@ _directory = click.option(
     "--dir", "directory", default="runs", show_default=True, envvar="PYTRACKER_RUNS", help="The folder of the runs."
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_FOUND = 3  # the exit status of `diagnose --fail-on`; 1 and 2 are errors
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -173,27 +174,29 @@ def export(run: str, output: str, format_: str | None, parameters: bool, directo
 @click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "critical"]),
-    help="Exit with status 1 where a finding is at least this severe.",
+    help="Exit with status 3 where a finding is at least this severe.",
 )
 @_directory
 @_as_json
 def diagnose(run: str, fail_on: str | None, directory: str, as_json: bool) -> None:
     """Say what is wrong with a training, how that is known, and what to do.
 
+    The rules judge what is recorded; what else was found while it ran (by rules that are not known here, or by
+    comparing ranks) is told as it was then. The status is 0, or 3 as --fail-on says.
+
     Example: pytracker diagnose brisk-otter --fail-on warning
     """
-    from .diagnostics import SEVERITIES
-    from .diagnostics import diagnose as diagnose_history
+    from .diagnostics import SEVERITIES, diagnose_recorded, severity_rank
 
-    findings = diagnose_history(_find(run, directory).history)
+    findings = diagnose_recorded(_find(run, directory).history)
     if as_json:
-        _print_json([finding.to_dict() for finding in findings])
+        _print_json(findings)
     else:
         from . import _console
 
-        _console.show(_console.findings([finding.to_dict() for finding in findings]))
-    if fail_on and any(SEVERITIES.index(each.severity) >= SEVERITIES.index(fail_on) for each in findings):
-        sys.exit(1)
+        _console.show(_console.findings(findings))
+    if fail_on and any(severity_rank(finding) >= SEVERITIES.index(fail_on) for finding in findings):
+        sys.exit(_FOUND)
 
 
 @main.command()

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from . import _console
 from ._metrics import ordered
+from .diagnostics import most_severe_first
 from .history import History
 from .parameters import Float64Array, Int64Array
 from .store import StoredRun, Tail
@@ -59,9 +60,11 @@ def screen(tail: Tail) -> RenderableType:
         title = f"Gradient norms of {len(parameters.infos)} parameters, loudest and quietest"
         parts.append(_console.norm_table(parameters.names, parameters.field("norm_mean"), title))
     if history.findings:
-        parts.append(_console.findings(history.findings[-_FINDINGS:]))
+        parts.append(_console.findings(most_severe_first(history.findings)[:_FINDINGS]))
         if len(history.findings) > _FINDINGS:
-            parts.append(Text(f"and {len(history.findings) - _FINDINGS} earlier findings"))
+            parts.append(
+                Text(f"and {len(history.findings) - _FINDINGS} less severe; all: pytracker show {tail.run.name}")
+            )
     return Group(*parts)
 
 

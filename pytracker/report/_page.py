@@ -10,6 +10,7 @@ from typing import Any
 
 from .._metrics import goal
 from ..comparison import Comparison, MetricResult, flatten
+from ..diagnostics import most_severe_first, span_of
 from ..errors import MissingExtraError
 from ..store import StoredRun, jsonable
 from ._lines import Subject
@@ -143,21 +144,21 @@ def _config(runs: list[StoredRun], compared: Comparison) -> str:
 
 
 def _findings(subjects: list[Subject]) -> str:
-    cards = [_finding(each, finding, len(subjects) > 1) for each in subjects for finding in each.findings]
+    many = len(subjects) > 1
+    cards = [_finding(each, finding, many) for each in subjects for finding in most_severe_first(each.findings)]
     return f"<h2>Findings</h2>{''.join(cards)}" if cards else ""
 
 
 def _finding(each: Subject, finding: dict[str, Any], named: bool) -> str:
     severity = str(finding.get("severity", "info"))
     first, last = finding.get("first_step") or 0, finding.get("last_step") or 0
-    steps = f"step {first}" if first == last else f"steps {first} to {last}"
     run = f"{_dot(each.color)} {_text(each.name)}: " if named else ""
-    told = "".join(
-        f"<dt>{name}</dt><dd>{_text(finding[name])}</dd>" for name in ("cause", "action") if finding.get(name)
-    )
+    facts: dict[str, Any] = {"parameters": ", ".join(map(str, finding.get("parameters") or ()))}
+    facts |= {name: finding.get(name) for name in ("cause", "action")}
+    told = "".join(f"<dt>{name}</dt><dd>{_text(fact)}</dd>" for name, fact in facts.items() if fact)
     return (
         f"<div class='card finding {_text(severity)}'><h3>{run}{_text(finding.get('rule'))} "
-        f"<a href='#series' data-first={first} data-last={last}>{steps}</a></h3>"
+        f"<a href='#series' data-first={first} data-last={last}>{span_of(finding)}</a></h3>"
         f"<p>{_text(finding.get('evidence', ''))}</p><dl>{told}</dl></div>"
     )
 

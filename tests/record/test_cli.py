@@ -147,14 +147,83 @@ def test_report_writes_a_page(runs):
     assert "brisk-otter" in (runs / "page.html").read_text()
 
 
-def test_diagnose_fails_on_request(tmp_path):
+@pytest.fixture
+def sick(tmp_path):
+    """Record a training that stands still, meets a NaN, and of which a tracker knew what no rule can see."""
     with Run(tmp_path, name="sick") as run:
         for step in range(200):
-            run.log(step, loss=0.7 if step < 100 else float("nan"))
-    assert call("diagnose", "sick", "--dir", tmp_path).returncode == 0
-    done = call("diagnose", "sick", "--dir", tmp_path, "--fail-on", "critical")
-    assert done.returncode == 1
-    assert "critical" in done.stdout
+            run.log(step, loss=0.7, grad_norm=0.5 + step % 7 if step != 150 else float("nan"))
+        run.log_finding(
+            {
+                "rule": "replica_drift",
+                "severity": "warning",
+                "first_step": 120,
+                "last_step": 120,
+                "evidence": "rank 1 has another gradient",
+                "parameters": ["head.weight", "head.bias"],
+            }
+        )
+        run.log_finding({"rule": "constant", "severity": "info", "first_step": 0, "evidence": "stale"})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "status"),
+    [((), 0), (("--fail-on", "critical"), 3), (("--fail-on", "warning"), 3), (("--fail-on", "info"), 3)],
+)
+def test_diagnose_ends_with_status_3_on_request_and_0_otherwise(sick, fail_on, status):
+    done = call("diagnose", "sick", "--dir", sick, *fail_on)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert "critical constant, steps 0 to 199" in done.stdout
+    assert done.stdout.index("critical") < done.stdout.index("warning")
+
+
+def test_diagnose_tells_errors_from_findings_by_its_status(sick):
+    assert call("diagnose", "nobody", "--dir", sick, "--fail-on", "info").returncode == 1
+    assert call("diagnose", "sick", "--dir", sick, "--fail-on", "severe").returncode == 2
+
+
+def test_diagnose_is_calm_about_a_calm_training(tmp_path):
+    with Run(tmp_path, name="calm") as run:
+        for step in range(40):
+            run.log(step, loss=1 / (step + 1))
+    done = call("diagnose", "calm", "--dir", tmp_path, "--fail-on", "info")
+    assert (done.returncode, done.stdout.strip()) == (0, "no findings")
+
+
+def test_diagnose_says_what_the_rules_find_and_what_only_the_tracker_could(sick):
+    found = json.loads(call("diagnose", "sick", "--dir", sick, "--json").stdout)
+    assert [(each["severity"], each["rule"]) for each in found] == [
+        ("critical", "constant"),
+        ("critical", "gradient_nonfinite"),
+        ("warning", "loss_not_decreasing"),
+        ("warning", "replica_drift"),
+    ]
+    assert found[1]["first_step"] == 150
+    assert found[0]["evidence"] == "the loss is exactly 0.7 at every step from 0 to 199"
+    asked = {"rule", "severity", "first_step", "last_step", "evidence", "parameters", "cause", "action"}
+    assert all(asked <= each.keys() for each in found[:3])
+
+
+def test_findings_name_their_parameters_and_a_single_step_in_the_terminal(sick):
+    for verb in (("show",), ("diagnose",), ("watch", "--once")):
+        shown = call(verb[0], "sick", "--dir", sick, *verb[1:]).stdout
+        assert "warning replica_drift, step 120\n" in shown
+        assert "head.weight, head.bias" in shown
+
+
+def test_watch_shows_the_most_severe_findings_and_how_many_there_are(tmp_path):
+    with Run(tmp_path, name="many") as run:
+        run.log(0, loss=1.0)
+        for step, severity in enumerate(["critical", "info", "warning", "info", "info"]):
+            run.log_finding({"rule": f"rule_{step}", "severity": severity, "first_step": step, "evidence": "x"})
+    shown = call("watch", "many", "--dir", tmp_path, "--once").stdout
+    assert [line.split(",")[0] for line in shown.splitlines() if " rule_" in line] == [
+        "critical rule_0",
+        "warning rule_2",
+        "info rule_1",
+    ]
+    assert "and 2 less severe; all: pytracker show many" in shown
 
 
 def test_the_command_line_starts_without_torch_numpy_and_plotly():

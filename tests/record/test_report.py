@@ -165,6 +165,21 @@ def test_the_page_is_one_file_and_escapes_what_it_was_given(run, tmp_path):
     assert len(data["lines"]) == 5
 
 
+def test_findings_are_cards_the_most_severe_first_with_steps_parameters_cause_and_action(tmp_path):
+    with Run(tmp_path, name="sick") as run:
+        run.log(0, loss=1.0)
+        run.log_finding({"rule": "mild", "severity": "info", "first_step": 1, "last_step": 1, "evidence": "early"})
+        found = {"rule": "grave", "severity": "critical", "first_step": 7, "last_step": 9, "evidence": "norm 9 > 1"}
+        run.log_finding({**found, "parameters": ["a.weight", "<b>"], "cause": "a step", "action": "clip at 1"})
+    text = write_report([run.path], tmp_path / "report.html").read_text().partition("<body>")[2]
+    assert text.index("finding critical") < text.index("finding info")
+    assert ">steps 7 to 9</a>" in text
+    assert ">step 1</a>" in text
+    told = {"parameters": "a.weight, &lt;b&gt;", "cause": "a step", "action": "clip at 1"}
+    assert all(f"<dt>{name}</dt><dd>{fact}</dd>" in text for name, fact in told.items())
+    assert "<p>norm 9 &gt; 1</p>" in text
+
+
 def test_runs_without_parameters_or_findings_or_anything_are_drawn_too(tmp_path):
     with Run(tmp_path, name="bare") as bare:
         bare.log(0, loss=1.0)
