@@ -66,13 +66,14 @@ class Diagnosis:
 
         ``stop``: look only at the steps before it; all by default.
         """
-        if self._history is not history or self._truncations != history.truncations:
+        anew = self._history is not history or self._truncations != history.truncations
+        if anew:
             self._begin(history)
         if self._layout is None or self._layout.infos is not history.parameters.infos:
             self._layout = Layout(history.parameters.infos)
         changed: dict[str, Finding] = {}
         end = history.last_step + 1 if stop is None else stop
-        for step in _looks(history, end) if stop is None and self._since == 0 else (end,):
+        for step in _looks(history, end) if anew and stop is None else (end,):
             if step > self._since:
                 self._look(View(history, stop=step, since=self._since, layout=self._layout), changed)
                 self._since = step

@@ -23,7 +23,7 @@ def scratch_rule():
 
 def spiky(steps=400, at=(200, 300)):
     loss = healthy_loss(steps)
-    loss[list(at)] += 20.0
+    loss[[place for place in at if place < steps]] += 20.0
     return History(loss=loss)
 
 
@@ -85,6 +85,25 @@ def test_online_and_after_the_fact_agree_on_what_and_where():
     assert [(found.rule, found.first_step, found.last_step) for found in diagnose(history)] == [
         (found.rule, found.first_step, found.last_step) for found in online.findings
     ]
+
+
+def test_a_long_history_that_is_first_seen_now_is_looked_at_as_if_it_had_grown(scratch_rule):
+    stops = []
+
+    @rule
+    def witness(view):
+        stops.append((view.since, view.stop))
+        return ()
+
+    history = spiky(190)
+    Diagnosis(["witness"]).update(history)
+    assert stops == [(0, 50), (50, 100), (100, 150), (150, 190)]
+    del stops[:]
+    history, diagnosis = History(), Diagnosis(["witness"])
+    diagnosis.update(history)
+    history["loss"].extend(healthy_loss(190))
+    diagnosis.update(history)
+    assert stops == [(0, 190)]
 
 
 def test_a_view_never_shows_a_rule_what_comes_later():

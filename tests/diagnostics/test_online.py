@@ -86,7 +86,7 @@ def test_a_diagnosis_looks_at_several_drains_at_once_where_they_come_faster_than
         train(tracker, losses(2000))
         trained = time.perf_counter() - start
         drains = len(tracker.history["loss"]) // 2
-        assert 0.02 * len(seen) <= 0.02 * trained + 2 * 0.02
+        assert len(seen) * 0.02 <= 0.02 * trained + 2 * 0.02  # 0.02 s a look, and 2 % of the time
         assert len(seen) < drains
     assert seen[-1] == 2000  # and the end is always looked at
 
