@@ -26,8 +26,8 @@ class Judge:
         diagnosis: the rules; None for none.
         run: where findings are kept.
         on_finding: called with each finding that is new or has grown; without it, new ones, and those that have become
-            more severe, are logged as warnings. Where it raises, the finding is logged beside the error, and the
-            training goes on.
+            more severe, are logged as warnings. Where it raises, these are logged beside the error, and the training
+            goes on.
     """
 
     def __init__(self, diagnosis: Diagnosis | None, run: Any, on_finding: Callable[[Finding], None] | None) -> None:
@@ -36,6 +36,7 @@ class Judge:
         self._on_finding = on_finding
         self._others: dict[str, Finding] = {}  # found by other means than the rules
         self._told = {str(kept.get("key")): severity_rank(kept) for kept in run.history.findings}
+        self._unheard: set[str] = set()  # told to an on_finding that raised
         self._truncations = -1  # of the history when it was looked at
         self._again = 0.0
 
@@ -85,10 +86,8 @@ class Judge:
             try:
                 self._on_finding(finding)
             except Exception as error:  # an alarm that fails must not be the end of the training
-                logger.warning(
-                    "on_finding raised %s: %s; the training goes on. It was told %s",
-                    type(error).__name__,
-                    error,
-                    finding,
-                    exc_info=worse,
-                )
+                if worse or finding.key not in self._unheard:
+                    kind, first = type(error).__name__, not self._unheard
+                    message = "on_finding raised %s: %s; the training goes on. It was told %s"
+                    logger.warning(message, kind, error, finding, exc_info=first)
+                self._unheard.add(finding.key)

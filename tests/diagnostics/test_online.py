@@ -114,6 +114,17 @@ def test_a_callback_that_raises_is_logged_with_what_it_should_have_heard_and_the
     assert "loss_spike, step 200" in record.message
 
 
+def test_a_callback_that_always_raises_is_logged_once_for_each_trouble(caplog) -> None:
+    def page(finding: Finding) -> None:
+        raise ConnectionError(finding.last_step)
+
+    with Tracker(model_with_gradients(), every=20, diagnosis=Diagnosis(SPIKES), on_finding=page) as tracker:
+        for part in np.split(losses(400, (200, 300, 360)), 20):
+            train(tracker, part)
+            tracker.flush()
+    assert [record.message.partition(";")[0] for record in caplog.records] == ["on_finding raised ConnectionError: 200"]
+
+
 def test_a_callback_that_failed_once_is_asked_again() -> None:
     heard: list[Finding] = []
 
