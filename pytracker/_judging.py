@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .diagnostics import Diagnosis, Finding, severity_rank
+from .diagnostics import Diagnosis, Finding, next_look, severity_rank
+from .errors import InvalidTypeError
 from .history import History
 
 logger = logging.getLogger("pytracker")
 
 _SHARE = 0.02
-"""The rules take at most this share of the time: where drains come fast, they look at several at once."""
+"""The rules take at most this share of the time, but for the looks that ``diagnose`` would take as well."""
 
 
 class Judge:
@@ -28,17 +29,25 @@ class Judge:
         on_finding: called with each finding that is new or has grown; without it, new ones, and those that have become
             more severe, are logged as warnings. Where it raises, these are logged beside the error, and the training
             goes on.
+
+    Raises:
+        InvalidTypeError: ``on_finding`` cannot be called.
     """
 
     def __init__(self, diagnosis: Diagnosis | None, run: Any, on_finding: Callable[[Finding], None] | None) -> None:
-        self._diagnosis = diagnosis
+        if on_finding is not None and not callable(on_finding):
+            raise InvalidTypeError(
+                f"on_finding is {on_finding!r:.80}, of type {type(on_finding).__name__}; expected a function"
+            )
+        self._diagnosis = None if diagnosis is None else diagnosis.for_training()
         self._run = run
         self._on_finding = on_finding
         self._others: dict[str, Finding] = {}  # found by other means than the rules
         self._told = {str(kept.get("key")): severity_rank(kept) for kept in run.history.findings}
         self._unheard: set[str] = set()  # told to an on_finding that raised
         self._truncations = -1  # of the history when it was looked at
-        self._again = 0.0
+        self._again = 0.0  # when the rules may look again, and the length of the history at which they must
+        self._due = 0
 
     @property
     def findings(self) -> list[Finding]:
@@ -47,10 +56,14 @@ class Judge:
         return sorted(found, key=lambda finding: (-finding.rank, finding.first_step, finding.rule))
 
     def look(self, history: History, now: bool = False) -> None:
-        """Ask the rules, unless that takes more than its share of the time: then a later call will, or one ``now``."""
-        begin = time.perf_counter()
+        """Ask the rules, unless that takes more than its share of the time: then a later call will, or one ``now``.
+
+        They are asked at each drain of a short training, and whenever it is 2 % longer, in any case: then what is found
+        is what ``diagnose`` will find.
+        """
+        begin, stop = time.perf_counter(), history.last_step + 1
         anew = self._truncations != history.truncations
-        if begin < self._again and not now and not anew:
+        if begin < self._again and stop < self._due and not now and not anew:
             return
         if anew:
             self._truncations = history.truncations
@@ -62,6 +75,9 @@ class Judge:
         self._tell([each for each in changed if not (anew and self._told.get(each.key, -1) >= each.rank)], changed)
         if anew:  # what is gone would be news if it came back
             self._told = {each.key: self._told.get(each.key, -1) for each in self.findings}
+        self._due = next_look(history) if anew else self._due
+        while self._due <= stop:
+            self._due = next_look(history, self._due)
         done = time.perf_counter()
         self._again = done + (done - begin) / _SHARE
 

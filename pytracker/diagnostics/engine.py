@@ -49,6 +49,13 @@ class Diagnosis:
         self._layout: Layout | None = None
         self._since = 0
 
+    def for_training(self) -> Diagnosis:
+        """Return this diagnosis where it has judged nothing yet, or else another one with the same rules and settings.
+
+        So one that is given to several trackers serves each of them, also at the same time.
+        """
+        return self if self._history is None else Diagnosis(self._selected)
+
     @property
     def findings(self) -> list[Finding]:
         """All findings so far: the most severe first, then by first step."""
@@ -148,11 +155,24 @@ def diagnose_recorded(history: History) -> list[dict[str, Any]]:
     return most_severe_first([*found, *(kept for kept in history.findings if kept.get("rule") not in known)])
 
 
-def _looks(history: History, end: int) -> Iterator[int]:
+def next_look(history: History, stop: int = 0) -> int:
+    """Return how long a training may get, from ``stop`` steps on, before it is looked at again.
+
+    One drain longer at first, and 2 % later: so a long training, too, takes a few hundred looks in all.
+
+    >>> history = History()
+    >>> history.meta["every"] = 20
+    >>> next_look(history), next_look(history, 20), next_look(history, 100_000)
+    (20, 40, 102000)
+    """
     known = history.meta.get("every")
     every = known if isinstance(known, int) and known > 0 else _DEFAULT_EVERY
-    stop = every
+    return stop + max(every, int(stop * _GROWTH) // every * every)
+
+
+def _looks(history: History, end: int) -> Iterator[int]:
+    stop = next_look(history)
     while stop < end:
         yield stop
-        stop += max(every, int(stop * _GROWTH) // every * every)
+        stop = next_look(history, stop)
     yield end
