@@ -6,8 +6,9 @@ import contextlib
 import datetime
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.distributed as dist
 
@@ -35,19 +36,27 @@ def group_named(name: str) -> Any:
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]  # torch's own way
 
 
-_names: dict[tuple[tuple[int, ...], datetime.timedelta, str], str] = {}
-"""The gloo group of some ranks with a timeout and a purpose, by name: made once, since torch would give the same name,
-and its old addresses, to a second one. It ends with ``torch.distributed``."""
+_Key: TypeAlias = "tuple[tuple[int, ...], datetime.timedelta, str]"
+
+_names: dict[_Key, str] = {}
+"""The gloo group of some ranks with a timeout and a purpose, by name: kept for the next tracker for as long as nothing
+went wrong in it. It ends with ``torch.distributed``."""
+_attempts: Counter[_Key] = Counter()
 
 
-def _group_of(members: tuple[int, ...], timeout: datetime.timedelta, purpose: str) -> Any:
+def _group_of(key: _Key) -> Any:
     with contextlib.suppress(KeyError, RuntimeError):
-        return group_named(_names[members, timeout, purpose])
+        return group_named(_names[key])
+    members, timeout, purpose = key
     local = len(members) < dist.get_world_size()
     store = dist.distributed_c10d._get_default_store()
-    place = f"pytracker/{purpose}/{timeout}/{hashlib.sha256(repr(members).encode()).hexdigest()}"
+    _attempts[key] += 1
+    digest = hashlib.sha256(repr((key, _attempts[key])).encode()).hexdigest()
+    place = f"pytracker/{digest}"
     try:
         store.set(f"{place}/{dist.get_rank()}", "")
+        if local:
+            _count_alike(store, place, members, timeout)
         group = dist.new_group(
             list(members),
             timeout=timeout,
@@ -63,8 +72,23 @@ def _group_of(members: tuple[int, ...], timeout: datetime.timedelta, purpose: st
             "process_group=torch.distributed.new_group([rank], use_local_synchronization=True). "
             f"torch says: {error}"
         ) from error
-    _names[members, timeout, purpose] = group.group_name
+    _names[key] = group.group_name
     return group
+
+
+def _count_alike(store: Any, place: str, members: tuple[int, ...], timeout: datetime.timedelta) -> None:
+    """Give every member as many groups as the others have.
+
+    torch names a group of some ranks after them and the number of groups that the process has: where that differs, as
+    between stages of a pipeline, members would wait for each other under different names.
+    """
+    rank, groups = dist.get_rank(), dist.distributed_c10d._world.pg_names
+    keys = [f"{place}/groups/{member}" for member in members]
+    store.set(f"{place}/groups/{rank}", str(len(groups)))
+    store.wait(keys, timeout)
+    counts = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
+    for _ in range(max(map(int, counts)) - len(groups)):
+        dist.new_group([rank], backend="gloo", use_local_synchronization=True)
 
 
 def _absent(store: Any, place: str, members: Iterable[int], patience: float) -> str:
@@ -106,8 +130,32 @@ class Ranks:
             raise LayoutError("torch.distributed is not initialized; call init_process_group before making the tracker")
         self._limit = datetime.timedelta(seconds=timeout)
         self.members = list(range(dist.get_world_size())) if members is None else sorted(members)
-        self.group: Any = _group_of(tuple(self.members), self._limit, "rows")
-        self._meeting: Any = _group_of(tuple(self.members), self._limit, "meetings") if meets else self.group
+        ranks = tuple(self.members)
+        self._rows: _Key = (ranks, self._limit, "rows" if meets else "copies")
+        self._meetings: _Key = (ranks, self._limit, "meetings") if meets else self._rows
+        self._meeting: Any = _group_of(self._meetings)
+        if meets:
+            self._agree_on_rows()
+        self.group: Any = _group_of(self._rows)
+
+    def _agree_on_rows(self) -> None:
+        """Forget the group for rows unless all ranks kept it: collectives may be under way where one has left it."""
+        mine, kept = _names.get(self._rows), [""]
+        with contextlib.suppress(RankMismatchError):
+            kept = self.gather(mine)
+        if self._meetings not in _names:  # this rank had not noticed that the last tracker's ranks lost each other
+            self._meeting = _group_of(self._meetings)
+            kept = self.gather(mine)
+        if None in kept or len(set(kept)) > 1:
+            _names.pop(self._rows, None)
+
+    def keep_agreed(self, groups: Iterable[tuple[int, ...]]) -> None:
+        """Forget the groups of copies that not all of their members have kept. A collective of all ranks; waits."""
+        keys: list[_Key] = [(group, self._limit, "copies") for group in groups]
+        told = dict(zip(self.members, self.gather({key[0]: _names.get(key) for key in keys}), strict=True))
+        for key in keys:
+            if len({told[rank].get(key[0]) for rank in key[0]}) > 1:
+                _names.pop(key, None)
 
     @property
     def is_first(self) -> bool:
@@ -163,6 +211,7 @@ class Ranks:
         counts = self.gather(steps, f"not all ranks came to epoch, flush or close after {steps} steps")
         if len(set(counts)) > 1:
             by_rank = dict(zip(self.members, counts, strict=True))
+            self.discard()
             raise RankMismatchError(
                 f"the ranks have recorded different numbers of steps, by rank: {by_rank}; every rank must "
                 "call step, epoch, flush and close alike"
@@ -194,6 +243,8 @@ class Ranks:
 
     def _missing(self, failure: str, error: Exception) -> RankMismatchError:
         """Say who is missing: those who do not notice the failure too, as the store of the group tells."""
+        self.discard()
+        _names.pop(self._meetings, None)
         store = dist.distributed_c10d._get_process_group_store(self._meeting)
         who = _absent(store, "pytracker/here", self.members, min(_PATIENCE, self._limit.total_seconds()))
         return RankMismatchError(
@@ -201,6 +252,10 @@ class Ranks:
             "Each must call step, epoch, flush and close alike. What was merged before is recorded. "
             f"torch says: {error}"
         )
+
+    def discard(self) -> None:
+        """Keep the group for rows from the next tracker: ranks may be at different collectives in it."""
+        _names.pop(self._rows, None)
 
     def close(self) -> None:
         """Let go of the groups, so that their threads can end with ``torch.distributed``."""

@@ -22,6 +22,8 @@ from .replicas import ReplicaWatch
 
 Receive: TypeAlias = Callable[[Rows], None]
 
+_RESCUE = 1.0  # seconds in which what all ranks have sent arrives, although they will not go on
+
 
 class Alone:
     """Nobody to talk to: a single process, or DDP, whose ranks all have the whole gradient."""
@@ -101,7 +103,7 @@ class Team(Alone):
             if self._merger is None:
                 raise
             with contextlib.suppress(RankMismatchError):
-                self.poll(receive)  # what has come meanwhile
+                self._merger.rescue(receive, _RESCUE)
             raise RankMismatchError(f"{self._merger.pending()}{error}") from error
 
     def finish(self, receive: Receive) -> list[Finding]:
@@ -119,6 +121,7 @@ class Team(Alone):
         return found if self.is_first else []  # all ranks know, and one says it
 
     def leave(self) -> None:
+        self._ranks.discard()
         if self._merger is not None:
             self._merger.abandon()
         if self._replicas is not None:

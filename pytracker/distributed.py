@@ -18,6 +18,7 @@ Copies are taken at no rank's word: ``_copies`` tells from their moments whether
 
 from __future__ import annotations
 
+import time
 import warnings
 import zlib
 from collections import Counter, deque
@@ -128,6 +129,17 @@ class Merging:
         while self._merges and all(work.is_completed() for work in self._merges[0].works):
             self._next(receive)
 
+    def rescue(self, receive: Callable[[Rows], None], seconds: float) -> None:
+        """Hand on what all ranks have begun to merge before they disagreed, and wait for it so long at most.
+
+        Raises:
+            RankMismatchError: as ``poll`` does.
+        """
+        end = time.monotonic() + seconds
+        while self._merges and time.monotonic() < end:
+            self.poll(receive)
+            time.sleep(0.01)
+
     def flush(self, receive: Callable[[Rows], None]) -> None:
         """Hand on everything. Waits for the other ranks, at most as long as the timeout for each interval.
 
@@ -145,7 +157,12 @@ class Merging:
         except RankMismatchError:
             self._merges.clear()  # the group is broken: nothing after this will arrive either
             raise
-        receive(self.finish(merge, drain))
+        try:
+            rows = self.finish(merge, drain)
+        except RankMismatchError:
+            self._ranks.discard()
+            raise
+        receive(rows)
 
 
 @dataclass(frozen=True)

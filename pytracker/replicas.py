@@ -127,6 +127,7 @@ class ReplicaWatch:
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, (each, plain) in enumerate(zip(held, self._holders(held), strict=True)):
             alike[plain if each.piece.replicated else each.piece.copies].append(index)
+        self._all.keep_agreed(members for members in alike if len(members) > 1)
         # Every rank makes its groups in the same order, so that none waits for another in a circle.
         self._copies = [
             _Copies(Ranks(list(members), timeout=timeout, meets=False), places, names, every, tolerance)
@@ -159,7 +160,9 @@ class ReplicaWatch:
 
     def abandon(self) -> None:
         """Give up what has not been compared, without waiting. Threads may yet use its memory, so that is kept."""
-        _abandoned.extend(copies.under_way for copies in self._copies)
+        for copies in self._copies:
+            _abandoned.append(copies.under_way)
+            copies.ranks.discard()
         _abandoned.append(self._messages)
 
     def close(self) -> None:

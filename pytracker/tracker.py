@@ -170,7 +170,7 @@ class Tracker:
         try:
             self._measure_weights()
         except Exception as error:
-            self._run.finish("failed", error=f"{type(error).__name__}: {error}")
+            self.close(error=f"{type(error).__name__}: {error}")
             raise
         self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
 
@@ -290,6 +290,7 @@ class Tracker:
                     self._log.flush()
                 self._judge.look(self.history, now=True)
         except Exception as problem:
+            self._team.leave()
             error = error or f"{type(problem).__name__}: {problem}"
             raise
         finally:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
-from pytracker.columns import SUM_SQ, ZEROS
+from pytracker.columns import ABS_MAX, COLUMNS, SUM_SQ, ZEROS
 
 STEPS, EVERY, RATE, SCALE = 7, 3, 0.05, 1024.0
 
@@ -45,6 +45,17 @@ def ddp(model: Network, world: int) -> nn.Module:
     return DistributedDataParallel(model)
 
 
+def inner_ddp(model: Network, world: int) -> nn.Module:
+    """Each layer is wrapped by itself, somewhere inside the model, one by a class derived from torch's."""
+
+    class Derived(DistributedDataParallel):
+        pass
+
+    model.first, model.second, model.norm = (Derived(layer) for layer in (model.first, model.second, model.norm))
+    model.last = DistributedDataParallel(model.last)
+    return model
+
+
 def compiled_ddp(model: Network, world: int) -> nn.Module:
     model.first = torch.compile(model.first, backend="eager")  # the names have two wrappers, and the numbers none
     return DistributedDataParallel(model)
@@ -55,12 +66,31 @@ def fsdp2(model: Network, world: int) -> nn.Module:
     return fully_shard(model)
 
 
+def fsdp2_columns(model: Network, world: int) -> nn.Module:
+    """Matrices are cut by columns where torch can: into shards that are not contiguous in the whole."""
+
+    def placement(parameter: nn.Parameter) -> Shard | None:
+        return Shard(1) if parameter.ndim == 2 and parameter.shape[1] % world == 0 else None
+
+    return fully_shard(model, shard_placement_fn=placement)
+
+
 def hsdp(model: Network, world: int) -> nn.Module:
     mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
     return fully_shard(model, mesh=mesh)
 
 
-def fsdp1(model: Network, world: int, strategy: str, original: bool) -> nn.Module:
+def replicated_in(layer: nn.Module, mesh: DeviceMesh) -> None:
+    """Make the parameters of a layer DTensors that every rank of the mesh has, and compute with them."""
+    distribute_module(
+        layer,
+        mesh,
+        input_fn=lambda module, inputs, mesh: tuple(DTensor.from_local(x, mesh, [Replicate()]) for x in inputs),
+        output_fn=lambda module, output, mesh: output.to_local(),
+    )
+
+
+def fsdp1(model: Network, world: int, strategy: str, original: bool, whole: bool = False) -> nn.Module:
     mesh = None
     if strategy == "HYBRID_SHARD":
         mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
@@ -71,7 +101,8 @@ def fsdp1(model: Network, world: int, strategy: str, original: bool) -> nn.Modul
         sharding_strategy=ShardingStrategy[strategy],
         use_orig_params=original,
     )
-    model.first = wrap(model.first)
+    if not whole:
+        model.first = wrap(model.first)
     return wrap(model)
 
 
@@ -95,22 +126,43 @@ def sequence_parallel(model: Network, world: int) -> nn.Module:
     return model
 
 
-def tp_fsdp(model: Network, world: int) -> nn.Module:
+def tp_fsdp(model: Network, world: int, mixed: bool = False) -> nn.Module:
+    """What is not tensor parallel is replicated over that dimension; or, mixed, no tensor of it but of the other."""
     mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
     parallelize_module(model, mesh["tensor"], PLAN)
-    for layer in (model.norm, model.last):  # what is not tensor parallel is replicated over that dimension
-        parallelize_module(layer, mesh["tensor"], {})
+    if mixed:
+        fully_shard(model.norm, mesh=mesh["data"])
+        fully_shard(model.last, mesh=mesh["data"])
+    else:
+        replicated_in(model.norm, mesh["tensor"])
+        replicated_in(model.last, mesh["tensor"])
     return fully_shard(model, mesh=mesh["data"])
+
+
+def tp_hsdp(model: Network, world: int) -> nn.Module:
+    """A mesh of three dimensions: copies of shards of columns."""
+    mesh = init_device_mesh("cpu", (2, world // 4, 2), mesh_dim_names=("copy", "data", "tensor"))
+    parallelize_module(model, mesh["tensor"], PLAN)
+    replicated_in(model.norm, mesh["tensor"])
+    replicated_in(model.last, mesh["tensor"])
+    return fully_shard(model, mesh=mesh["copy", "data"])
 
 
 LAYOUTS: dict[str, Callable[[Network, int], nn.Module]] = {
     "ddp": ddp,
+    "inner_ddp": inner_ddp,
     "compiled_ddp": compiled_ddp,
     "fsdp2": fsdp2,
+    "fsdp2_columns": fsdp2_columns,
+    "fsdp2_whole": lambda model, world: fully_shard(model),
+    "fsdp1_whole_original": partial(fsdp1, strategy="FULL_SHARD", original=True, whole=True),
+    "fsdp1_whole_flat": partial(fsdp1, strategy="FULL_SHARD", original=False, whole=True),
     "hsdp": hsdp,
     "tensor_parallel": tensor_parallel,
     "sequence_parallel": sequence_parallel,
     "tp_fsdp": tp_fsdp,
+    "tp_fsdp_mixed": partial(tp_fsdp, mixed=True),
+    "tp_hsdp": tp_hsdp,
     **{
         f"fsdp1_{strategy}_{'original' if original else 'flat'}": partial(fsdp1, strategy=strategy, original=original)
         for strategy in ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD")
@@ -121,7 +173,9 @@ LAYOUTS: dict[str, Callable[[Network, int], nn.Module]] = {
 
 def readers_of(layout: str, world: int) -> int:
     """Return how many different batches the ranks read: those of a tensor parallel group share theirs."""
-    return {"tensor_parallel": 1, "sequence_parallel": 1, "tp_fsdp": world // 2}.get(layout, world)
+    if layout.startswith("tp_"):
+        return world // 2
+    return 1 if layout in ("tensor_parallel", "sequence_parallel") else world
 
 
 def expected_rows(reference: nn.Module, readers: int, micro: int) -> tuple[list[str], np.ndarray, list[float]]:
@@ -136,12 +190,19 @@ def expected_rows(reference: nn.Module, readers: int, micro: int) -> tuple[list[
             for reader in range(readers)
         ]
         torch.stack(losses).mean().backward()
-        gradients = [p.grad.numpy() for p in reference.parameters()]
-        rows.append([[g.sum(), (g**2).sum(), np.abs(g).max(), (g == 0).sum(), 0, 0] for g in gradients])
+        rows.append([moments(p.grad) for p in reference.parameters()])
         with torch.no_grad():
             for p in reference.parameters():
-                p -= RATE * p.grad
+                if p.grad is not None:
+                    p -= RATE * p.grad
     return names, np.array(rows, float), weights
+
+
+def moments(gradient: torch.Tensor | None) -> list[float]:
+    if gradient is None:
+        return [math.nan] * len(COLUMNS)
+    g = gradient.numpy()
+    return [g.sum(), (g**2).sum(), np.abs(g).max(), (g == 0).sum(), 0, 0]
 
 
 def unreduced(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -159,10 +220,20 @@ def unreduced(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
-    """Train, track and compare; ``way`` is one of plain, accumulate, scaled (tracked before unscale_) and unscaled."""
+    """Train, track and compare.
+
+    ``way`` is one of plain, accumulate, scaled (tracked before unscale_), unscaled, tied (two layers share a weight)
+    and frozen (one layer is not trained).
+    """
     micro = 2 if way == "accumulate" else 1
     torch.manual_seed(0)
     reference = Network().double()
+    if way == "tied":
+        reference.second = nn.Linear(12, 6).double()
+        reference.norm, reference.last = nn.LayerNorm(6).double(), nn.Linear(6, 12).double()
+        reference.last.weight = reference.first.weight
+    if way == "frozen":
+        reference.second.requires_grad_(False)
     model = LAYOUTS[layout](copy.deepcopy(reference), world)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, enabled=way in ("scaled", "unscaled"))
@@ -181,54 +252,33 @@ def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
                 scaler.unscale_(optimizer)
                 tracker.step(loss=loss.detach())
                 stats = pytracker.compute_gradient_stats(model)
-                np.testing.assert_allclose(stats["grad_norm"], np.sqrt(expected[step, :, SUM_SQ].sum()), rtol=1e-6)
-                np.testing.assert_allclose(stats["grad_max"], np.sqrt(expected[step, :, SUM_SQ].max()), rtol=1e-6)
+                np.testing.assert_allclose(stats["grad_norm"], np.sqrt(np.nansum(expected[step, :, SUM_SQ])), 1e-6)
+                np.testing.assert_allclose(stats["grad_max"], np.sqrt(np.nanmax(expected[step, :, SUM_SQ])), 1e-6)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-    history = tracker.history
+    shapes = {name: tuple(p.shape) for name, p in reference.named_parameters()}
+    check(tracker.history, shapes, names, expected, weights)
+
+
+def check(
+    history: pytracker.History, shapes: dict[str, tuple], names: list[str], expected: np.ndarray, weights: list[float]
+) -> None:
+    """Compare what was recorded with the moments of one rank, per parameter and total, and the norms of the weights."""
     assert sorted(history.parameters.names) == sorted(names)  # those of the model, without any wrapper's
     order = [history.parameters.names.index(name) for name in names]
-    shapes = {info.name: info.shape for info in history.parameters.infos}
-    assert shapes == {name: tuple(p.shape) for name, p in reference.named_parameters()}
+    assert {info.name: info.shape for info in history.parameters.infos} == shapes
     steps, rows = history.parameters.rows()
     assert steps.tolist() == list(range(STEPS))
     np.testing.assert_allclose(rows[:, order], expected, rtol=1e-6, atol=1e-12)
-    norms = np.sqrt(expected[:, :, SUM_SQ].sum(axis=1))
-    np.testing.assert_allclose(history["grad_norm"].values, norms, rtol=1e-6)
-    np.testing.assert_allclose(history["grad_max"].values, np.sqrt(expected[:, :, SUM_SQ].max(axis=1)), rtol=1e-6)
+    elements = np.array([math.prod(shapes[name]) for name in names]) * ~np.isnan(expected[0, :, ZEROS])
+    totals = {
+        "grad_norm": np.sqrt(np.nansum(expected[:, :, SUM_SQ], axis=1)),
+        "grad_max": np.sqrt(np.nanmax(expected[:, :, SUM_SQ], axis=1)),
+        "grad_abs_max": np.nanmax(expected[:, :, ABS_MAX], axis=1),
+        "grad_zero_fraction": np.nansum(expected[:, :, ZEROS], axis=1) / elements.sum(),
+        "grad_nonfinite": np.zeros(len(expected)),
+    }
+    for name, values in totals.items():
+        np.testing.assert_allclose(history[name].values, values, rtol=1e-6, err_msg=name)
     np.testing.assert_allclose(history.parameters.field("weight_norm")[0, order], weights, rtol=1e-6)
-
-
-def pipeline(rank: int, world: int) -> None:
-    """Each rank has a stage of its own; the numbers are those of all stages."""
-    stage = nn.Linear(3, 2).double()
-    with pytracker.Tracker(
-        [(f"stage{rank}.{name}", p) for name, p in stage.named_parameters()],
-        every=EVERY,
-        diagnosis=None,
-        process_group=dist.group.WORLD,
-    ) as tracker:
-        for step in range(STEPS):
-            for p in stage.parameters():
-                p.grad = torch.full_like(p, rank + step + 1.0)
-            tracker.step()
-    assert len(tracker.history.parameters.names) == 2 * world
-    expected = [np.sqrt(8 * sum((r + step + 1.0) ** 2 for r in range(world))) for step in range(STEPS)]
-    np.testing.assert_allclose(tracker.history["grad_norm"].values, expected, rtol=1e-12)
-
-
-def zero(rank: int, world: int) -> None:
-    """Only one rank keeps the gradient of each parameter, as a ZeRO optimizer leaves it; some are kept by all."""
-    parameters = nn.ParameterDict({name: nn.Parameter(torch.zeros(4, dtype=torch.float64)) for name in "abcd"})
-    with pytracker.Tracker(parameters, every=EVERY, diagnosis=None, process_group=dist.group.WORLD) as tracker:
-        for step in range(STEPS):
-            for index, parameter in enumerate(parameters.values()):
-                kept = index % world == rank or index == 3
-                parameter.grad = torch.full_like(parameter, step + index) if kept and index != 2 else None
-            tracker.step()
-    _, rows = tracker.history.parameters.rows()
-    by_name = {name: rows[:, tracker.history.parameters.names.index(name)] for name in "abcd"}
-    for name, index in (("a", 0), ("b", 1), ("d", 3)):
-        np.testing.assert_allclose(by_name[name][:, SUM_SQ], [4 * (step + index) ** 2 for step in range(STEPS)])
-    assert np.isnan(by_name["c"][:, ZEROS]).all()

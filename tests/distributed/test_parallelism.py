@@ -23,18 +23,41 @@ def test_tensor_parallel_ranks_have_the_statistics_of_one(layout: str) -> None:
     run("layouts", f"compare:{layout}", 2)
 
 
-@pytest.mark.parametrize("layout", ["hsdp", "tp_fsdp", "fsdp1_HYBRID_SHARD_original", "fsdp1_HYBRID_SHARD_flat"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_shards_by_columns_are_pieces_like_any_other(world: int) -> None:
+    run("layouts", "compare:fsdp2_columns", world)
+
+
+@pytest.mark.parametrize(
+    "layout", ["hsdp", "tp_fsdp", "tp_fsdp_mixed", "fsdp1_HYBRID_SHARD_original", "fsdp1_HYBRID_SHARD_flat"]
+)
 def test_ranks_in_two_dimensions_have_the_statistics_of_one(layout: str) -> None:
     run("layouts", f"compare:{layout}", 4)
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "fsdp1_FULL_SHARD_original", "fsdp1_FULL_SHARD_flat"])
+def test_a_mesh_of_three_dimensions_counts_each_element_once() -> None:
+    run("layouts", "compare:tp_hsdp", 8)
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2_whole", "fsdp1_whole_original", "fsdp1_whole_flat"])
+def test_a_weight_that_two_layers_share_counts_once(layout: str) -> None:
+    run("layouts", f"compare:{layout}:tied", 2)
+
+
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "fsdp1_FULL_SHARD_original", "tensor_parallel"])
+def test_parameters_that_are_not_trained_are_missing(layout: str) -> None:
+    run("layouts", f"compare:{layout}:frozen", 2)
+
+
+@pytest.mark.parametrize(
+    "layout", ["ddp", "fsdp2", "hsdp_of_four", "fsdp1_FULL_SHARD_original", "fsdp1_FULL_SHARD_flat"]
+)
 def test_gradients_accumulated_without_sync_are_those_of_the_whole_batch(layout: str) -> None:
-    run("layouts", f"compare:{layout}:accumulate", 2)
+    run("layouts", f"compare:{layout.removesuffix('_of_four')}:accumulate", 4 if layout.endswith("_of_four") else 2)
 
 
 @pytest.mark.parametrize("way", ["scaled", "unscaled"])
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "sequence_parallel", "fsdp1_FULL_SHARD_flat"])
 def test_a_grad_scaler_changes_no_statistic(layout: str, way: str) -> None:
     run("layouts", f"compare:{layout}:{way}", 2)
 
@@ -43,9 +66,25 @@ def test_parameters_have_their_names_in_the_model_whatever_is_wrapped_around_it(
     run("layouts", "compare:compiled_ddp", 2)
 
 
-def test_pipeline_stages_are_all_counted() -> None:
-    run("layouts", "pipeline", 3)
+def test_wrappers_inside_the_model_are_recognised() -> None:
+    run("layouts", "compare:inner_ddp", 2)
 
 
-def test_gradients_that_only_one_rank_keeps_count_once() -> None:
-    run("layouts", "zero", 2)
+@pytest.mark.parametrize(("schedule", "world"), [("gpipe", 2), ("1f1b", 3)])
+def test_the_stages_of_torchs_pipelining_are_all_counted(schedule: str, world: int) -> None:
+    run("trainings", f"pipeline:{schedule}", world)
+
+
+@pytest.mark.parametrize("beside", ["ddp", "fsdp2"])
+def test_stages_that_are_replicated_or_sharded_count_once(beside: str) -> None:
+    run("trainings", f"pipeline:1f1b:{beside}", 4)
+
+
+def test_a_zero_redundancy_optimizer_changes_no_statistic() -> None:
+    run("trainings", "zero_optimizer", 2)
+
+
+@pytest.mark.parametrize("case", ["zero", "kept"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_gradients_that_only_one_rank_keeps_count_once(case: str, world: int) -> None:
+    run("trainings", case, world)
