@@ -93,7 +93,7 @@ class _Copies:
         row = int(apart.any(axis=1).argmax())
         columns = np.flatnonzero(apart[row])
         values = np.array(self.ranks.gather(compared.mine[row, columns[:_SHOWN]].tolist()))  # [ranks, shown]
-        usual = Counter(values[:, 0].tolist()).most_common(1)[0][0]
+        usual, sharing = Counter(values[:, 0].tolist()).most_common(1)[0]
         away = [rank for rank, value in zip(self.ranks.members, values[:, 0], strict=True) if value != usual]
         return {
             "what": compared.what,
@@ -101,6 +101,7 @@ class _Copies:
             "parameters": [self._names[self._places[column - 1]] for column in columns[:_SHOWN]],
             "count": len(columns),
             "ranks": away,
+            "majority": 2 * sharing > len(values),
             "usual": usual,
             "value": float(values[self.ranks.members.index(away[0]), 0]),
         }
@@ -204,6 +205,7 @@ def _finding(drift: dict[str, Any]) -> Finding:
     ranks, name, what = drift["ranks"], drift["parameters"][0], drift["what"]
     who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
     more = f", and {drift['count'] - 1} more parameters" if drift["count"] > 1 else ""
+    doubt = "" if drift["majority"] else " (or the others: no value has a majority)"
     subject = f"the gradient of {name}" if what == "gradient" else f"the parameter {name}"
     return Finding(
         rule=RULE,
@@ -215,7 +217,7 @@ def _finding(drift: dict[str, Any]) -> Finding:
             f"hold a copy{more}"
         ),
         parameters=tuple(drift["parameters"]),
-        cause=f"{who} does not take part in the reduction, started from other weights, or computes wrongly",
+        cause=f"{who}{doubt} does not take part in the reduction, started from other weights, or computes wrongly",
         action=(
             "check that every backward goes through the wrapper and not its inner module, that no_sync() ends before "
             "the step, that all ranks load the same weights; if they do, test the hardware of that rank"

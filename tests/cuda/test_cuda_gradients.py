@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pytracker
+from pytracker.columns import ABS_MAX, SUM_SQ, ZEROS
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -178,3 +179,35 @@ def test_gradients_on_two_devices_and_the_host_are_reduced_where_they_are():
     rows = make_plan(parameters).reduce(None)
     assert [str(row.device) for row in rows] == ["cuda:0", "cuda:1", "cpu"]
     assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_tracker_of_a_model_on_two_devices_and_the_host_has_the_statistics_of_one():
+    devices = ["cuda:0", "cuda:1", "cpu"] * 2
+    values = [[torch.randn(900 + 7 * index) for index in range(len(devices))] for _ in range(5)]
+    for step in values:
+        for value in step:
+            value[::9] = 0
+    named = [
+        (f"p{index}", torch.nn.Parameter(value.to(device)))
+        for index, (value, device) in enumerate(zip(values[0], devices, strict=True))
+    ]
+    with pytracker.Tracker(named, every=2, diagnosis=None) as tracker:
+        for step, gradients in enumerate(values):
+            for (_, tensor), gradient in zip(named, gradients, strict=True):
+                tensor.grad = gradient.to(tensor.device)
+            tracker.step(loss=step)
+    expected = np.array([[moments(gradient) for gradient in step] for step in values])
+    steps, rows = tracker.history.parameters.rows()
+    assert steps.tolist() == tracker.history["loss"][:] == list(range(5))
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    totals = {
+        "grad_norm": np.sqrt(expected[:, :, SUM_SQ].sum(axis=1)),
+        "grad_max": np.sqrt(expected[:, :, SUM_SQ].max(axis=1)),
+        "grad_abs_max": expected[:, :, ABS_MAX].max(axis=1),
+        "grad_zero_fraction": expected[:, :, ZEROS].sum(axis=1) / sum(map(len, values[0])),
+    }
+    for name, exact in totals.items():
+        np.testing.assert_allclose(tracker.history[name].values, exact, rtol=1e-6, err_msg=name)
+    weights = [value.double().norm().item() for value in values[0]]
+    np.testing.assert_allclose(tracker.history.parameters.field("weight_norm")[0], weights, rtol=1e-6)

@@ -80,6 +80,7 @@ def gradient(rank: int, world: int, layout: str, who: str) -> None:
     assert finding.parameters == ("2.bias",)
     assert finding.numbers["rank"] == int(who)
     assert f"on rank {who} and" in finding.evidence
+    assert ("no value has a majority" in finding.cause) == (layout in ("tp", "hsdp"))  # of two copies
     np.testing.assert_allclose(finding.numbers["norm"], 1.5 * finding.numbers["usual_norm"], rtol=1e-5)
 
 
