@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import time
-import warnings
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from .cases import all_cases
-from .score import judge, text_report
-from .training import train
+from .score import text_report, train_and_judge
 
 RESULTS = Path("docs/results")
 
@@ -27,16 +27,15 @@ def main() -> None:
     parser.add_argument("--half", choices=["test", "tune"], default="test")
     parser.add_argument("--only", default="", help="only trainings whose name holds this")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="no parameter had a gradient")
     begin = time.monotonic()
     cases = [case for case in all_cases() if case.half == arguments.half and arguments.only in case.name]
-    report = text_report([judge(train(case)) for case in cases])
+    with get_context("spawn").Pool(os.cpu_count()) as pool:
+        report = text_report(pool.map(train_and_judge, cases, chunksize=3))
     head = (
         f"# Diagnosis, {datetime.date.today()}\n\n"
         f"Command: `python -m benchmarks.diagnosis`. {len(cases)} trainings of the half on which no threshold was set, "
-        f"recorded by a Tracker, judged at each drain; {time.monotonic() - begin:.0f} s on {platform.machine()}, torch "
-        f"{torch.__version__}.\n\n"
+        f"recorded by a Tracker, judged at each drain; {time.monotonic() - begin:.0f} s on {os.cpu_count()} cores of "
+        f"{platform.machine()}, torch {torch.__version__}.\n\n"
     )
     print(head + report)
     if arguments.half == "test" and not arguments.only:

@@ -31,7 +31,8 @@ class Draw:
 DRAWS = (
     Draw("", "tune", (0, 1, 2), healthy=40, of_the_table=8, other=4),
     Draw(", second", "tune", (3, 4, 5), healthy=32, of_the_table=7, other=3),
-    Draw(", third", "test", (6, 7, 8), healthy=32, of_the_table=7, other=3),
+    Draw(", third", "tune", (6, 7, 8), healthy=32, of_the_table=7, other=3),
+    Draw(", fourth", "test", (9, 10, 11), healthy=32, of_the_table=8, other=4),
 )
 """A test half that has been looked at can say nothing more: it joins the tuning half, and another one is drawn."""
 

@@ -179,7 +179,7 @@ def _with_depth(view: View, decades: float) -> Iterator[Finding]:
 
 @rule
 def gradient_vanishing(
-    view: View, decades: float = 4.0, absolute: float = 1e-7, relative: float = 1e-4, steps: int = 50, width: int = 10
+    view: View, decades: float = 4.0, absolute: float = 1e-7, relative: float = 1e-4, steps: int = 50
 ) -> Iterator[Finding]:
     """The gradient is near zero, in the first layers or everywhere, while there is still loss to reduce.
 
@@ -194,7 +194,6 @@ def gradient_vanishing(
         absolute: norm that is near zero on any scale.
         relative: the same, relative to the first 20 norms.
         steps: how long.
-        width: unused norms are left out in blocks of so many.
     """
     profile = depth_profile(view)
     infos = view.layout.infos

@@ -26,28 +26,30 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
     the model's order) is the origin. No threshold.
     """
     if view.previous is not None:
-        yield from _still_nonfinite(view, view.previous)
+        yield _grown(view, view.previous, view.since - 1)
         return
     start, stop = view.interval_since, view.interval_stop
     if start < stop:
         first = view.parameters.field("first_nonfinite")[start:stop]
         seen = first[first >= max(0, view.since)]
         if len(seen):
-            yield _located(view, int(seen.min()), first)
+            yield _grown(view, _located(view, int(seen.min()), first), int(seen.min()))
             return
     total = view["grad_norm"]
     fresh = total.values[total.index(view.since) :]
     if len(fresh) and not np.isfinite(fresh).all():
         step = int(total.steps[total.index(view.since) + int(np.argmin(np.isfinite(fresh)))])
-        yield view.finding(
+        found = view.finding(
             "critical",
             f"the gradient norm is {total.at(step)} at step {step}; {_loss_at(view, step)}",
             first_step=step,
+            last_step=step,
             cause="a division by zero, a logarithm or root of a negative number, or an overflow",
             action="record the parameters to find the layer; torch.autograd.set_detect_anomaly(True) finds the "
             "operation",
             numbers={"step": float(step)},
         )
+        yield _grown(view, found, step)
 
 
 def _located(view: View, step: int, first: np.ndarray) -> Finding:
@@ -61,6 +63,7 @@ def _located(view: View, step: int, first: np.ndarray) -> Finding:
         "critical",
         f"{count}{kind} in the gradient of {names[0]!r}{others} at step {step}; {_loss_at(view, step)}",
         first_step=step,
+        last_step=step,
         parameters=names,
         cause=(
             "the loss itself is not finite: a bad batch, an overflow in the forward pass, or weights already spoilt"
@@ -85,15 +88,16 @@ def _kind_at(view: View, step: int, place: int) -> tuple[str, str]:
     return kind, f"{max(nans, infs):.0f}" if len(steps) and steps[0] == step else "a"
 
 
-def _still_nonfinite(view: View, known: Finding) -> Iterator[Finding]:
+def _grown(view: View, known: Finding, after: int) -> Finding:
+    """Return the finding with the steps after ``after`` whose norm isn't finite either."""
     total = view["grad_norm"]
-    start = total.index(view.since)
+    start = total.index(after + 1)
     bad = np.flatnonzero(~np.isfinite(total.values[start:]))
-    if len(bad):
-        count = known.numbers.get("later_steps", 0.0) + len(bad)
-        yield replace(
-            known, last_step=int(total.steps[start + bad[-1]]), numbers={**known.numbers, "later_steps": float(count)}
-        )
+    if not len(bad):
+        return known
+    count = known.numbers.get("later_steps", 0.0) + len(bad)
+    numbers = {**known.numbers, "later_steps": float(count)}
+    return replace(known, last_step=int(total.steps[start + bad[-1]]), numbers=numbers)
 
 
 def _loss_at(view: View, step: int) -> str:
@@ -142,14 +146,14 @@ def dead_parameter(view: View, steps: int = 50) -> Iterator[Finding]:
         cause=(
             "the loss doesn't depend on the model: a detached loss, zeroed targets, or no backward()"
             if everything
-            else "never used in the forward pass"
+            else "frozen (requires_grad=False), or not used in the forward pass"
             if unused == len(dead)
             else "dead ReLUs, a mask or a detach before them: nothing comes back through"
         ),
         action=(
             "check that the loss is computed from the model's output, without detach() or item()"
             if everything
-            else "freeze or remove them, or use them"
+            else "nothing if they are meant to be frozen; else use them, or remove them"
             if unused == len(dead)
             else "lower the learning rate, use LeakyReLU or GELU, check biases and masks of the layer after the last "
             "one named"

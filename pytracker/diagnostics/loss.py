@@ -26,8 +26,9 @@ def loss_not_decreasing(
     Said when two tests agree. By level: no block of at least 20 losses, nor all after the first 20 together, has a
     median that is below that of the first 4, or of the first 16, by ``decrease`` of it and by 4 standard errors. By
     trend: Theil and Sen's slope over at most 64 medians of blocks has a 95 % interval whose steep end is a decrease of
-    less than ``slowly`` of the initial loss, or that contains zero and whose steep end is less than ``unsure``. A loss
-    that has risen by half, or whose steps are too long, is another trouble: there a higher learning rate would do harm.
+    less than ``slowly`` of the initial loss, or that contains zero and whose steep end is less than ``unsure``. A
+    validation loss that has fallen by ``decrease`` is less noisy, and believed. A loss that has risen by half, or whose
+    steps are too long, is another trouble: there a higher learning rate would do harm.
 
     Args:
         view: what to judge.
@@ -49,7 +50,7 @@ def loss_not_decreasing(
     steepest = -slope.low * (centres[-1] - centres[0]) / max(abs(start), 1e-300)
     if end > 1.5 * start or typical_update(view) > long or _has_fallen(loss.values, decrease):
         return
-    if steepest >= (slowly if slope.high < 0 else unsure):
+    if steepest >= (slowly if slope.high < 0 else unsure) or _validation_has_fallen(view.validation, decrease):
         return
     yield view.finding(
         "warning",
@@ -80,6 +81,15 @@ def _has_fallen(values: Float64Array, decrease: float) -> bool:
             if ((gained > sure) & (gained >= decrease * abs(start))).any():
                 return True
     return False
+
+
+def _validation_has_fallen(validation: Points, decrease: float) -> bool:
+    """Tell whether the later half of at least 6 evaluations is below the first two, by ``decrease`` of those."""
+    values = validation.values[np.isfinite(validation.values)]
+    if len(values) < 6:
+        return False
+    start, later = float(np.median(values[:2])), float(np.median(values[len(values) // 2 :]))
+    return start - later >= decrease * abs(start)
 
 
 @rule
@@ -240,18 +250,21 @@ def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
 
 
 @rule
-def overfitting(view: View, rise: float = 0.1, lost: float = 0.05, evaluations: int = 4) -> Iterator[Finding]:
+def overfitting(
+    view: View, rise: float = 0.1, noise: float = 4.0, lost: float = 0.05, evaluations: int = 4
+) -> Iterator[Finding]:
     """The validation loss rises while the training loss falls.
 
     After its lowest point (of a running median over 3), the validation loss has a Theil-Sen slope whose 95 % interval
-    is above zero, is ``rise`` above the lowest (Prechelt's generalisation loss), for at least ``evaluations``
-    evaluations (his UP criterion); and the training loss falls over the same steps, or is nearly gone. It is a warning
-    when ``lost`` of what the validation loss had gained since the start (of its own, or of the training loss) is lost
-    again, and information before.
+    is above zero, is above the lowest by ``rise`` of it (Prechelt's generalisation loss) and by ``noise`` times its
+    usual change from one evaluation to the next, for at least ``evaluations`` evaluations (his UP criterion); and the
+    training loss falls over the same steps, or is nearly gone. It is a warning when ``lost`` of what the validation
+    loss had gained since the start (of its own, or of the training loss) is lost again, and information before.
 
     Args:
         view: what to judge.
         rise: relative rise above the lowest validation loss.
+        noise: rise in standard deviations of an evaluation, as the median difference of successive ones tells.
         lost: share of the improvement that is lost again, for a warning.
         evaluations: how many must follow the lowest one.
     """
@@ -267,7 +280,8 @@ def overfitting(view: View, rise: float = 0.1, lost: float = 0.05, evaluations: 
         return
     lowest, now = float(smooth[best]), float(np.median(values[-3:]))
     gained = max(float(values[0]), view.initial_loss) - lowest
-    if lowest <= 0 or now < (1 + rise) * lowest:
+    usual = _MAD * float(np.median(np.abs(np.diff(values)))) / 2.0**0.5  # two evaluations differ by the root of 2
+    if lowest <= 0 or now < max((1 + rise) * lowest, lowest + noise * usual):
         return
     slope = theil_sen(steps[best:], values[best:])
     train_start, train_end, falling = _training_since(view, float(steps[best]))

@@ -35,23 +35,35 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
             other = np.flatnonzero(points.values != value)
             since = int(points.steps[other[-1] + 1 if len(other) else 0])
         always = since <= int(points.steps[0])
+        cause, action = _of_a_constant(name, always)
         yield view.finding(
             "critical" if always and name == "loss" else "warning",
             f"the {name} is exactly {value:g} at every step from {since} to {int(points.steps[-1])}",
             first_step=since,
             last_step=int(points.steps[-1]),
-            cause=(
-                "the loss doesn't depend on the model or the batch: a detached loss, zeroed targets, one batch "
-                "without an "
-                "optimizer step"
-                if always
-                else "the model has saturated or died, or the loss has underflowed"
-            ),
-            action="print the loss of two different batches; check that it has a grad_fn and that targets aren't all "
-            "the same",
+            cause=cause,
+            action=action,
             numbers={"value": value, "steps": float(int(points.steps[-1]) - since + 1)},
         )
         return
+
+
+def _of_a_constant(name: str, always: bool) -> tuple[str, str]:
+    """Return the likely cause, and what to do."""
+    if name != "loss":
+        return (
+            "every batch gives the same gradient: the same batch without an optimizer step, a loss that is linear in "
+            "the weights, or gradients that were normalised before they were recorded",
+            "check that optimizer.step() runs and that batches differ; call tracker.step() before gradients are "
+            "clipped or normalised",
+        )
+    return (
+        "the loss doesn't depend on the model or the batch: a detached loss, zeroed targets, one batch without an "
+        "optimizer step"
+        if always
+        else "the model has saturated or died, or the loss has underflowed",
+        "print the loss of two different batches; check that it has a grad_fn and that targets aren't all the same",
+    )
 
 
 @rule

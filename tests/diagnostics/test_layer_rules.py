@@ -71,6 +71,15 @@ def test_without_parameters_the_total_norm_gives_the_step():
     assert (finding.first_step, finding.parameters) == (77, ())
 
 
+@pytest.mark.parametrize("steps", [[77], [77, 78, 79], [77, 150]], ids=str)
+def test_it_lasts_until_the_last_step_that_is_not_finite(steps):
+    norms = np.ones(200)
+    norms[steps] = np.nan
+    finding = judge("gradient_nonfinite", History(loss=healthy_loss(200), grad_norm=norms))
+    assert (finding.first_step, finding.last_step) == (steps[0], steps[-1])
+    assert finding.numbers.get("later_steps", 0) == len(steps) - 1
+
+
 def test_finite_gradients_are_finite():
     assert judge("gradient_nonfinite", layered([0.0] * 6)) is None
 
@@ -94,7 +103,7 @@ def test_a_parameter_without_a_gradient_is_unused():
     norms[:, 3] = np.nan
     finding = judge("dead_parameter", with_parameters(History(loss=healthy_loss(200)), norms))
     assert (finding.severity, finding.parameters) == ("info", ("layers.3.weight",))
-    assert "never used" in finding.cause
+    assert finding.cause.startswith("frozen (requires_grad=False), or not used")
 
 
 def test_a_model_that_is_dead_as_a_whole_is_critical():

@@ -48,6 +48,14 @@ def test_two_lucky_points_do_not_hide_a_flat_loss():
     assert judge("loss_not_decreasing", History(loss=loss)) is not None
 
 
+@pytest.mark.parametrize(("fall", "said"), [(0.0, True), (0.05, True), (0.3, False)])
+def test_a_falling_validation_loss_is_believed_where_batches_are_noisy(fall, said):
+    history = History(loss=2.3 + noise(scale=0.5))
+    evaluations = np.arange(9, 400, 20)
+    history["val_loss"].extend(2.3 * (1.0 - fall * (1.0 - np.exp(-evaluations / 60.0))), evaluations)
+    assert (judge("loss_not_decreasing", history) is not None) == said
+
+
 def test_train_loss_is_read_where_there_is_no_loss():
     assert judge("loss_not_decreasing", History(train_loss=2.3 + noise())) is not None
 
@@ -133,6 +141,15 @@ def test_validation_rising_while_training_falls_is_overfitting():
 def test_a_rise_that_is_small_beside_what_was_gained_is_information():
     history = overfit_history(0.25, train=20.0 * np.exp(-np.arange(400) / 60.0))
     assert judge("overfitting", history).severity == "info"
+
+
+def test_a_rise_within_the_noise_of_the_evaluations_is_no_overfitting():
+    history = overfit_history(0.5)
+    assert judge("overfitting", history) is not None
+    noisy = history["val_loss"].values + noise(len(history["val_loss"]), 0.2)
+    history["val_loss"][:] = noisy.tolist()
+    assert judge("overfitting", history) is None
+    assert judge("overfitting", history, noise=0.0) is not None
 
 
 def test_a_validation_loss_that_stays_is_no_overfitting():
