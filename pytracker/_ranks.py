@@ -202,21 +202,6 @@ class Ranks:
             raise self._missing("not all ranks came to make the tracker", error) from error
         return values[0]
 
-    def check_steps(self, steps: int) -> None:
-        """Make sure that every rank is here and has recorded as many steps. A collective; waits.
-
-        Raises:
-            RankMismatchError: a rank does not come within the timeout, or has recorded another number of steps.
-        """
-        counts = self.gather(steps, f"not all ranks came to epoch, flush or close after {steps} steps")
-        if len(set(counts)) > 1:
-            by_rank = dict(zip(self.members, counts, strict=True))
-            self.discard()
-            raise RankMismatchError(
-                f"the ranks have recorded different numbers of steps, by rank: {by_rank}; every rank must "
-                "call step, epoch, flush and close alike"
-            )
-
     def check_settings(self, **settings: Any) -> None:
         """Make sure that every rank was given the same. A collective; waits.
 

@@ -97,14 +97,22 @@ class Team(Alone):
 
     def meet(self, steps: int, receive: Receive) -> None:
         self.poll(receive)  # what is here is safe, also where a rank is missing below
-        try:
-            self._ranks.check_steps(steps)
-        except RankMismatchError as error:
-            if self._merger is None:
-                raise
+        pending = self._pending()
+        counts = self._ranks.gather(steps, f"{pending}not all ranks came to epoch, flush or close after {steps} steps")
+        if len(set(counts)) == 1:
+            return
+        self._ranks.discard()
+        if self._merger is not None:
             with contextlib.suppress(RankMismatchError):
                 self._merger.rescue(receive, _RESCUE)
-            raise RankMismatchError(f"{self._merger.pending()}{error}") from error
+        by_rank = dict(zip(self._ranks.members, counts, strict=True))
+        raise RankMismatchError(
+            f"{self._pending()}the ranks have recorded different numbers of steps, by rank: {by_rank}; every rank must "
+            "call step, epoch, flush and close alike"
+        )
+
+    def _pending(self) -> str:
+        return "" if self._merger is None else self._merger.pending()
 
     def finish(self, receive: Receive) -> list[Finding]:
         if self._merger is not None:
