@@ -25,7 +25,7 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     The drop-in for the loop over ``p.grad.norm(2).item()``, which waits once for each parameter.
 
     Parameters that are DTensors (FSDP2, tensor parallel) are merged over their meshes, so every rank must call it.
-    Plain ones are taken as this rank has them: a pipeline stage has the statistics of that stage. (A Tracker merges them.)
+    Plain ones are taken as this rank has them: a pipeline stage has the statistics of that stage.
 
     Args:
         model: a module, an iterable of parameters, or an iterable of (name, parameter) pairs. Parameters without a
