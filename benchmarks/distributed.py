@@ -246,11 +246,12 @@ def main() -> None:
             f"on merged rows {found['merged']:.0f} ms"
         )
         return
-    report([(world, launch(world)) for world in map(int, arguments.worlds.split(","))], arguments.out)
+    load = os.getloadavg()[1]
+    report([(world, launch(world)) for world in map(int, arguments.worlds.split(","))], load, arguments.out)
 
 
-def report(results: list[tuple[int, dict[str, Any]]], out: Path) -> None:
-    """Print a table, and write it down."""
+def report(results: list[tuple[int, dict[str, Any]]], load: float, out: Path) -> None:
+    """Print a table, and write it down, with the load of the machine before the first process began."""
     columns = ["processes", "way", "collectives a step", "bytes a step", "ms a step", "more than nothing, ms"]
     rows = []
     for world, result in results:
@@ -275,8 +276,10 @@ def report(results: list[tuple[int, dict[str, Any]]], out: Path) -> None:
         f"# Several ranks, {datetime.now():%Y-%m-%d}",
         "",
         f"`python -m benchmarks.distributed`, torch {torch.__version__}, gloo, {os.cpu_count()} cores of "
-        f"{platform.machine()}, one thread a process. More processes than cores take turns, so their times say what "
-        "logging adds here and not how it scales; the counts hold anywhere.",
+        f"{platform.machine()}, one thread a process; the load average was {load:.1f} before it began. More processes "
+        "than cores take turns, so their times say what logging adds here and not how it scales; the counts hold "
+        "anywhere. The last column is the median of differences within rounds: where it is below zero, or less than a "
+        "tenth of a step, it is not to be told from the noise of the machine.",
         "",
         f"FSDP2 over an MLP of {2 * LAYERS} parameters, {LAYERS * (WIDTH + 1) * WIDTH:,} elements, fp32; drained "
         f"each {EVERY} steps. Whole training steps, medians of {ROUNDS} rounds of {EVERY} steps in which all take "
