@@ -32,9 +32,15 @@ DRAWS = (
     Draw("", "tune", (0, 1, 2), healthy=40, of_the_table=8, other=4),
     Draw(", second", "tune", (3, 4, 5), healthy=32, of_the_table=7, other=3),
     Draw(", third", "tune", (6, 7, 8), healthy=32, of_the_table=7, other=3),
-    Draw(", fourth", "test", (9, 10, 11), healthy=32, of_the_table=8, other=4),
+    Draw(", fourth", "tune", (9, 10, 11), healthy=32, of_the_table=8, other=4),
+    Draw(", fifth", "test", (12, 13, 14), healthy=40, of_the_table=10, other=4),
 )
-"""A test half that has been looked at can say nothing more: it joins the tuning half, and another one is drawn."""
+"""A test half that has been looked at can say nothing more: it joins the tuning half, and another one is drawn.
+
+The fourth, when it was the test half: F1 of the five 0.949 (loss_not_decreasing) and four times 1.000, overall 0.992.
+Then ``slowly`` and ``decrease`` of that rule became 0.08 (they were 0.07 and 0.1), and a loss that is not finite is none
+of its business any more.
+"""
 
 
 def all_cases() -> list[Case]:

@@ -19,7 +19,7 @@ _NONE = Points(np.empty(0, np.int64), np.empty(0))
 
 @rule
 def loss_not_decreasing(
-    view: View, steps: int = 150, decrease: float = 0.1, slowly: float = 0.07, unsure: float = 0.25, long: float = 0.1
+    view: View, steps: int = 150, decrease: float = 0.08, slowly: float = 0.08, unsure: float = 0.25, long: float = 0.1
 ) -> Iterator[Finding]:
     """The training loss never went down.
 
@@ -27,8 +27,8 @@ def loss_not_decreasing(
     median that is below that of the first 4, or of the first 16, by ``decrease`` of it and by 4 standard errors. By
     trend: Theil and Sen's slope over at most 64 medians of blocks has a 95 % interval whose steep end is a decrease of
     less than ``slowly`` of the initial loss, or that contains zero and whose steep end is less than ``unsure``. A
-    validation loss that has fallen by ``decrease`` is less noisy, and believed. A loss that has risen by half, or whose
-    steps are too long, is another trouble: there a higher learning rate would do harm.
+    validation loss that has fallen by ``decrease`` is less noisy, and believed. A loss that is NaN or Inf, has risen by
+    half, or whose steps are too long, is another trouble: there a higher learning rate would do harm.
 
     Args:
         view: what to judge.
@@ -43,7 +43,7 @@ def loss_not_decreasing(
         return
     centres, medians = thin(loss.steps, loss.values)
     head = loss.values[:16]
-    if len(medians) < 10 or not np.isfinite(head).all():
+    if len(medians) < 10 or not np.isfinite(head).all() or not np.isfinite(loss.values[-10:]).all():
         return
     start, end = float(np.median(head)), float(np.median(medians[-max(3, len(medians) // 4) :]))
     slope = theil_sen(centres, medians)

@@ -37,6 +37,13 @@ def test_a_fast_fall_before_a_long_plateau_is_decreasing():
     assert judge("loss_not_decreasing", History(loss=0.2 + 2.0 * np.exp(-steps / 20) + noise(2000, 0.02))) is None
 
 
+def test_a_loss_that_is_not_finite_is_another_trouble():
+    loss = 2.3 + noise()
+    assert judge("loss_not_decreasing", History(loss=loss)) is not None
+    loss[130:] = np.nan
+    assert judge("loss_not_decreasing", History(loss=loss)) is None
+
+
 def test_no_judgement_is_made_while_the_learning_rate_warms_up():
     history = History(loss=2.3 + noise(300), lr=np.linspace(1e-6, 1e-3, 300))
     assert judge("loss_not_decreasing", history) is None
