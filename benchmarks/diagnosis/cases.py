@@ -38,8 +38,8 @@ DRAWS = (
 """A test half that has been looked at can say nothing more: it joins the tuning half, and another one is drawn.
 
 The fourth, when it was the test half: F1 of the five 0.949 (loss_not_decreasing) and four times 1.000, overall 0.992.
-Then ``slowly`` and ``decrease`` of that rule became 0.08 (they were 0.07 and 0.1), and a loss that is not finite is none
-of its business any more.
+Then ``slowly`` and ``decrease`` of that rule became 0.08 (they were 0.07 and 0.1), and it leaves a loss that is not
+finite to others.
 """
 
 
