@@ -24,7 +24,7 @@ def run(name: str, folder: Path, *launcher: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,  # a machine that does other things besides is slow to start three processes
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

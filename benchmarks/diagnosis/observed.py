@@ -101,7 +101,8 @@ def _overfitting(seen: Observed, probe: NDArray[np.float64]) -> bool | None:
     best = int(means.argmin())
     if best + 3 >= len(means):
         return False
-    risen = between(float(means[-1] / means[best]), 1.05, 1.2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        risen = between(float(means[-1] / means[best]), 1.05, 1.2)
     if risen and means[-1] - means[best] < 0.05 * losses[0]:
         risen = None  # of a loss that is nearly gone
     fallen = probe[-10:].mean() < 0.98 * probe[steps[best + 1] :][:10].mean()
