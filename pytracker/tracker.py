@@ -166,7 +166,7 @@ class Tracker:
         self._means = EpochMeans()
         self._run.set_parameters(self._team.infos)
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
-        self._run.set_meta(**{"every": every, **optimizer_facts(optimizer), **(meta or {})})
+        self._run.set_meta(**{**optimizer_facts(optimizer), **(meta or {}), "every": every})
         try:
             self._measure_weights()
         except Exception as error:

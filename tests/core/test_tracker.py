@@ -281,3 +281,11 @@ def test_the_weights_are_measured_at_the_start_and_at_each_epoch() -> None:
         tracker.epoch()
         tracker.step()
     assert tracker.history.parameters.field("weight_norm")[:, 0].tolist() == [5.0, 10.0]
+
+
+def test_what_the_user_says_of_the_optimizer_counts_and_of_the_interval_does_not() -> None:
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Tracker(model, optimizer=optimizer, every=7, meta={"optimizer": "Lion", "every": 3}) as tracker:
+        assert tracker.history.meta["optimizer"] == "Lion"
+        assert tracker.history.meta["every"] == 7
