@@ -160,7 +160,7 @@ def _from_the_start(view: View, norms: Points, reference: float, strain: float, 
 
 
 def _with_depth(view: View, decades: float) -> Iterator[Finding]:
-    profile = depth_profile(view)
+    profile = view.once(depth_profile)
     if profile is None or profile.decades > -decades:
         return
     infos = view.layout.infos
@@ -195,7 +195,7 @@ def gradient_vanishing(
         relative: the same, relative to the first 20 norms.
         steps: how long.
     """
-    profile = depth_profile(view)
+    profile = view.once(depth_profile)
     infos = view.layout.infos
     if profile is not None and profile.decades >= decades:
         middle = float(np.median(profile.level))

@@ -10,8 +10,7 @@ import numpy as np
 from ..parameters import INFS, NANS
 from .findings import Finding
 from .registry import rule
-from .statistics import finite_median
-from .updates import update_ratios
+from .updates import typical_update, update_ratios
 from .view import View
 
 _NAMED = 20  # parameters named in a finding at most
@@ -212,8 +211,7 @@ def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[F
         high: ratio that is too high.
         low: ratio that is too low.
     """
-    ratios = update_ratios(view)
-    ratio = float(finite_median(ratios))
+    ratios, ratio = view.once(update_ratios), view.once(typical_update)
     recent = view.loss.tail(20).values
     unsolved = len(recent) > 0 and not np.median(recent) <= 0.5 * abs(view.initial_loss)
     too_high, too_low = ratio > high, 0.0 < ratio < low and unsolved and not _decayed(view)

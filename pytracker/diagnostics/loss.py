@@ -48,7 +48,7 @@ def loss_not_decreasing(
     start, end = float(np.median(head)), float(np.median(medians[-max(3, len(medians) // 4) :]))
     slope = theil_sen(centres, medians)
     steepest = -slope.low * (centres[-1] - centres[0]) / max(abs(start), 1e-300)
-    if end > 1.5 * start or typical_update(view) > long or _has_fallen(loss.values, decrease):
+    if end > 1.5 * start or view.once(typical_update) > long or _has_fallen(loss.values, decrease):
         return
     if steepest >= (slowly if slope.high < 0 else unsure) or _validation_has_fallen(view.validation, decrease):
         return
@@ -117,7 +117,7 @@ def loss_oscillating(
     start = abs(view.initial_loss)
     if not start > 0:
         return
-    ratio = typical_update(view)
+    ratio = view.once(typical_update)
     noisy = ratio <= long  # so short a step cannot make the loss swing
     yield from _blows_up(view, start, blow_up, noisy)
     recent = _since(view.loss, view.since, window)

@@ -36,7 +36,7 @@ def update_ratios(view: View) -> Float64Array:
 
 def typical_update(view: View) -> float:
     """Return the median of ``update_ratios``, NaN where it can't be told."""
-    return float(finite_median(update_ratios(view)))
+    return float(finite_median(view.once(update_ratios)))
 
 
 def _rates(view: View) -> NDArray[Any]:

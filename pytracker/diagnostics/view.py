@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from ..parameters import ParameterHistory, ParameterInfo
 from .findings import Finding
 from .statistics import log10
 
+T = TypeVar("T")
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
@@ -99,11 +101,24 @@ class View:
         self.rule = rule
         self.previous = previous
         self._points: dict[str, Points] = {}
+        self._known: dict[Any, Any] = {}
 
     def for_rule(self, rule: str, previous: Finding | None) -> View:
         """Return the same view for one rule."""
         self.rule, self.previous = rule, previous
         return self
+
+    def once(self, work: Callable[[View], T]) -> T:
+        """Return ``work(self)``, which is none of ``rule`` or ``previous``, done once for all rules that ask for it.
+
+        >>> view = View(History(loss=[3.0, 2.0]))
+        >>> view.once(len_of_loss := lambda view: len(view.loss)), view.once(len_of_loss)
+        (2, 2)
+        """
+        if work not in self._known:
+            self._known[work] = work(self)
+        known: T = self._known[work]
+        return known
 
     def __contains__(self, name: str) -> bool:
         """Tell whether the metric ``name`` has a value."""
