@@ -119,6 +119,7 @@ class DeviceLog:
         self._members = self._plan.members  # of the rows in this log, wherever the parameters move to
         self._reader.reset()
         self._lanes = [_Lane(rows, self._every) if rows.is_cuda else None for rows in self._log.rows]
+        self._mixed = len(self._lanes) > 1
 
     @property
     def every(self) -> int:
@@ -207,8 +208,10 @@ class DeviceLog:
             if lane is not None:
                 part, event = lane.copy(pieces, self._turn)
                 events.append(event)
-            else:
-                part = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).cpu()
+            elif len(pieces) == 1 and not self._mixed:
+                part = pieces[0].cpu()  # read at once, below
+            else:  # a copy: the ring is written over while the rows of other devices are on their way
+                part = torch.cat(pieces).cpu()
             parts.append(part)
         self._turn = 1 - self._turn
         self._flights.append(_Flight(steps, given, list(self._log.scalar_names), parts, events))
