@@ -200,7 +200,9 @@ def test_a_tracker_of_a_model_on_two_devices_and_the_host_has_the_statistics_of_
     expected = np.array([[moments(gradient) for gradient in step] for step in values])
     steps, rows = tracker.history.parameters.rows()
     assert steps.tolist() == tracker.history["loss"][:] == list(range(5))
-    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    np.testing.assert_allclose(rows[:, :, SUM_SQ:], expected[:, :, SUM_SQ:], rtol=1e-6)
+    sizes = np.array([[gradient.abs().sum().item() for gradient in step] for step in values])
+    assert (np.abs(rows[:, :, 0] - expected[:, :, 0]) <= 1e-7 * sizes).all()  # of a sum whose terms cancel
     totals = {
         "grad_norm": np.sqrt(expected[:, :, SUM_SQ].sum(axis=1)),
         "grad_max": np.sqrt(expected[:, :, SUM_SQ].max(axis=1)),
