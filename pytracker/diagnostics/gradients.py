@@ -9,7 +9,7 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
-from .statistics import Float64Array, finite_median, theil_sen, thin
+from .statistics import Float64Array, finite_median, median, theil_sen, thin
 from .view import Points, View
 
 
@@ -35,7 +35,7 @@ def depth_profile(view: View) -> Profile | None:
     depth, medians = thin(np.arange(len(level)), level)
     span, third = len(level) - 1, len(level) // 3
     slope = theil_sen(depth, medians).estimate * span
-    thirds = float(np.median(level[-third:]) - np.median(level[:third])) * span / (len(level) - third)
+    thirds = (median(level[-third:]) - median(level[:third])) * span / (len(level) - third)
     ends = float(level[-1] - level[0])
     agreed = min(slope, thirds, ends, key=abs) if slope * thirds > 0 and slope * ends > 0 else 0.0
     return Profile(places, level, agreed)
@@ -47,7 +47,7 @@ def _reference(norms: Points, count: int = 20) -> float:
     bad = np.flatnonzero(~np.isfinite(head))
     head = head[: bad[0]] if len(bad) else head
     head = head[head > 0]
-    return float(np.median(head)) if len(head) else float("nan")
+    return median(head) if len(head) else float("nan")
 
 
 def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Float64Array]:
@@ -89,7 +89,6 @@ def gradient_exploding(
     reference = _reference(norms)
     if not np.isfinite(reference):
         return
-    clip = f"clip at {_clip_at(norms):.2g}: the 90th percentile of the usual norms"
     steps, blocks = _new_blocks(view, norms, width)
     with np.errstate(invalid="ignore"):
         ratio = blocks / reference
@@ -104,7 +103,7 @@ def gradient_exploding(
             first_step=int(steps[grown[0]]) - width + 1,
             last_step=int(steps[grown[-1]]),
             cause="unstable optimisation: the learning rate is too high, or a recurrence amplifies",
-            action=f"{clip}; lower the learning rate",
+            action=f"clip at {_clip_at(norms):.2g}: the 90th percentile of the usual norms; lower the learning rate",
             numbers={"reference": reference, "norm": float(blocks[worst]), "ratio": float(ratio[worst])},
         )
     yield from _runs_away(view, norms, reference, growth)
@@ -198,7 +197,7 @@ def gradient_vanishing(
     profile = view.once(depth_profile)
     infos = view.layout.infos
     if profile is not None and profile.decades >= decades:
-        middle = float(np.median(profile.level))
+        middle = median(profile.level)
         low = profile.places[profile.level < max(middle, profile.level[-1] - decades / 2)]
         first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
         yield view.finding(
@@ -217,7 +216,7 @@ def gradient_vanishing(
     recent = view.loss.tail(steps).values
     if len(norms) < steps or not np.isfinite(norms.values).all() or not len(recent):
         return
-    norm, loss = float(np.median(norms.values)), float(np.median(recent))
+    norm, loss = median(norms.values), median(recent)
     limit = max(absolute, relative * reference if np.isfinite(reference) else 0.0)
     if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss:
         yield view.finding(

@@ -10,6 +10,7 @@ import numpy as np
 from ..parameters import INFS, NANS
 from .findings import Finding
 from .registry import rule
+from .statistics import median
 from .updates import typical_update, update_ratios
 from .view import View
 
@@ -178,7 +179,7 @@ def layer_imbalance(view: View, decades: float = 2.0, share: float = 0.2) -> Ite
     known = np.isfinite(level)
     if view.interval_stop < 3 or known.sum() < 4:
         return
-    middle = float(np.median(level[known]))
+    middle = median(level[known])
     distance = np.where(known, level - middle, 0.0)
     out = np.flatnonzero(np.abs(distance) >= decades)
     if not len(out) or len(out) > max(1, share * len(weights)):
@@ -213,7 +214,7 @@ def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[F
     """
     ratios, ratio = view.once(update_ratios), view.once(typical_update)
     recent = view.loss.tail(20).values
-    unsolved = len(recent) > 0 and not np.median(recent) <= 0.5 * abs(view.initial_loss)
+    unsolved = len(recent) > 0 and not median(recent) <= 0.5 * abs(view.initial_loss)
     too_high, too_low = ratio > high, 0.0 < ratio < low and unsolved and not _decayed(view)
     if not (too_high or too_low):
         return

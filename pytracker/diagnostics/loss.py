@@ -8,7 +8,7 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
-from .statistics import Float64Array, blocks_of, finite_median, log10, running_median, theil_sen, thin
+from .statistics import Float64Array, blocks_of, finite_median, log10, median, medians, running_median, theil_sen, thin
 from .updates import typical_update
 from .view import Points, View
 
@@ -41,12 +41,12 @@ def loss_not_decreasing(
     loss = view.loss
     if len(loss) < 40 or loss.steps[-1] - loss.steps[0] + 1 < steps or _warming_up(view):
         return
-    centres, medians = thin(loss.steps, loss.values)
+    centres, middles = thin(loss.steps, loss.values)
     head = loss.values[:16]
-    if len(medians) < 10 or not np.isfinite(head).all() or not np.isfinite(loss.values[-10:]).all():
+    if len(middles) < 10 or not np.isfinite(head).all() or not np.isfinite(loss.values[-10:]).all():
         return
-    start, end = float(np.median(head)), float(np.median(medians[-max(3, len(medians) // 4) :]))
-    slope = theil_sen(centres, medians)
+    start, end = median(head), median(middles[-max(3, len(middles) // 4) :])
+    slope = theil_sen(centres, middles)
     steepest = -slope.low * (centres[-1] - centres[0]) / max(abs(start), 1e-300)
     if end > 1.5 * start or view.once(typical_update) > long or _has_fallen(loss.values, decrease):
         return
@@ -71,10 +71,10 @@ def _has_fallen(values: Float64Array, decrease: float) -> bool:
     """Tell whether some block of losses is for sure below the first ones, by ``decrease`` of those."""
     blocks, deviation = blocks_of(values)
     rest = values[20:][np.isfinite(values[20:])]
-    levels = np.append(blocks, np.median(rest))
+    levels = np.append(blocks, median(rest))
     counts = np.append(np.full(len(blocks), 20), len(rest))
     for first in (values[:4], values[:16]):
-        start = float(np.median(first))
+        start = median(first)
         sure = 4.0 * _OF_A_MEDIAN * deviation * np.sqrt(1 / len(first) + 1 / counts)
         with np.errstate(invalid="ignore"):
             gained = start - levels
@@ -88,7 +88,7 @@ def _validation_has_fallen(validation: Points, decrease: float) -> bool:
     values = validation.values[np.isfinite(validation.values)]
     if len(values) < 6:
         return False
-    start, later = float(np.median(values[:2])), float(np.median(values[len(values) // 2 :]))
+    start, later = median(values[:2]), median(values[len(values) // 2 :])
     return start - later >= decrease * abs(start)
 
 
@@ -127,10 +127,11 @@ def loss_oscillating(
         return
     level = running_median(values, 15)
     residual = np.abs(values - level)
-    starts = np.unique(np.append(np.arange(0, len(values) - window + 1, window // 2), len(values) - window))
+    last = len(values) - window
+    starts = np.append(np.arange(0, last, window // 2), last)
     picked = starts[:, None] + np.arange(window)
-    local = np.clip(np.abs(np.median(level[picked], axis=1)), 0.3 * start, start)
-    relative = _MAD * np.median(residual[picked], axis=1) / local
+    local = np.clip(np.abs(medians(level[picked])), 0.3 * start, start)
+    relative = _MAD * medians(residual[picked]) / local
     wild = np.flatnonzero(relative >= (sure if ratio > long else threshold))
     if not len(wild):
         return
@@ -278,9 +279,9 @@ def overfitting(
     best = int(np.argmin(smooth))
     if len(values) - best <= evaluations:
         return
-    lowest, now = float(smooth[best]), float(np.median(values[-3:]))
+    lowest, now = float(smooth[best]), median(values[-3:])
     gained = max(float(values[0]), view.initial_loss) - lowest
-    usual = _MAD * float(np.median(np.abs(np.diff(values)))) / 2.0**0.5  # two evaluations differ by the root of 2
+    usual = _MAD * median(np.abs(np.diff(values))) / 2.0**0.5  # two evaluations differ by the root of 2
     if lowest <= 0 or now < max((1 + rise) * lowest, lowest + noise * usual):
         return
     slope = theil_sen(steps[best:], values[best:])
@@ -308,12 +309,12 @@ def _training_since(view: View, step: float) -> tuple[float, float, bool]:
     """Return the training loss around ``step`` and now, and whether it fell between the two or is nearly gone."""
     loss = view.loss
     after = Points(loss.steps[loss.index(int(step)) :], loss.values[loss.index(int(step)) :])
-    centres, medians = thin(after.steps, after.values, bins=32)
-    if len(medians) < 4:
+    centres, middles = thin(after.steps, after.values, bins=32)
+    if len(middles) < 4:
         return float("nan"), float("nan"), False
-    quarter = max(1, len(medians) // 4)
-    start, end = float(np.median(medians[:quarter])), float(np.median(medians[-quarter:]))
-    falling = theil_sen(centres, medians).estimate < 0 and end < start
+    quarter = max(1, len(middles) // 4)
+    start, end = median(middles[:quarter]), median(middles[-quarter:])
+    falling = theil_sen(centres, middles).estimate < 0 and end < start
     return start, end, bool(falling or end < 0.05 * abs(view.initial_loss))
 
 

@@ -40,9 +40,9 @@ def thin(
     tail = slice(len(values) - count * width, None)  # a ragged rest is left out at the beginning
     blocks = values[tail].reshape(count, width)[:, ::stride]
     centres = steps[tail].reshape(count, width)[:, width // 2].astype(np.float64)
-    medians = finite_median(blocks)
-    known = np.isfinite(medians)
-    return centres[known], medians[known]
+    middles = finite_median(blocks)
+    known = np.isfinite(middles)
+    return centres[known], middles[known]
 
 
 def blocks_of(values: Float64Array, width: int = 20, bins: int = 64) -> tuple[Float64Array, float]:
@@ -62,8 +62,34 @@ def blocks_of(values: Float64Array, width: int = 20, bins: int = 64) -> tuple[Fl
     if not len(blocks):
         return np.empty(0), float("nan")
     with np.errstate(over="ignore", invalid="ignore"):
-        deviation = float(np.median(blocks.std(axis=1, ddof=1)))
-    return np.median(blocks, axis=1), deviation
+        deviation = median(blocks.std(axis=1, ddof=1))
+    return medians(blocks), deviation
+
+
+def medians(blocks: Float64Array) -> Float64Array:
+    """Return the median along the last axis, NaN where one of the values is NaN or there is none.
+
+    What numpy's own median says, which takes 50 us for a few numbers.
+
+    >>> medians(np.array([[1.0, 5.0, 3.0, 2.0], [1.0, 2.0, np.nan, 4.0]]))
+    array([2.5, nan])
+    """
+    count = blocks.shape[-1]
+    if not count:
+        return np.full(blocks.shape[:-1], np.nan)
+    low, high = (count - 1) // 2, count // 2
+    ordered = np.partition(blocks, sorted({low, high, count - 1}), axis=-1)  # NaN comes last
+    middle = ordered[..., low] if low == high else ordered[..., low] / 2 + ordered[..., high] / 2
+    return np.where(np.isnan(ordered[..., -1]), np.nan, middle)
+
+
+def median(values: Float64Array) -> float:
+    """Return the median of all values of one axis, NaN where one of them is NaN or there is none.
+
+    >>> median(np.array([4.0, 1.0, 2.0]))
+    2.0
+    """
+    return float(medians(values))
 
 
 def finite_median(blocks: Float64Array) -> Float64Array:
@@ -76,7 +102,7 @@ def finite_median(blocks: Float64Array) -> Float64Array:
         return np.full(blocks.shape[:-1], np.nan)
     finite = np.isfinite(blocks)
     if finite.all():
-        return np.asarray(np.median(blocks, axis=-1), np.float64)
+        return medians(blocks)
     ordered = np.sort(np.where(finite, blocks, np.inf), axis=-1)
     count = finite.sum(axis=-1)
     low = np.take_along_axis(ordered, np.maximum((count - 1) // 2, 0)[..., None], -1)[..., 0]
@@ -102,7 +128,7 @@ def theil_sen(x: Float64Array, y: Float64Array, z: float = 1.96) -> Slope:
     half = z * np.sqrt(points * (points - 1) * (2 * points + 5) / 18.0) / 2.0
     low = max(0, int(np.floor(count / 2 - half)))
     high = min(count - 1, int(np.ceil(count / 2 + half)))
-    return Slope(float(np.median(slopes)), float(slopes[low]), float(slopes[high]))
+    return Slope(float(slopes[(count - 1) // 2] / 2 + slopes[count // 2] / 2), float(slopes[low]), float(slopes[high]))
 
 
 def running_median(values: Float64Array, width: int) -> Float64Array:
@@ -114,13 +140,13 @@ def running_median(values: Float64Array, width: int) -> Float64Array:
     width = min(width, len(values)) | 1 if len(values) > 1 else 1
     if width > len(values):
         width -= 2
-    middle = np.median(sliding_window_view(values, width), axis=-1)
+    middle = medians(sliding_window_view(values, width))
     return np.pad(middle, width // 2, mode="edge")
 
 
 def spread(values: Float64Array) -> float:
     """Return the standard deviation that a normal distribution with the same median absolute deviation has."""
-    return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
+    return MAD_TO_SIGMA * median(np.abs(values - median(values)))
 
 
 def log10(values: NDArray[np.floating]) -> Float64Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..history import History
 from ..parameters import ParameterHistory, ParameterInfo
 from .findings import Finding
-from .statistics import log10
+from .statistics import log10, median
 
 T = TypeVar("T")
 Float64Array = NDArray[np.float64]
@@ -171,7 +171,7 @@ class View:
         head = head[np.isfinite(head)][:3]
         if not len(head):
             return float("nan")
-        usual = float(np.median(head))
+        usual = median(head)
         return float(head[0]) if abs(usual) > 2.0 * abs(float(head[0])) else usual
 
     @property

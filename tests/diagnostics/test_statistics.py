@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pytracker.diagnostics.statistics import finite_median, log10, running_median, spread, theil_sen, thin
+from pytracker.diagnostics.statistics import (
+    finite_median,
+    log10,
+    median,
+    medians,
+    running_median,
+    spread,
+    theil_sen,
+    thin,
+)
 
 finite = st.floats(-1e6, 1e6)
 anything = st.one_of(finite, st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -24,8 +33,18 @@ def test_finite_median_is_the_median_of_what_is_finite(blocks):
             assert np.isnan(got)
 
 
+@given(arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=anything))
+def test_medians_are_those_of_numpy(blocks):
+    with np.errstate(invalid="ignore"):
+        expected = np.median(blocks, axis=-1)
+    np.testing.assert_array_equal(medians(blocks), expected)
+    np.testing.assert_array_equal([median(row) for row in blocks], expected)
+
+
 def test_the_median_of_nothing_is_unknown():
     assert np.isnan(finite_median(np.empty(0)))
+    assert np.isnan(median(np.empty(0)))
+    assert medians(np.empty((2, 0))).shape == (2,)
 
 
 @given(arrays(np.float64, st.integers(2, 20), elements=finite))
