@@ -1,4 +1,4 @@
-"""The ranks that the tests share end with the last test."""
+"""The ranks that the tests share end with the last test of this folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import launch
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def ranks() -> Iterator[None]:
     yield
     launch.end_pools()
