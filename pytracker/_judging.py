@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from .diagnostics import Diagnosis, Finding, next_look, severity_rank
-from .errors import InvalidTypeError
 from .history import History
 
 logger = logging.getLogger("pytracker")
@@ -29,16 +28,9 @@ class Judge:
         on_finding: called with each finding that is new or has grown; without it, new ones, and those that have become
             more severe, are logged as warnings. Where it raises, these are logged beside the error, and the training
             goes on.
-
-    Raises:
-        InvalidTypeError: ``on_finding`` cannot be called.
     """
 
     def __init__(self, diagnosis: Diagnosis | None, run: Any, on_finding: Callable[[Finding], None] | None) -> None:
-        if on_finding is not None and not callable(on_finding):
-            raise InvalidTypeError(
-                f"on_finding is {on_finding!r:.80}, of type {type(on_finding).__name__}; expected a function"
-            )
         self._diagnosis = None if diagnosis is None else diagnosis.for_training()
         self._run = run
         self._on_finding = on_finding
@@ -53,7 +45,7 @@ class Judge:
     def findings(self) -> list[Finding]:
         """All findings so far, the most severe first."""
         found = [*self._others.values(), *(self._diagnosis.findings if self._diagnosis is not None else [])]
-        return sorted(found, key=lambda finding: (-finding.rank, finding.first_step, finding.rule))
+        return sorted(found, key=Finding.place)
 
     def look(self, history: History, now: bool = False) -> None:
         """Ask the rules, unless that takes more than its share of the time: then a later call will, or one ``now``.

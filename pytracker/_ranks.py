@@ -16,6 +16,13 @@ from .errors import LayoutError, RankMismatchError
 
 _PATIENCE = 5.0  # seconds in which a rank that is still there also notices that a collective has failed
 
+_abandoned: list[Any] = []
+
+
+def abandon(memory: Any) -> None:
+    """Keep what collectives read and write that nobody waits for any more: torch's threads may yet use it."""
+    _abandoned.append(memory)
+
 
 def is_first_rank() -> bool:
     """Tell whether this process is rank 0, or the only one."""

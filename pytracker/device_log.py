@@ -6,7 +6,8 @@ stream, followed by an event; the rows are read at the first later step that fin
 * the side stream waits for the rows to be written (``side.wait_stream(main)``);
 * the training stream waits, on the device, for the copy before the last one, whose rows are written over next;
 * the host reads a pinned buffer only after its event, and hands it to a new copy only after having read it. There are
-  two, so the host waits only when the device is more than a whole interval behind: that wait is counted and told.
+  two, so the host waits only when the device is more than a whole interval behind: that wait is counted and told;
+* rows that lie on the host arrive at once where all do, and are copied at the drain where those of a device come later.
 """
 
 from __future__ import annotations

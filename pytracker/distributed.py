@@ -34,16 +34,14 @@ from torch import Tensor
 
 from ._copies import copies_of
 from ._pieces import Held
-from ._ranks import Ranks
+from ._ranks import Ranks, abandon
 from .columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS
 from .device_log import Rows
 from .errors import RankMismatchError
 from .parameters import ParameterInfo
 
 _PRESENT = ABS_MAX  # in the sums, in place of what is no sum: how many pieces have a gradient
-_HEADER = 4  # at the head of each sum: what `stamp` says of the rows
-
-_abandoned: list[Any] = []
+HEADER = 4  # at the head of each sum: what `stamp` says of the rows
 
 
 def stamp(steps: NDArray[np.int64]) -> tuple[float, ...]:
@@ -117,7 +115,7 @@ class Merging:
 
     def abandon(self) -> None:
         """Give up what has not been merged, without waiting. Its memory stays with the threads that may yet use it."""
-        _abandoned.extend(self._merges)
+        abandon(list(self._merges))
         self._merges.clear()
 
     def poll(self, receive: Callable[[Rows], None]) -> None:
@@ -241,13 +239,13 @@ class Merger(Merging):
         count, length, width = len(tensors), max(self._every, len(tensors)), len(self.infos)
         having = ~np.isnan(tensors[:, :, ZEROS])
         present = having & self._counting
-        end = _HEADER + length * width * len(COLUMNS)
+        end = HEADER + length * width * len(COLUMNS)
         packed = np.zeros(end + length * len(self._copies) * 2)
-        packed[:_HEADER] = stamp(rows.steps)
+        packed[:HEADER] = stamp(rows.steps)
         maxima = np.zeros((length, width))
         if count:  # copied once: an interval of a large model has tens of megabytes
             maxima[:count, self._places] = np.nan_to_num(np.where(present, tensors[:, :, ABS_MAX], 0.0), posinf=np.inf)
-            sums = packed[_HEADER:end].reshape(length, width, len(COLUMNS))[:count]
+            sums = packed[HEADER:end].reshape(length, width, len(COLUMNS))[:count]
             sums[:, self._places] = tensors if present.all() else np.where(present[:, :, None], tensors, 0.0)
             sums[:, self._places, _PRESENT] = present
             told = self._copies.told(tensors, having & self._pieces)
@@ -262,15 +260,15 @@ class Merger(Merging):
     def finish(self, merge: Merge, drain: int) -> Rows:
         """Return the rows of the whole model."""
         steps = merge.rows.steps
-        check_stamps(merge.tensors[0][:_HEADER].numpy(), len(self._ranks.members), steps, drain)
+        check_stamps(merge.tensors[0][:HEADER].numpy(), len(self._ranks.members), steps, drain)
         tensors = self._derive(merge, len(steps), "the gradient of")
         return Rows(steps, totals_of(tensors), tensors, merge.rows.scalars)
 
     def _derive(self, merge: Merge, count: int, what: str) -> NDArray[np.float64]:
         """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks, in place of the sums."""
         packed, maxima = (tensor.numpy() for tensor in merge.tensors)
-        end = _HEADER + maxima.size * len(COLUMNS)
-        tensors = packed[_HEADER:end].reshape(*maxima.shape, len(COLUMNS))[:count]
+        end = HEADER + maxima.size * len(COLUMNS)
+        tensors = packed[HEADER:end].reshape(*maxima.shape, len(COLUMNS))[:count]
         present = tensors[:, :, _PRESENT].copy()
         if self._replicated.any():
             tensors /= np.where(self._replicated, np.maximum(present, 1), 1)[:, :, None]

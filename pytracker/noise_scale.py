@@ -16,7 +16,7 @@ from . import _ops
 from ._ranks import Ranks
 from .columns import SUM_SQ
 from .device_log import Rows
-from .distributed import Merge, Merging, check_stamps, stamp
+from .distributed import HEADER, Merge, Merging, check_stamps, stamp
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .parameters import ParameterInfo
 
@@ -162,9 +162,9 @@ class NoiseMerging(Merging):
 
     def begin(self, rows: Rows) -> Merge:
         """Enqueue the sum of this rank's squared norms."""
-        squares = np.zeros(4 + max(self._every, len(rows.steps)))
-        squares[:4] = stamp(rows.steps)
-        squares[4 : 4 + len(rows.steps)] = self._of(rows, _LOCAL)
+        squares = np.zeros(HEADER + max(self._every, len(rows.steps)))
+        squares[:HEADER] = stamp(rows.steps)
+        squares[HEADER : HEADER + len(rows.steps)] = self._of(rows, _LOCAL)
         tensor = torch.from_numpy(squares)
         return Merge(rows, [tensor], [dist.all_reduce(tensor, group=self._ranks.group, async_op=True)])
 
@@ -172,8 +172,8 @@ class NoiseMerging(Merging):
         """Return the rows, with the noise scale in place of what it is made of."""
         rows = merge.rows
         summed, ranks = merge.tensors[0].numpy(), len(self._ranks.members)
-        check_stamps(summed[:4], ranks, rows.steps, drain)
-        mean = summed[4 : 4 + len(rows.steps)] / ranks
+        check_stamps(summed[:HEADER], ranks, rows.steps, drain)
+        mean = summed[HEADER : HEADER + len(rows.steps)] / ranks
         averaged = self._of(rows, _MEAN)
         with np.errstate(invalid="ignore", divide="ignore"):
             units = np.where(averaged > 0, rows.totals[:, SUM_SQ] / averaged, 1.0)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._pieces import Held
-from ._ranks import Ranks
+from ._ranks import Ranks, abandon
 from .columns import SUM_SQ
 from .diagnostics import Finding
 from .errors import RankMismatchError
@@ -29,8 +29,6 @@ RULE = "replica_drift"
 _NAN = -1.0  # stands for a sum of squares that is NaN: all NaN are alike
 _SHOWN = 8  # parameters whose values are gathered when there is a drift
 _MESSAGE = 2048  # bytes in which a rank tells the others of a drift
-
-_abandoned: list[Any] = []
 
 
 @dataclass
@@ -162,9 +160,9 @@ class ReplicaWatch:
     def abandon(self) -> None:
         """Give up what has not been compared, without waiting. Threads may yet use its memory, so that is kept."""
         for copies in self._copies:
-            _abandoned.append(copies.under_way)
+            abandon(copies.under_way)
             copies.ranks.discard()
-        _abandoned.append(self._messages)
+        abandon(self._messages)
 
     def close(self) -> None:
         """Let go of the groups."""

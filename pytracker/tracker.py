@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import _ops
+from ._arguments import check_arguments
 from ._judging import Judge
 from ._recording import (
     EpochMeans,
@@ -41,7 +42,7 @@ from ._team import team_of
 from .columns import SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
-from .errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
+from .errors import ClosedError, InvalidValueError, ParameterError
 from .history import History
 from .meters import checked_weight
 from .noise_scale import NOISE_SERIES
@@ -92,8 +93,8 @@ class Tracker:
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
 
     Raises:
-        InvalidTypeError: ``model``, ``optimizer``, ``run`` or ``every`` is of the wrong type.
-        InvalidValueError: ``every`` is less than 1.
+        InvalidTypeError: an argument is of the wrong type.
+        InvalidValueError: ``every`` is less than 1, or ``rank_timeout`` not above 0.
         ParameterError: two parameters have the same name, or one has no data.
         LayoutError: it cannot be told which piece of a parameter this rank holds; the message says what to give.
         RankMismatchError: the ranks have different intervals or models, or one does not come.
@@ -133,12 +134,7 @@ class Tracker:
         rank_timeout: float = 300.0,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
-        if optimizer is not None and not hasattr(optimizer, "param_groups"):
-            raise InvalidTypeError(
-                f"optimizer is {optimizer!r:.80}, of type {type(optimizer).__name__}; expected one with param_groups"
-            )
-        if diagnosis is not None and not isinstance(diagnosis, Diagnosis) and diagnosis != "default":
-            raise InvalidTypeError(f"diagnosis is {diagnosis!r:.80}; expected a Diagnosis, or None for none")
+        check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout)
         planned = plan_for(model)
         self._held, self._plan = planned.held, planned.plan
         self._model = model if isinstance(model, torch.nn.Module) and not planned.rewritten else None
@@ -164,10 +160,10 @@ class Tracker:
         self._steps = self._epochs = 0
         self._closed = self._warned = False
         self._means = EpochMeans()
-        self._run.set_parameters(self._team.infos)
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
-        self._run.set_meta(**{**optimizer_facts(optimizer), **(meta or {}), "every": every})
         try:
+            self._run.set_parameters(self._team.infos)
+            self._run.set_meta(**{**optimizer_facts(optimizer), **(meta or {}), "every": every})
             self._measure_weights()
         except Exception as error:
             self.close(error=f"{type(error).__name__}: {error}")

@@ -29,7 +29,7 @@ FLOORS = [
     {"_targets", "_pieces", "_ranks", "_copies"},
     {"gradients"},
     {"meters", "device_log", "distributed", "replicas", "noise_scale", "store", "diagnostics", "sinks"},
-    {"_recording", "_judging", "_team"},
+    {"_arguments", "_recording", "_judging", "_team"},
     {"tracker", "comparison", "export", "_metrics", "report", "_console", "watch"},
     {"integrations", "_doctor", "demo"},
     {"cli"},

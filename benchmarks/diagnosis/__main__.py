@@ -31,9 +31,10 @@ def main() -> None:
     cases = [case for case in all_cases() if case.half == arguments.half and arguments.only in case.name]
     with get_context("spawn").Pool(os.cpu_count()) as pool:
         report = text_report(pool.map(train_and_judge, cases, chunksize=3))
+    which = "no threshold was set" if arguments.half == "test" else "thresholds were set"
     head = (
         f"# Diagnosis, {datetime.date.today()}\n\n"
-        f"Command: `python -m benchmarks.diagnosis`. {len(cases)} trainings of the half on which no threshold was set, "
+        f"Command: `python -m benchmarks.diagnosis`. {len(cases)} trainings of the half on which {which}, "
         f"recorded by a Tracker, judged at each drain; {time.monotonic() - begin:.0f} s on {os.cpu_count()} cores of "
         f"{platform.machine()}, torch {torch.__version__}.\n\n"
     )

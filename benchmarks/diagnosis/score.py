@@ -180,7 +180,7 @@ def text_report(judged: list[Judged]) -> str:
         figures = f"{each.precision:.3f} | {each.recall:.3f} | {each.f1:.3f}" if expected else "- | - | -"
         lines.append(
             f"| {rule} | {expected} | {len(each.hits)} | {len(each.false)} | {figures} | "
-            f"{happened} | {len(wider[rule].hits)} | {wider[rule].f1:.3f} |"
+            f"{happened} | {len(wider[rule].hits)} | {f'{wider[rule].f1:.3f}' if happened else '-'} |"
         )
     strict = overall(score(judged, unplanted=True, strict=True))
     lines += [

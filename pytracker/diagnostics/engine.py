@@ -62,7 +62,7 @@ class Diagnosis:
     @property
     def findings(self) -> list[Finding]:
         """All findings so far: the most severe first, then by first step."""
-        return sorted(self._findings.values(), key=lambda finding: (-finding.rank, finding.first_step, finding.rule))
+        return sorted(self._findings.values(), key=Finding.place)
 
     @property
     def rules(self) -> list[str]:

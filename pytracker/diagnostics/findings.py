@@ -52,6 +52,10 @@ class Finding:
         """The place of the severity in ``SEVERITIES``: 0 for info, 2 for critical."""
         return SEVERITIES.index(self.severity)
 
+    def place(self) -> tuple[int, int, str]:
+        """Return what findings are sorted by: the most severe first, then by first step."""
+        return -self.rank, self.first_step, self.rule
+
     def __str__(self) -> str:
         """Say it in a line or two, for a terminal.
 

@@ -8,11 +8,21 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
-from .statistics import Float64Array, blocks_of, finite_median, log10, median, medians, running_median, theil_sen, thin
+from .statistics import (
+    MAD_TO_SIGMA,
+    Float64Array,
+    blocks_of,
+    finite_median,
+    log10,
+    median,
+    medians,
+    running_median,
+    theil_sen,
+    thin,
+)
 from .updates import typical_update
 from .view import Points, View
 
-_MAD = 1.4826
 _OF_A_MEDIAN = 1.2533  # its standard error, by that of a mean, of normal values: the root of pi / 2
 _NONE = Points(np.empty(0, np.int64), np.empty(0))
 
@@ -131,7 +141,7 @@ def loss_oscillating(
     starts = np.append(np.arange(0, last, window // 2), last)
     picked = starts[:, None] + np.arange(window)
     local = np.clip(np.abs(medians(level[picked])), 0.3 * start, start)
-    relative = _MAD * medians(residual[picked]) / local
+    relative = MAD_TO_SIGMA * medians(residual[picked]) / local
     wild = np.flatnonzero(relative >= (sure if ratio > long else threshold))
     if not len(wild):
         return
@@ -244,7 +254,7 @@ def loss_spike(view: View, z: float = 5.5, window: int = 50, rise: float = 0.5) 
 
 def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
     level = finite_median(before)[:, None]
-    deviation = _MAD * finite_median(np.abs(before - level))[:, None]
+    deviation = MAD_TO_SIGMA * finite_median(np.abs(before - level))[:, None]
     scale = np.maximum(deviation, 1e-3 * np.abs(level))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((now - level) / np.maximum(scale, 1e-12), np.float64)
@@ -281,7 +291,7 @@ def overfitting(
         return
     lowest, now = float(smooth[best]), median(values[-3:])
     gained = max(float(values[0]), view.initial_loss) - lowest
-    usual = _MAD * median(np.abs(np.diff(values))) / 2.0**0.5  # two evaluations differ by the root of 2
+    usual = MAD_TO_SIGMA * median(np.abs(np.diff(values))) / 2.0**0.5  # two evaluations differ by the root of 2
     if lowest <= 0 or now < max((1 + rise) * lowest, lowest + noise * usual):
         return
     slope = theil_sen(steps[best:], values[best:])

@@ -109,7 +109,7 @@ class View:
         return self
 
     def once(self, work: Callable[[View], T]) -> T:
-        """Return ``work(self)``, which is none of ``rule`` or ``previous``, done once for all rules that ask for it.
+        """Return ``work(self)``, done once for all rules that ask for it; it may not depend on which of them does.
 
         >>> view = View(History(loss=[3.0, 2.0]))
         >>> view.once(len_of_loss := lambda view: len(view.loss)), view.once(len_of_loss)

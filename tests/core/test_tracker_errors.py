@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytracker import Tracker
+from pytracker import Run, Tracker, load_run
 from pytracker.diagnostics import Diagnosis, Finding
 from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
 
@@ -59,6 +59,40 @@ def test_a_scalar_that_cannot_be_recorded_is_named_and_nothing_else_is_lost(argu
     assert tracker.history["loss"].steps.tolist() == [0, 1, 2, 4, 5]
     assert len(tracker.history["grad_norm"]) == 5
     assert tracker.history.parameters.rows()[0].tolist() == [0, 1, 2, 4, 5]
+
+
+BAD_ARGUMENTS = [
+    ({"optimizer": 0.1}, InvalidTypeError, "optimizer is 0.1, of type float; expected one with param_groups"),
+    ({"diagnosis": "strict"}, InvalidTypeError, "diagnosis is 'strict', of type str; expected a Diagnosis"),
+    ({"on_finding": 3}, InvalidTypeError, "on_finding is 3, of type int; expected a function"),
+    ({"sinks": 5}, InvalidTypeError, "sinks is 5, of type int; expected a list of sinks"),
+    ({"meta": [1, 2]}, InvalidTypeError, "meta is [1, 2], of type list; expected a dictionary"),
+    ({"meta": {1: 2}}, InvalidTypeError, "meta is {1: 2}, of type dict; expected a dictionary of names"),
+    ({"process_group": 3}, InvalidTypeError, "process_group is 3, of type int; expected a torch.distributed"),
+    ({"process_group": -100}, InvalidValueError, "process_group is one that this rank is not in"),
+    ({"rank_timeout": "long"}, InvalidTypeError, "rank_timeout is 'long', of type str; expected a number of seconds"),
+    ({"rank_timeout": 0}, InvalidValueError, "rank_timeout is 0; expected a number of seconds above 0"),
+    ({"rank_timeout": float("inf")}, InvalidValueError, "rank_timeout is inf"),
+    ({"every": 0}, InvalidValueError, "every is 0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "named"), BAD_ARGUMENTS, ids=[named for _, _, named in BAD_ARGUMENTS])
+def test_an_argument_that_is_wrong_is_named_and_begins_no_run(arguments, error, named: str, tmp_path) -> None:
+    with pytest.raises(error, match=re.escape(named)):
+        Tracker(model_with_gradients(), run=tmp_path / "runs", **arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_cannot_take_the_parameters_is_marked_as_failed(tmp_path) -> None:
+    class Refusing(Run):
+        def set_parameters(self, infos) -> None:
+            raise OSError("the disk is gone")
+
+    run = Refusing(tmp_path)
+    with pytest.raises(OSError, match="the disk is gone"):
+        Tracker(model_with_gradients(), run=run)
+    assert (load_run(run.path).state, load_run(run.path).error) == ("failed", "OSError: the disk is gone")
 
 
 def test_more_scalars_than_a_row_can_hold_are_refused_by_number() -> None:

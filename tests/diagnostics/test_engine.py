@@ -12,15 +12,6 @@ from pytracker.errors import InvalidTypeError, InvalidValueError
 from pytracker.history import History
 
 
-@pytest.fixture
-def scratch_rule():
-    """Let a test register rules, and forget them."""
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
-
-
 def spiky(steps=400, at=(200, 300)):
     loss = healthy_loss(steps)
     loss[[place for place in at if place < steps]] += 20.0

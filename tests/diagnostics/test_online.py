@@ -14,20 +14,11 @@ import torch
 from torch import nn
 
 from pytracker import Run, Tracker, diagnose, load_run
-from pytracker.diagnostics import RULES, Diagnosis, Finding, rule
+from pytracker.diagnostics import Diagnosis, Finding, rule
 from pytracker.errors import ClosedError, InvalidTypeError
 from pytracker.history import History
 
 SPIKES = ["loss_spike"]
-
-
-@pytest.fixture
-def scratch_rule():
-    """Let a test register rules, and forget them."""
-    before = dict(RULES)
-    yield
-    RULES.clear()
-    RULES.update(before)
 
 
 def model_with_gradients() -> nn.Module:
