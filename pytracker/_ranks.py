@@ -7,13 +7,15 @@ import datetime
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+import torch
 import torch.distributed as dist
 
 from .errors import LayoutError, RankMismatchError
 
+_PAUSE = 0.0005  # seconds between two looks at a collective that is waited for
 _PATIENCE = 5.0  # seconds in which a rank that is still there also notices that a collective has failed
 
 _abandoned: list[Any] = []
@@ -184,6 +186,30 @@ class Ranks:
             raise self._missing(failure, error) from error
         return values
 
+    def gather_count(self, count: int, meanwhile: Callable[[], None], failure: str) -> list[int]:
+        """Return every rank's count, in the order of ``members``. A collective; calls ``meanwhile`` as it waits.
+
+        The message of an error begins with ``failure``.
+
+        Raises:
+            RankMismatchError: a rank does not come within the timeout.
+        """
+        mine = torch.tensor([count])
+        counts = [torch.empty_like(mine) for _ in self.members]
+        try:
+            work = dist.all_gather(counts, mine, group=self._meeting, async_op=True)
+        except RuntimeError as error:
+            raise self._missing(failure, error) from error
+        try:
+            while not work.is_completed():
+                meanwhile()
+                time.sleep(_PAUSE)
+        except BaseException:
+            abandon((mine, counts, work))
+            raise
+        self.wait([work], failure)
+        return [int(each) for each in counts]
+
     def exchange(self, value: Any) -> list[tuple[Any, list[int]]]:
         """Return every different value, and the ranks that gave it. A collective; waits.
 
@@ -235,8 +261,7 @@ class Ranks:
 
     def _missing(self, failure: str, error: Exception) -> RankMismatchError:
         """Say who is missing: those who do not notice the failure too, as the store of the group tells."""
-        self.discard()
-        _names.pop(self._meetings, None)
+        self.discard(meetings=True)
         store = dist.distributed_c10d._get_process_group_store(self._meeting)
         who = _absent(store, "pytracker/here", self.members, min(_PATIENCE, self._limit.total_seconds()))
         return RankMismatchError(
@@ -245,9 +270,11 @@ class Ranks:
             f"torch says: {error}"
         )
 
-    def discard(self) -> None:
-        """Keep the group for rows from the next tracker: ranks may be at different collectives in it."""
+    def discard(self, *, meetings: bool = False) -> None:
+        """Keep the group for rows, or both, from the next tracker: ranks may be at different collectives in it."""
         _names.pop(self._rows, None)
+        if meetings:
+            _names.pop(self._meetings, None)
 
     def close(self) -> None:
         """Let go of the groups, so that their threads can end with ``torch.distributed``."""

@@ -17,7 +17,7 @@ from ._pieces import Held
 from ._targets import make_plan
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from .device_log import Rows
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidTypeError, InvalidValueError, in_words
 from .history import History
 from .noise_scale import NOISE_SERIES
 from .parameters import Interval, ParameterHistory, ParameterInfo
@@ -104,7 +104,7 @@ class Sinks:
             except Exception as error:  # noqa: PERF203 - each sink fails for itself
                 self._sinks.remove(sink)
                 warnings.warn(
-                    f"the sink {type(sink).__name__} failed and is switched off: {type(error).__name__}: {error}",
+                    f"the sink {type(sink).__name__} failed and is switched off: {in_words(error)}",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from .parameters import ParameterInfo
 from .replicas import ReplicaWatch
 
 Receive: TypeAlias = Callable[[Rows], None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _RESCUE = 1.0  # seconds in which what all ranks have sent arrives, although they will not go on
 
@@ -30,6 +33,7 @@ class Alone:
 
     polls = False  # whether rows are merged
     talks = False
+    fault: RankMismatchError | None = None  # after which the ranks no longer work together
 
     def __init__(self, infos: list[ParameterInfo], *, is_first: bool | None = None) -> None:
         self.infos = infos
@@ -58,11 +62,29 @@ class Alone:
         """Return the moments of all parameters, [T, 6], of those that this rank has. Waits."""
         return moments, []
 
-    def leave(self) -> None:
-        """Give up what has not been merged, without waiting for anybody."""
+    def leave(self, receive: Receive) -> None:
+        """Hand on what can be had without waiting for anybody, and give up the rest; so too with all rows to come."""
 
     def close(self) -> None:
         """Let go of the groups."""
+
+
+def _together(method: Callable[Concatenate[Team, P], T]) -> Callable[Concatenate[Team, P], T]:
+    """Note a fault of what ranks do together, and refuse at once whatever they would do after it."""
+
+    @functools.wraps(method)
+    def guarded(team: Team, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if team.fault is not None:
+            raise RankMismatchError(
+                f"the tracker's ranks no longer work together; close it and make a new one. First fault: {team.fault}"
+            ) from team.fault
+        try:
+            return method(team, *args, **kwargs)
+        except RankMismatchError as fault:
+            team.fault = fault
+            raise
+
+    return guarded
 
 
 class Team(Alone):
@@ -77,6 +99,7 @@ class Team(Alone):
         self._ranks = ranks
         self._merger = merger
         self._replicas = replicas
+        self._left = False
         self.is_first = ranks.is_first
         self.polls = merger is not None
 
@@ -84,21 +107,35 @@ class Team(Alone):
         return {} if self._merger is None else self._merger.scalars()
 
     def take(self, rows: Rows, receive: Receive) -> list[Finding]:
-        found = [] if self._replicas is None else self._told(self._replicas.start("gradient", rows.steps, rows.tensors))
-        if self._merger is None:
-            receive(rows)
-        else:
-            self._merger.start(rows)
-        return found
+        if self._left or self.fault is not None or self._merger is None:
+            self._receive_alone(rows, receive)
+        return [] if self._left else self._share(rows)
 
+    @_together
+    def _share(self, rows: Rows) -> list[Finding]:
+        if self._merger is not None:
+            self._merger.start(rows)
+        return [] if self._replicas is None else self._told(self._replicas.start("gradient", rows.steps, rows.tensors))
+
+    def _receive_alone(self, rows: Rows, receive: Receive) -> None:
+        whole = rows if self._merger is None else self._merger.without_others(rows)
+        if whole is not None:
+            receive(whole)
+
+    @_together
     def poll(self, receive: Receive) -> None:
         if self._merger is not None:
             self._merger.poll(receive)
 
+    @_together
     def meet(self, steps: int, receive: Receive) -> None:
-        self.poll(receive)  # what is here is safe, also where a rank is missing below
-        pending = self._pending()
-        counts = self._ranks.gather(steps, f"{pending}not all ranks came to epoch, flush or close after {steps} steps")
+        def poll() -> None:
+            if self._merger is not None:
+                self._merger.poll(receive)
+
+        poll()  # what is here is safe, also where a rank is missing below
+        failure = f"{self._pending()}not all ranks came to epoch, flush or close after {steps} steps"
+        counts = self._ranks.gather_count(steps, poll, failure)
         if len(set(counts)) == 1:
             return
         self._ranks.discard()
@@ -114,11 +151,13 @@ class Team(Alone):
     def _pending(self) -> str:
         return "" if self._merger is None else self._merger.pending()
 
+    @_together
     def finish(self, receive: Receive) -> list[Finding]:
         if self._merger is not None:
             self._merger.flush(receive)
         return [] if self._replicas is None else self._told(self._replicas.flush())
 
+    @_together
     def merge_weights(self, step: int, moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Finding]]:
         found = []
         if self._replicas is not None:
@@ -128,10 +167,14 @@ class Team(Alone):
     def _told(self, found: list[Finding]) -> list[Finding]:
         return found if self.is_first else []  # all ranks know, and one says it
 
-    def leave(self) -> None:
+    def leave(self, receive: Receive) -> None:
+        with contextlib.suppress(RankMismatchError):
+            self.poll(receive)
+        self._left = True
         self._ranks.discard()
         if self._merger is not None:
-            self._merger.abandon()
+            for rows in self._merger.abandon():
+                self._receive_alone(rows, receive)
         if self._replicas is not None:
             self._replicas.abandon()
             self._replicas = None

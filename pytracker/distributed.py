@@ -103,6 +103,10 @@ class Merging:
         """Return what to record on this step besides."""
         return {}
 
+    def without_others(self, rows: Rows) -> Rows | None:
+        """Return what this rank's rows say by themselves; None where they are pieces."""
+        return None
+
     def pending(self) -> str:
         """Say which rows have not been merged yet; empty where all have."""
         first = self._drains - len(self._merges) + 1
@@ -113,10 +117,15 @@ class Merging:
         self._drains += 1
         self._merges.append(self.begin(rows))
 
-    def abandon(self) -> None:
-        """Give up what has not been merged, without waiting. Its memory stays with the threads that may yet use it."""
+    def abandon(self) -> list[Rows]:
+        """Give up what has not been merged, without waiting, and return this rank's rows of it.
+
+        The memory of the collectives stays with the threads that may yet use it.
+        """
         abandon(list(self._merges))
+        rows = [merge.rows for merge in self._merges]
         self._merges.clear()
+        return rows
 
     def poll(self, receive: Callable[[Rows], None]) -> None:
         """Hand on what has been merged. Never waits.
@@ -148,18 +157,14 @@ class Merging:
             self._next(receive)
 
     def _next(self, receive: Callable[[Rows], None]) -> None:
-        merge = self._merges.popleft()
-        drain = self._drains - len(self._merges)
-        try:
-            self._ranks.wait(merge.works, f"drain {drain}, steps {span(merge.rows.steps)}, was not merged")
-        except RankMismatchError:
-            self._merges.clear()  # the group is broken: nothing after this will arrive either
-            raise
+        merge, drain = self._merges[0], self._drains - len(self._merges) + 1
+        self._ranks.wait(merge.works, f"drain {drain}, steps {span(merge.rows.steps)}, was not merged")
         try:
             rows = self.finish(merge, drain)
-        except RankMismatchError:
-            self._ranks.discard()
+        except RankMismatchError:  # on all ranks, but perhaps while some of them meet already
+            self._ranks.discard(meetings=True)
             raise
+        self._merges.popleft()
         receive(rows)
 
 

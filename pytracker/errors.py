@@ -8,6 +8,11 @@ not know of pytracker catches the right thing too.
 from __future__ import annotations
 
 
+def in_words(error: BaseException) -> str:
+    """Return an exception of any kind as one text, e.g. for a run that it ended."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 class PytrackerError(Exception):
     """Root of every exception that pytracker raises on purpose."""
 

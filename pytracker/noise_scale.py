@@ -178,10 +178,14 @@ class NoiseMerging(Merging):
         with np.errstate(invalid="ignore", divide="ignore"):
             units = np.where(averaged > 0, rows.totals[:, SUM_SQ] / averaged, 1.0)
         series = self._estimate(mean * units, averaged * units)
-        scalars = {name: value for name, value in rows.scalars.items() if name not in (_LOCAL, _MEAN)}
-        for name, values in zip(NOISE_SERIES, series, strict=True):
-            known = np.flatnonzero(np.isfinite(averaged))
-            scalars[name] = known, values[known]
+        known = np.flatnonzero(np.isfinite(averaged))
+        noise = {name: (known, values[known]) for name, values in zip(NOISE_SERIES, series, strict=True)}
+        whole = self.without_others(rows)
+        return Rows(rows.steps, rows.totals, rows.tensors, {**whole.scalars, **noise})
+
+    def without_others(self, rows: Rows) -> Rows:
+        """Return the rows without a noise scale: DDP leaves every rank the whole gradient."""
+        scalars = {name: values for name, values in rows.scalars.items() if name not in (_LOCAL, _MEAN)}
         return Rows(rows.steps, rows.totals, rows.tensors, scalars)
 
     @staticmethod

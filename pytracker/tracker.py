@@ -11,6 +11,7 @@ One step, from top to bottom::
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -42,7 +43,7 @@ from ._team import team_of
 from .columns import SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
-from .errors import ClosedError, InvalidValueError, ParameterError
+from .errors import ClosedError, InvalidValueError, ParameterError, in_words
 from .history import History
 from .meters import checked_weight
 from .noise_scale import NOISE_SERIES
@@ -166,7 +167,7 @@ class Tracker:
             self._run.set_meta(**{**optimizer_facts(optimizer), **(meta or {}), "every": every})
             self._measure_weights()
         except Exception as error:
-            self.close(error=f"{type(error).__name__}: {error}")
+            self.close(error=in_words(error))
             raise
         self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
 
@@ -271,32 +272,34 @@ class Tracker:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
 
         Args:
-            error: the run is marked as failed, with this text.
+            error: the run is marked as failed, with this text, and no other rank is waited for: as also where the ranks
+                have lost each other before.
+
+        Raises:
+            RankMismatchError: the ranks disagree, or one is missing; what needs no other rank is recorded.
         """
         if self._closed:
             return
         self._closed = True
+        error = error or (in_words(self._team.fault) if self._team.fault else None)
         try:
-            if error is None:
-                self.flush()
-            else:  # the other ranks may not know of the fault, so nobody is waited for
-                self._team.poll(self._receive)
-                self._team.leave()
-                if not self._team.polls:  # rows that are not merged are pieces
-                    self._log.flush()
-                self._judge.look(self.history, now=True)
+            self.flush() if error is None else self._flush_alone()
         except Exception as problem:
-            self._team.leave()
-            error = error or f"{type(problem).__name__}: {problem}"
+            error = error or in_words(problem)
+            with contextlib.suppress(Exception):  # the first says more
+                self._flush_alone()
             raise
         finally:
             if error is None:
                 self._team.close()
             self._sinks.close()
-            if error is None:
-                self._run.finish()
-            else:
-                self._run.finish("failed", error=error)
+            self._run.finish("finished" if error is None else "failed", error=error)
+
+    def _flush_alone(self) -> None:
+        """Bring home what needs no other rank: they may not know of the fault, so nobody is waited for."""
+        self._team.leave(self._receive)
+        self._log.flush()
+        self._judge.look(self.history, now=True)
 
     def __enter__(self) -> Tracker:
         """Return the tracker itself."""
@@ -310,7 +313,7 @@ class Tracker:
             self.close()
             return
         try:
-            self.close(error=f"{type(error).__name__}: {error}")
+            self.close(error=in_words(error))
         except Exception as problem:
             warnings.warn(f"the last rows could not be brought home: {problem}", RuntimeWarning, stacklevel=2)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import in_words
 from ..history import History
 from .findings import Finding, most_severe_first
 from .registry import RULES, Rule, select
@@ -115,7 +116,7 @@ def _failure(rule: Rule, view: View, error: Exception) -> Finding:
         severity="info",
         first_step=view.stop - 1,
         last_step=view.stop - 1,
-        evidence=f"the rule {rule.name!r} raised {type(error).__name__}: {error}",
+        evidence=f"the rule {rule.name!r} raised {in_words(error)}",
         cause="a bug in the rule, or a history of a kind that it was not written for",
         action="report it with the history; the rule is off for the rest of this training",
     )

@@ -17,7 +17,7 @@ from typing import Any, Final, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError
+from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
 from ..history import History, as_float
 from ..parameters import DEFAULT_INTERVAL_BYTES, Interval, ParameterHistory, ParameterInfo
 from ._file import RunFile, check_same_parameters
@@ -316,7 +316,7 @@ class Run:
         if error is None:
             self.finish()
         else:
-            self.finish("failed", error=_described(error))
+            self.finish("failed", error=in_words(error))
 
     def __repr__(self) -> str:
         """Say which run it is and how it stands."""
@@ -357,11 +357,7 @@ class Run:
         if uncaught is None or hasattr(sys, "ps1"):  # at a prompt, an old error says nothing about the end
             self.finish()
         else:
-            self.finish("failed", error=_described(uncaught))
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            self.finish("failed", error=in_words(uncaught))
 
 
 def finding_key(finding: Mapping[str, Any]) -> str:

@@ -1,26 +1,26 @@
 """Runs cases on several ranks, processes of their own with gloo: `run` on ranks that are kept, `run_alone` on new ones.
 
-Each rank is this file, started with its rank, the number of ranks and the file where they meet. It takes cases from its
-standard input, a module and a case a line, and writes "ok" or "failed" for each to a pipe.
+A rank is forked by a server that has imported torch, so that it is there at once. It takes cases from its pipe, a
+module and a case each, and answers whether they ended well.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
 import os
-import select
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 PATIENCE = 300  # seconds: on a busy machine, ranks that take turns are slow
+
+_forking = multiprocessing.get_context("forkserver")
+_forking.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "pytracker", "pytest"])
 
 
 class Pool:
@@ -28,37 +28,27 @@ class Pool:
 
     def __init__(self, world: int) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._ranks: list[subprocess.Popen[bytes]] = []
-        self._results: list[int] = []
+        self._pipes: list[Connection] = []
+        self._ranks = []
         for rank in range(world):
-            result, write = os.pipe()
-            arguments = [str(rank), str(world), f"{self._folder.name}/store", str(write)]
-            with open(f"{self._folder.name}/{rank}.log", "wb") as log:
-                self._ranks.append(
-                    subprocess.Popen(
-                        [sys.executable, __file__, *arguments],
-                        env=os.environ | {"OMP_NUM_THREADS": "1"},
-                        stdin=subprocess.PIPE,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        pass_fds=[write],
-                    )
-                )
-            os.close(write)
-            self._results.append(result)
+            pipe, theirs = _forking.Pipe()
+            process = _forking.Process(target=serve, args=(rank, world, self._folder.name, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(pipe)
+            self._ranks.append(process)
 
     def run(self, module: str, case: str) -> set[int]:
         """Run a case on every rank; return the ranks on which it ended well, the others having failed or died."""
-        for rank in self._ranks:
+        for pipe in self._pipes:
             with contextlib.suppress(BrokenPipeError):
-                rank.stdin.write(f"{module} {case}\n".encode())
-                rank.stdin.flush()
+                pipe.send((module, case))
         end = time.monotonic() + PATIENCE
         well = set()
-        for rank, result in enumerate(self._results):
-            ready, _, _ = select.select([result], [], [], max(0.0, end - time.monotonic()))
-            if ready and os.read(result, 100) == b"ok\n":
-                well.add(rank)
+        for rank, pipe in enumerate(self._pipes):
+            with contextlib.suppress(EOFError, ConnectionResetError):  # where it died
+                if pipe.poll(max(0.0, end - time.monotonic())) and pipe.recv():
+                    well.add(rank)
         return well
 
     def said(self) -> str:
@@ -68,18 +58,14 @@ class Pool:
 
     def close(self) -> dict[int, int]:
         """End the ranks; return how those did that did not end well."""
-        codes = {}
-        for rank in self._ranks:  # all at once: each takes a second to end
-            with contextlib.suppress(BrokenPipeError):
-                rank.stdin.close()
-        for number, rank in enumerate(self._ranks):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                rank.wait(20)
+        for pipe in self._pipes:
+            pipe.close()
+        end = time.monotonic() + 20
+        for rank in self._ranks:
+            rank.join(max(0.0, end - time.monotonic()))
             rank.kill()
-            codes[number] = rank.wait()
-        for result in self._results:
-            os.close(result)
-        return {number: code for number, code in codes.items() if code != 0}
+            rank.join()
+        return {number: rank.exitcode for number, rank in enumerate(self._ranks) if rank.exitcode != 0}
 
 
 _pools: dict[int, Pool] = {}
@@ -120,22 +106,28 @@ def end_pools() -> None:
     _pools.clear()
 
 
-def main(rank: int, world: int, store: str, result: int) -> None:
+def serve(rank: int, world: int, folder: str, pipe: Connection) -> None:
+    """Run the cases that come, as one of the ranks."""
+    with open(f"{folder}/{rank}.log", "wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    import torch  # not by the tests' own process, which has no use for it
+    import torch.distributed as dist
+
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    for line in sys.stdin:
-        module, case = line.split()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    while True:
+        try:
+            module, case = pipe.recv()
+        except EOFError:
+            break
         function, *arguments = case.split(":")
         try:
             getattr(importlib.import_module(module), function)(rank, world, *arguments)
-            os.write(result, b"ok\n")
+            pipe.send(True)
         except BaseException:
             traceback.print_exc()
             sys.stderr.flush()
-            os.write(result, b"failed\n")
+            pipe.send(False)
             os._exit(1)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

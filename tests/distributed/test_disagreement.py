@@ -34,7 +34,7 @@ def test_ranks_with_other_arguments_are_told_so_before_a_step() -> None:
     run("disagreeing", "settings", 2)
 
 
-@pytest.mark.parametrize("case", ["steps", "one_epoch", "other_steps"])
+@pytest.mark.parametrize("case", ["steps", "one_epoch", "other_steps", "told_while_they_meet"])
 def test_ranks_with_other_steps_are_told_so_and_nothing_is_recorded_of_what_not_all_have(case: str) -> None:
     run("disagreeing", case, 2)
 

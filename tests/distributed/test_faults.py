@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from launch import run, run_alone
 
 
@@ -25,6 +26,16 @@ def test_a_rank_that_is_killed_is_named_to_the_others(tmp_path: Path) -> None:
 
 def test_a_rank_that_does_not_come_is_named_after_the_timeout(tmp_path: Path) -> None:
     run_alone("faults", f"stalled:{tmp_path}/runs", 3, survivors={0, 1, 2})
+
+
+def test_after_a_fault_every_call_says_so_at_once_and_close_ends_the_run(tmp_path: Path) -> None:
+    run("faults", f"refused_after:{tmp_path}/runs", 2)
+
+
+@pytest.mark.parametrize("fault", ["other_steps", "an_exception"])
+@pytest.mark.parametrize("asked", ["noise_scale", "check_replicas"])
+def test_rows_that_need_no_other_rank_survive_any_fault(asked: str, fault: str) -> None:
+    run("faults", f"whole_rows_survive:{asked}:{fault}", 2)
 
 
 def test_gradients_that_are_not_reduced_yet_are_refused() -> None:

@@ -1,0 +1,58 @@
+"""What the cases need to know of collectives: which are called, that none is waited for, that all have ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pytracker
+from pytracker._ranks import Ranks
+
+
+class Collectives(TorchDispatchMode):
+    """Notes every call of torch's collectives, and every wait for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name().partition("::")[0] in ("c10d", "_c10d_functional"):
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waits_forbidden() -> Iterator[None]:
+    """Fail where another rank is waited for."""
+
+    wait = dist.Work.wait
+
+    def ended_wait(work, *arguments):
+        assert work.is_completed(), "a collective is waited for"
+        return wait(work, *arguments)
+
+    def gather(ranks, value, failure=""):
+        raise AssertionError(f"other ranks are asked: {failure}")
+
+    with mock.patch.object(dist.Work, "wait", ended_wait), mock.patch.object(Ranks, "gather", gather):
+        yield
+
+
+def until_merged(tracker: pytracker.Tracker) -> None:
+    """Wait until the collectives of this rank's earlier drains have ended."""
+    for merge in tracker._team._merger._merges:
+        while not all(work.is_completed() for work in merge.works):
+            time.sleep(0.001)
+
+
+def train_two_more_steps(tracker: pytracker.Tracker) -> None:
+    """Take a step that drains and one after its collectives; either may say what they have found."""
+    tracker.step()
+    until_merged(tracker)
+    tracker.step()
