@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import SUM, SUM_SQ
+from .columns import SUM, SUM_SQ, selection
 
-_COMPARED = [SUM, SUM_SQ]
 _CLOSE = 0.05  # far above what rounding makes of copies (16 bits, atomics), far below what other gradients differ by
 
 
@@ -38,14 +37,17 @@ class Copies:
         """Return how many parameters are compared."""
         return len(self.places)
 
-    def told(self, tensors: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return what this rank adds to the comparison, [n, C, 2], of its moments [n, T, 6]."""
-        told = np.zeros((len(tensors), len(self), len(_COMPARED)))
-        values = np.where(present[:, self.local, None], tensors[:, self.local][:, :, _COMPARED], 0.0)
+    def tell(self, told: NDArray[np.float64], tensors: NDArray[np.float64], present: NDArray[np.bool_]) -> None:
+        """Write what this rank adds to the comparison, [n, C, 2] of zeros, of its moments [n, T, 6]."""
+        local, positions = selection(self.local), selection(self.positions)
+        values = tensors[:, local, SUM : SUM_SQ + 1]
+        if not (there := present[:, local]).all():
+            values = np.where(there[:, :, None], values, 0.0)
         plain = self.sets[self.positions] == 0
         with np.errstate(over="ignore"):
-            told[:, self.positions] = np.where(plain[:, None], values**2, self.weights[:, None] * values)
-        return told
+            told[:, positions] = values * (
+                values if plain.all() else np.where(plain[:, None], values, self.weights[:, None])
+            )
 
     def first_apart(
         self, told: NDArray[np.float64], merged: NDArray[np.float64], present: NDArray[np.float64]
@@ -57,17 +59,30 @@ class Copies:
             merged: the moments as if they were copies, [n, T, 6].
             present: how many pieces had a gradient, [n, T].
         """
-        means, count = merged[:, self.places][:, :, _COMPARED], present[:, self.places, None]
+        places = selection(self.places)
+        count = present[:, places]
+        sums, squares = merged[:, places, SUM], merged[:, places, SUM_SQ]
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            spread = np.sqrt(np.maximum(told / count - means**2, 0.0))
-            between = np.abs(told) / np.sqrt(np.maximum(self.sets, 1.0))[:, None]
-            scale = means.copy()
-            scale[:, :, 0] = np.abs(means[:, :, 0]) + np.sqrt(means[:, :, 1])
-            apart = (np.where((self.sets == 0)[:, None], spread, between) > _CLOSE * scale).any(axis=2)
+            apart = self._differ(told[:, :, 0], sums, np.abs(sums) + np.sqrt(squares), count)
+            apart |= self._differ(told[:, :, 1], squares, squares, count)
         if not apart.any():
             return None
         row, position = (int(index) for index in np.argwhere(apart)[0])
         return row, int(self.places[position])
+
+    def _differ(
+        self,
+        told: NDArray[np.float64],
+        mean: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        count: NDArray[np.float64],
+    ) -> NDArray[np.bool_]:
+        """Return where one number, each [n, C], differs by more than its scale allows. Squares: a root is slow."""
+        allowed = (_CLOSE * scale) ** 2
+        differ: NDArray[np.bool_] = told / count - mean**2 > allowed
+        if (several := self.sets > 0).any():
+            differ = np.where(several, told**2 > allowed * self.sets, differ)
+        return differ
 
 
 def weight_of(index: int, sets: int) -> float:

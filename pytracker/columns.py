@@ -7,7 +7,7 @@ No torch here: the functions take NumPy arrays, and torch tensors as well.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,18 @@ METER_COLUMNS: Final = ("val", "sum", "count", "nans")
 def row_width(tensors: int, scalars: int = 0) -> int:
     """Return the float64 values of a step's row: [totals | tensor 0 | tensor 1 | ... | scalar 0 | ...]."""
     return TOTALS + tensors * len(COLUMNS) + scalars
+
+
+def selection(indices: NDArray[np.intp]) -> Any:
+    """Return a slice in place of ascending indices without a gap: reading through it copies nothing.
+
+    Example:
+        >>> selection(np.array([3, 4, 5])), selection(np.array([3, 5]))
+        (slice(3, 6, None), array([3, 5]))
+    """
+    first = int(indices[0]) if len(indices) else 0
+    end = first + len(indices)
+    return slice(first, end) if np.array_equal(indices, np.arange(first, end)) else indices
 
 
 def merge_totals(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -249,7 +249,11 @@ class DeviceLog:
         scalars: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):
             end = TOTALS + len(of_device) * len(COLUMNS)
-            tensors[:, of_device] = part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS))
+            moments = part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS))
+            if len(members) == 1:
+                tensors = moments  # every parameter, in order
+            else:
+                tensors[:, of_device] = moments
             for slot, name in enumerate(flight.names):
                 having = np.flatnonzero(given[:, device] >> np.uint64(slot) & np.uint64(1))
                 if len(having):

@@ -35,7 +35,7 @@ from torch import Tensor
 from ._copies import copies_of
 from ._pieces import Held
 from ._ranks import Ranks, abandon
-from .columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS
+from .columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS, selection
 from .device_log import Rows
 from .errors import RankMismatchError
 from .parameters import ParameterInfo
@@ -220,7 +220,7 @@ class Merger(Merging):
         super().__init__(ranks, _agreed(described))
         place = {info.name: index for index, info in enumerate(self.infos)}
         places = np.array([place[info.name] for info in infos], np.intp)
-        self._places: Any = slice(None) if np.array_equal(places, np.arange(len(self.infos))) else places
+        self._places: Any = selection(places)
         plain: Counter[str] = Counter()
         for all_told, givers in described:
             plain.update({told.info.name: len(givers) for told in all_told if told.replicated})
@@ -249,18 +249,20 @@ class Merger(Merging):
         packed[:HEADER] = stamp(rows.steps)
         maxima = np.zeros((length, width))
         if count:  # copied once: an interval of a large model has tens of megabytes
-            maxima[:count, self._places] = np.nan_to_num(np.where(present, tensors[:, :, ABS_MAX], 0.0), posinf=np.inf)
+            all_present = bool(present.all())
+            largest = np.fmax(tensors[:, :, ABS_MAX], 0.0)  # NaNs are counted, and come back when all have merged
+            maxima[:count, self._places] = largest if all_present else np.where(present, largest, 0.0)
             sums = packed[HEADER:end].reshape(length, width, len(COLUMNS))[:count]
-            sums[:, self._places] = tensors if present.all() else np.where(present[:, :, None], tensors, 0.0)
+            sums[:, self._places] = tensors if all_present else np.where(present[:, :, None], tensors, 0.0)
             sums[:, self._places, _PRESENT] = present
-            told = self._copies.told(tensors, having & self._pieces)
-            packed[end : end + told.size] = told.reshape(-1)
-        summed, largest = torch.from_numpy(packed), torch.from_numpy(maxima)
+            told = packed[end:].reshape(length, len(self._copies), 2)[:count]
+            self._copies.tell(told, tensors, having & self._pieces)
+        reduced = [torch.from_numpy(packed), torch.from_numpy(maxima)]
         works = [
-            dist.all_reduce(summed, dist.ReduceOp.SUM, group=self._ranks.group, async_op=True),
-            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._ranks.group, async_op=True),
+            dist.all_reduce(tensor, operation, group=self._ranks.group, async_op=True)
+            for tensor, operation in zip(reduced, (dist.ReduceOp.SUM, dist.ReduceOp.MAX), strict=True)
         ]
-        return Merge(rows, [summed, largest], works)
+        return Merge(rows, reduced, works)
 
     def finish(self, merge: Merge, drain: int) -> Rows:
         """Return the rows of the whole model."""
