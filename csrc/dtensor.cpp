@@ -11,9 +11,12 @@ namespace py = pybind11;
 
 py::object wrapped(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
 
+PyObject* const kLocalTensor = PyUnicode_InternFromString("_local_tensor");
+PyObject* const kSpec = PyUnicode_InternFromString("_spec");
+
 // An attribute, or null where there is none.
-py::object attribute(const py::object& object, const char* name) {
-  py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttrString(object.ptr(), name));
+py::object attribute(const py::object& object, PyObject* name) {
+  py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttr(object.ptr(), name));
   PyErr_Clear();
   return found;
 }
@@ -30,7 +33,7 @@ void release(PyObject* object) {
 at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
   const py::gil_scoped_acquire gil;
   const py::object wrapper = wrapped(tensor);
-  py::object local = attribute(wrapper, "_local_tensor");
+  py::object local = attribute(wrapper, kLocalTensor);
   if (!local || !THPVariable_Check(local.ptr()))
     throw ParameterError(
         c10::str("the gradient of '", name, "' is a ", Py_TYPE(wrapper.ptr())->tp_name,
@@ -42,9 +45,9 @@ at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
 
 bool Placement::is_that_of(const at::Tensor& parameter, const at::Tensor& gradient) {
   const py::gil_scoped_acquire gil;
-  py::object spec = attribute(wrapped(gradient), "_spec");
+  py::object spec = attribute(wrapped(gradient), kSpec);
   if (!spec || spec.ptr() == known_.get()) return true;
-  const py::object own = attribute(wrapped(parameter), "_spec");
+  const py::object own = attribute(wrapped(parameter), kSpec);
   if (!own) return true;  // a plain parameter: its gradient's own local piece is all there is
   if (own.ptr() != spec.ptr() && !own.attr("placements").equal(spec.attr("placements"))) return false;
   known_ = std::shared_ptr<PyObject>(spec.release().ptr(), release);
