@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ._pieces import Held
 from ._targets import make_plan
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from .device_log import Rows
+from .diagnostics import Diagnosis
 from .errors import InvalidTypeError, InvalidValueError, in_words
 from .history import History
 from .noise_scale import NOISE_SERIES
@@ -182,7 +183,16 @@ def changes_between(before: Iterable[str], now: Iterable[str]) -> str:
     return "; ".join(changes[:5]) or "replaced"
 
 
-def optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def facts_for_rules(
+    optimizer: torch.optim.Optimizer | None, diagnosis: Diagnosis | None, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is noted in a run's meta: of the optimizer, and of the rules and settings where others were noted."""
+    changed = diagnosis.changed if diagnosis is not None else {}
+    differs = changed != (known.get("diagnosis") or {})
+    return _optimizer_facts(optimizer) | ({"diagnosis": changed or None} if differs else {})
+
+
+def _optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """Return what the rules know of the optimizer: its name, and its momentum where it has one."""
     if optimizer is None:
         return {"optimizer": None}

@@ -176,19 +176,21 @@ def export(run: str, output: str, format_: str | None, parameters: bool, directo
     type=click.Choice(["info", "warning", "critical"]),
     help="Exit with status 3 where a finding is at least this severe.",
 )
+@click.option("--defaults", is_flag=True, help="Use all rules with their defaults, whatever the training was given.")
 @_directory
 @_as_json
-def diagnose(run: str, fail_on: str | None, directory: str, as_json: bool) -> None:
+def diagnose(run: str, fail_on: str | None, defaults: bool, directory: str, as_json: bool) -> None:
     """Say what is wrong with a training, how that is known, and what to do.
 
-    The rules judge what is recorded; what else was found while it ran (by rules that are not known here, or by
-    comparing ranks) is told as it was then. The status is 0, or 3 as --fail-on says.
+    The rules judge what is recorded, with the settings that the training was given; what else was found while it ran
+    (by rules that are not known here, or by comparing ranks) is told as it was then. The status is 0, or 3 as --fail-on
+    says.
 
     Example: pytracker diagnose brisk-otter --fail-on warning
     """
     from .diagnostics import SEVERITIES, diagnose_recorded, severity_rank
 
-    findings = diagnose_recorded(_find(run, directory).history)
+    findings = diagnose_recorded(_find(run, directory).history, defaults=defaults)
     if as_json:
         _print_json(findings)
     else:

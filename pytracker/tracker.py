@@ -32,9 +32,9 @@ from ._recording import (
     Sinks,
     as_number,
     changes_between,
+    facts_for_rules,
     gradient_series,
     opened,
-    optimizer_facts,
     parameter_infos,
     weight_moments,
 )
@@ -164,7 +164,8 @@ class Tracker:
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
         try:
             self._run.set_parameters(self._team.infos)
-            self._run.set_meta(**{**optimizer_facts(optimizer), **(meta or {}), "every": every})
+            facts = facts_for_rules(optimizer, diagnosis, self.history.meta)
+            self._run.set_meta(**{**facts, **(meta or {}), "every": every})
             self._measure_weights()
         except Exception as error:
             self.close(error=in_words(error))

@@ -70,6 +70,30 @@ class Diagnosis:
         """The names of the rules still in use."""
         return [rule.name for rule in self._rules]
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The rules chosen and the settings changed, for a run's ``meta["diagnosis"]``; empty where none are.
+
+        >>> Diagnosis(["constant"], settings={"constant": {"steps": 80}}).changed
+        {'rules': ['constant'], 'settings': {'constant': {'steps': 80}}}
+        """
+        names = [rule.name for rule in self._selected]
+        settings = {rule.name: dict(rule.settings) for rule in self._selected if rule.settings}
+        return ({"rules": names} if names != list(RULES) else {}) | ({"settings": settings} if settings else {})
+
+    @classmethod
+    def as_recorded(cls, changed: Any) -> Diagnosis:
+        """Return the diagnosis that ``changed`` tells of, without those rules and settings that are not known here."""
+        told = changed if isinstance(changed, Mapping) else {}
+        names, settings = told.get("rules"), told.get("settings")
+        given = settings if isinstance(settings, Mapping) else {}
+        known = {
+            name: {key: value for key, value in values.items() if key in RULES[name].known_settings}
+            for name, values in given.items()
+            if name in RULES and isinstance(values, Mapping)
+        }
+        return cls([name for name in names if name in RULES] if isinstance(names, list) else None, settings=known)
+
     def update(self, history: History, *, stop: int | None = None) -> list[Finding]:
         """Look at what ``history`` has gained since the last call, and return the findings that are new or grew.
 
@@ -144,17 +168,21 @@ def diagnose(
     return diagnosis.findings
 
 
-def diagnose_recorded(history: History) -> list[dict[str, Any]]:
+def diagnose_recorded(history: History, *, defaults: bool = False) -> list[dict[str, Any]]:
     """Return what ``diagnose`` finds, and what was found while the training ran by other means than the rules here.
 
-    Rules that are not known here, and comparisons of ranks, have left their findings in ``history.findings``.
+    The rules and settings are those that the training was given (``history.meta["diagnosis"]``), or with ``defaults``
+    all rules as they come. Rules that are not known here, and comparisons of ranks, have left their findings in
+    ``history.findings``.
 
     >>> history = History(loss=[0.7] * 100)
     >>> history.findings = [{"rule": "replica_drift", "severity": "critical", "first_step": 50}, {"rule": "constant"}]
     >>> [finding["rule"] for finding in diagnose_recorded(history)]
     ['constant', 'replica_drift']
     """
-    found = [finding.to_dict() for finding in diagnose(history)]
+    diagnosis = Diagnosis() if defaults else Diagnosis.as_recorded(history.meta.get("diagnosis"))
+    diagnosis.update(history)
+    found = [finding.to_dict() for finding in diagnosis.findings]
     known = RULES.keys() | {finding["rule"] for finding in found}
     return most_severe_first([*found, *(kept for kept in history.findings if kept.get("rule") not in known)])
 

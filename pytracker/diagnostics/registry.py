@@ -42,13 +42,18 @@ class Rule:
                 )
         return found
 
+    @property
+    def known_settings(self) -> list[str]:
+        """The names of what can be set."""
+        return list(inspect.signature(self.function).parameters)[1:]
+
     def with_settings(self, settings: Mapping[str, Any]) -> Rule:
         """Return the rule with some settings changed.
 
         Raises:
             InvalidValueError: the rule has no such setting.
         """
-        known = list(inspect.signature(self.function).parameters)[1:]
+        known = self.known_settings
         unknown = [name for name in settings if name not in known]
         if unknown:
             raise InvalidValueError(

@@ -145,3 +145,16 @@ def test_all_the_rules_of_the_contract_exist_and_explain_every_setting():
 def test_diagnosing_needs_no_torch():
     code = "import sys, pytracker.diagnostics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "noted", [None, 3, [], {"rules": "constant"}, {"settings": [1]}, {"settings": {"constant": 1}}]
+)
+def test_a_note_of_a_diagnosis_that_is_none_is_the_default(noted):
+    assert Diagnosis.as_recorded(noted).changed == {}
+
+
+def test_rules_and_settings_that_are_not_known_here_are_left_out_of_a_note():
+    noted = {"rules": ["gone", "constant"], "settings": {"constant": {"steps": 7, "gone": 1}, "gone": {"steps": 1}}}
+    assert Diagnosis.as_recorded(noted).changed == {"rules": ["constant"], "settings": {"constant": {"steps": 7}}}
+    assert Diagnosis.as_recorded({"rules": []}).rules == []

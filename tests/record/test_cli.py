@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from synthetic import gradient_rows
 
+from pytracker.diagnostics import RULES, Diagnosis, rule
 from pytracker.parameters import summarize
-from pytracker.store import Run
+from pytracker.store import Run, load_run
 
 VERBS = ("list", "show", "compare", "report", "watch", "export", "diagnose", "doctor", "demo")
 
@@ -203,6 +204,42 @@ def test_diagnose_says_what_the_rules_find_and_what_only_the_tracker_could(sick)
     assert found[0]["evidence"] == "the loss is exactly 0.7 at every step from 0 to 199"
     asked = {"rule", "severity", "first_step", "last_step", "evidence", "parameters", "cause", "action"}
     assert all(asked <= each.keys() for each in found[:3])
+
+
+def test_diagnose_judges_by_the_settings_that_the_training_was_given(tmp_path):
+    torch = pytest.importorskip("torch")
+    from pytracker import Tracker
+
+    def train(name, diagnosis, **resume):
+        layer = torch.nn.Linear(2, 1)
+        with Tracker(layer, run=Run(tmp_path, name=name, **resume), diagnosis=diagnosis, every=20) as tracker:
+            for step in range(100):
+                layer(torch.randn(4, 2)).sum().backward()
+                tracker.step(loss=0.7 if step < 60 else 1 / (step + 1))
+        return [finding.rule for finding in tracker.findings]
+
+    def judged(name, *options):
+        found = json.loads(call("diagnose", name, "--dir", tmp_path, "--json", *options).stdout)
+        return [finding["rule"] for finding in found]
+
+    @rule
+    def only_known_there(view, at=5):
+        if view.stop > at:
+            yield view.finding("info", "known to the training alone")
+
+    try:
+        patient = train("patient", Diagnosis(["constant", "only_known_there"], settings={"constant": {"steps": 70}}))
+    finally:
+        del RULES["only_known_there"]
+    assert patient == judged("patient") == ["only_known_there"]
+    assert "constant" in judged("patient", "--defaults")
+
+    assert "constant" in train("usual", "default")
+    assert "diagnosis" not in load_run(tmp_path / "usual").history.meta
+    assert "constant" in judged("usual")
+
+    assert "constant" in train("patient", "default", resume=True)
+    assert "constant" in judged("patient"), "the latest session says by what a run is judged"
 
 
 def test_findings_name_their_parameters_and_a_single_step_in_the_terminal(sick):
