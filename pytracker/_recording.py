@@ -175,14 +175,6 @@ def weight_moments(held: list[Held]) -> NDArray[np.float64]:
     return moments
 
 
-def changes_between(before: Iterable[str], now: Iterable[str]) -> str:
-    """Return in words what has changed about the parameters of these names."""
-    before, now = list(before), list(now)
-    changes = [f"new: {name!r}" for name in now if name not in before]
-    changes += [f"gone: {name!r}" for name in before if name not in now]
-    return "; ".join(changes[:5]) or "replaced"
-
-
 def facts_for_rules(
     optimizer: torch.optim.Optimizer | None, diagnosis: Diagnosis | None, known: Mapping[str, Any]
 ) -> dict[str, Any]:

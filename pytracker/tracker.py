@@ -22,28 +22,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import _ops
 from ._arguments import check_arguments
+from ._ending import CloseAtExit
 from ._judging import Judge
+from ._model_watch import ModelWatch
 from ._recording import (
     EpochMeans,
     Memory,
     Sink,
     Sinks,
     as_number,
-    changes_between,
     facts_for_rules,
     gradient_series,
     opened,
     parameter_infos,
     weight_moments,
 )
-from ._targets import Target, held_by, plan_for
+from ._targets import Target, plan_for
 from ._team import team_of
 from .columns import SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
-from .errors import ClosedError, InvalidValueError, ParameterError, in_words
+from .errors import ClosedError, InvalidValueError, in_words
 from .history import History
 from .meters import checked_weight
 from .noise_scale import NOISE_SERIES
@@ -71,6 +71,8 @@ class Tracker:
                 tracker.step(loss=loss, n=len(x))
                 optimizer.step()
                 optimizer.zero_grad()
+
+    A tracker that nobody closes is closed at the end of the program, as by ``close``.
 
     Args:
         model: a module, an iterable of parameters, or of (name, parameter) pairs.
@@ -138,8 +140,7 @@ class Tracker:
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout)
         planned = plan_for(model)
         self._held, self._plan = planned.held, planned.plan
-        self._model = model if isinstance(model, torch.nn.Module) and not planned.rewritten else None
-        self._watch = _ops.watch_module(self._model) if self._model is not None else None
+        self._watch = ModelWatch(None if planned.rewritten else model, self._held)
         every = checked_interval(every)
         infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
@@ -160,6 +161,7 @@ class Tracker:
         self._sinks = Sinks(sinks if first else ())
         self._steps = self._epochs = 0
         self._closed = self._warned = False
+        self._at_exit = CloseAtExit(self)
         self._means = EpochMeans()
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
         try:
@@ -282,6 +284,7 @@ class Tracker:
         if self._closed:
             return
         self._closed = True
+        self._at_exit.forget()
         error = error or (in_words(self._team.fault) if self._team.fault else None)
         try:
             self.flush() if error is None else self._flush_alone()
@@ -301,6 +304,18 @@ class Tracker:
         self._team.leave(self._receive)
         self._log.flush()
         self._judge.look(self.history, now=True)
+
+    def __del__(self) -> None:
+        """Say what is lost with a tracker that was dropped; nothing can be brought home where garbage is collected."""
+        if getattr(self, "_closed", True) or not self._at_exit.is_ours:
+            return
+        if (lost := self._steps - 1 - self.history.last_step) > 0:
+            warnings.warn(
+                f"a tracker was dropped without close(), and with it the last {lost} of its {self._steps} steps; use "
+                "`with pytracker.Tracker(...) as tracker`, or call tracker.close() at the end",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Tracker:
         """Return the tracker itself."""
@@ -367,7 +382,7 @@ class Tracker:
                 stacklevel=2,
             )
         self._judge.look(self.history)
-        self._check_parameters()
+        self._watch.check(closed=self._closed)
 
     def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
         self._run.log_many(steps, series)
@@ -376,22 +391,6 @@ class Tracker:
     def _add(self, findings: list[Finding]) -> None:
         for finding in findings:
             self._judge.add(finding)
-
-    def _check_parameters(self) -> None:
-        if self._model is None or self._watch is None or self._watch.unchanged(self._model):
-            return
-        before, now = ({each.name: id(each.parameter) for each in some} for some in (self._held, held_by(self._model)))
-        if before == now:  # another activation, say
-            self._watch = _ops.watch_module(self._model)
-            return
-        self._watch = None  # said once
-        message = (
-            f"the model's parameters have changed since the tracker was made ({changes_between(before, now)}); "
-            "everything recorded is kept: close this tracker and make a new one for the changed model"
-        )
-        if not self._closed:
-            raise ParameterError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""

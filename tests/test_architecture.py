@@ -24,12 +24,12 @@ LONGEST_FILE = 400
 # The rooms from the ground up. A module may import from its own floor (without a circle) and from the floors below.
 FLOORS = [
     {"errors", "_growing"},
-    {"columns", "parameters", "_dtensor"},
+    {"columns", "parameters", "_dtensor", "_ending"},
     {"_ops", "_reference", "history"},
     {"_targets", "_pieces", "_ranks", "_copies"},
     {"gradients"},
     {"meters", "device_log", "distributed", "replicas", "noise_scale", "store", "diagnostics", "sinks"},
-    {"_arguments", "_recording", "_judging", "_team"},
+    {"_arguments", "_recording", "_judging", "_team", "_model_watch"},
     {"tracker", "comparison", "export", "_metrics", "report", "_console", "watch"},
     {"integrations", "_doctor", "demo"},
     {"cli"},

@@ -6,7 +6,6 @@ import atexit
 import operator
 import os
 import sqlite3
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Final, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._ending import uncaught
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
 from ..history import History, as_float
 from ..parameters import DEFAULT_INTERVAL_BYTES, Interval, ParameterHistory, ParameterInfo
@@ -353,11 +353,8 @@ class Run:
             raise ClosedError(f"run {self.name!r} belongs to process {self._owner}, and this is a fork of it")
 
     def _at_exit(self) -> None:
-        uncaught = getattr(sys, "last_value", None)
-        if uncaught is None or hasattr(sys, "ps1"):  # at a prompt, an old error says nothing about the end
-            self.finish()
-        else:
-            self.finish("failed", error=in_words(uncaught))
+        error = uncaught()
+        self.finish("finished" if error is None else "failed", error=error)
 
 
 def finding_key(finding: Mapping[str, Any]) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from launch import run, run_alone
+
+import pytracker
 
 
 def test_what_is_not_finite_on_one_shard_reaches_the_whole_and_is_counted_once() -> None:
@@ -52,3 +56,29 @@ def test_only_the_first_rank_writes_judges_and_feeds_the_sinks(tmp_path: Path) -
 
 def test_a_step_costs_no_collective_and_a_drain_two_or_under_ddp_none() -> None:
     run("faults", "collectives", 2)
+
+
+PROGRAM = """
+import sys, torch, torch.distributed as dist, pytracker
+from torch.distributed.fsdp import fully_shard
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+model = fully_shard(torch.nn.Linear(4, 4))
+model(torch.ones(1, 4)).sum().backward()
+tracker = pytracker.Tracker(model, run=f"{folder}/runs", every=4, diagnosis=None)
+for step in range(10):
+    tracker.step()
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_that_end_without_close_lose_no_step(tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    (run,) = pytracker.list_runs(tmp_path / "runs")
+    assert run.state == "finished"
+    assert pytracker.load_run(run.path).history["grad_norm"][:] == [pytest.approx(20**0.5)] * 10

@@ -1,0 +1,50 @@
+"""The end of what nobody closes: when the interpreter ends, runs and trackers are closed as it ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import weakref
+from typing import Protocol
+
+from .errors import in_words
+
+
+class Closable(Protocol):
+    """Something that ends well, or with an error in words."""
+
+    def close(self, *, error: str | None = None) -> None:
+        """End."""
+
+
+def uncaught() -> str | None:
+    """Return in words the exception with which the interpreter ends; None where it ends as it should."""
+    error = getattr(sys, "last_value", None)
+    at_a_prompt = hasattr(sys, "ps1")  # where an old error says nothing about the end
+    return None if error is None or at_a_prompt else in_words(error)
+
+
+class CloseAtExit:
+    """Closes something when the interpreter ends, if it is there still.
+
+    What is registered later ends first: a tracker before the run that it writes. A fork leaves it to its parent.
+    """
+
+    def __init__(self, closable: Closable) -> None:
+        self._reference, self._owner = weakref.ref(closable), os.getpid()
+        atexit.register(self._close)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that it belongs to, and no fork."""
+        return os.getpid() == self._owner
+
+    def forget(self) -> None:
+        """Leave it open."""
+        atexit.unregister(self._close)
+
+    def _close(self) -> None:
+        there = self._reference()
+        if there is not None and self.is_ours:
+            there.close(error=uncaught())
