@@ -79,7 +79,8 @@ def medians(blocks: Float64Array) -> Float64Array:
         return np.full(blocks.shape[:-1], np.nan)
     low, high = (count - 1) // 2, count // 2
     ordered = np.partition(blocks, sorted({low, high, count - 1}), axis=-1)  # NaN comes last
-    middle = ordered[..., low] if low == high else ordered[..., low] / 2 + ordered[..., high] / 2
+    with np.errstate(over="ignore"):
+        middle = ordered[..., low] if low == high else (ordered[..., low] + ordered[..., high]) / 2
     return np.where(np.isnan(ordered[..., -1]), np.nan, middle)
 
 

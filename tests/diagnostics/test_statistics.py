@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -34,6 +34,7 @@ def test_finite_median_is_the_median_of_what_is_finite(blocks):
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=anything))
+@example(np.array([[5e-324, 5e-324]]))
 def test_medians_are_those_of_numpy(blocks):
     with np.errstate(invalid="ignore"):
         expected = np.median(blocks, axis=-1)
