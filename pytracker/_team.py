@@ -108,7 +108,7 @@ class Team(Alone):
 
     def take(self, rows: Rows, receive: Receive) -> list[Finding]:
         if self._left or self.fault is not None or self._merger is None:
-            self._receive_alone(rows, receive)
+            self._receive_alone([*self._given_up(), rows], receive)
         return [] if self._left else self._share(rows)
 
     @_together
@@ -117,10 +117,15 @@ class Team(Alone):
             self._merger.start(rows)
         return [] if self._replicas is None else self._told(self._replicas.start("gradient", rows.steps, rows.tensors))
 
-    def _receive_alone(self, rows: Rows, receive: Receive) -> None:
-        whole = rows if self._merger is None else self._merger.without_others(rows)
-        if whole is not None:
-            receive(whole)
+    def _given_up(self) -> list[Rows]:
+        """Return the rows that were on their way to the other ranks, and will not be merged."""
+        return [] if self._merger is None else self._merger.abandon()
+
+    def _receive_alone(self, rows: list[Rows], receive: Receive) -> None:
+        for each in rows:
+            whole = each if self._merger is None else self._merger.without_others(each)
+            if whole is not None:
+                receive(whole)
 
     @_together
     def poll(self, receive: Receive) -> None:
@@ -172,9 +177,7 @@ class Team(Alone):
             self.poll(receive)
         self._left = True
         self._ranks.discard()
-        if self._merger is not None:
-            for rows in self._merger.abandon():
-                self._receive_alone(rows, receive)
+        self._receive_alone(self._given_up(), receive)
         if self._replicas is not None:
             self._replicas.abandon()
             self._replicas = None

@@ -34,6 +34,7 @@ DRAWS = (
     Draw(", third", "tune", (6, 7, 8), healthy=32, of_the_table=7, other=3),
     Draw(", fourth", "tune", (9, 10, 11), healthy=32, of_the_table=8, other=4),
     Draw(", fifth", "test", (12, 13, 14), healthy=40, of_the_table=10, other=4),
+    Draw(", sixth", "test", (15, 16, 17), healthy=16, of_the_table=0, other=0),  # so that a third of them are healthy
 )
 """A test half that has been looked at can say nothing more: it joins the tuning half, and another one is drawn.
 
