@@ -7,13 +7,14 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -282,3 +283,43 @@ def check(
     for name, values in totals.items():
         np.testing.assert_allclose(history[name].values, values, rtol=1e-6, err_msg=name)
     np.testing.assert_allclose(history.parameters.field("weight_norm")[0, order], weights, rtol=1e-6)
+
+
+KINDS = ("dense", "missing", "transposed", "gapped", "partial")
+
+
+def local_gradient(kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Return the values of a gradient's piece, [4, 6], laid out in memory as ``kind`` says."""
+    values = torch.randn(4, 6, dtype=torch.float64, generator=generator)
+    if kind == "transposed":
+        return values.t().contiguous().t()
+    if kind == "gapped":
+        return torch.stack([values, values], dim=2)[..., 0]
+    return values
+
+
+def changing(rank: int, world: int) -> None:
+    """The gradients of DTensors change in every way from one step to the next: each is read as it is then."""
+    mesh = init_device_mesh("cpu", (world,))
+    generator = torch.Generator().manual_seed(rank)
+    pieces = [DTensor.from_local(local_gradient("dense", generator), mesh, [Shard(0)]) for _ in range(3)]
+    parameters = [(f"p{index}", nn.Parameter(piece)) for index, piece in enumerate(pieces)]
+    changes = [kind for pair in product(KINDS, KINDS) for kind in pair]
+    expected = []
+    with pytracker.Tracker(parameters, every=7, diagnosis=None) as tracker:
+        for step in range(len(changes)):
+            for index, (_, parameter) in enumerate(parameters):
+                kind = changes[(step + 5 * index) % len(changes)]
+                parameter.grad = None
+                if kind == "partial":  # a sum over ranks, of the whole parameter
+                    whole = torch.cat([local_gradient("dense", generator) for _ in range(world)])
+                    parameter.grad = DTensor.from_local(whole, mesh, [Partial()])
+                elif kind != "missing":
+                    parameter.grad = DTensor.from_local(local_gradient(kind, generator), mesh, [Shard(0)])
+            gradients = [parameter.grad for _, parameter in parameters]
+            whole = [torch.zeros(1) if grad is None else grad.full_tensor() for grad in gradients]
+            tracker.step()
+            missing = [gradient is None for gradient in gradients]
+            expected.append(np.where(missing, np.nan, [gradient.square().sum().item() for gradient in whole]))
+    _, rows = tracker.history.parameters.rows()
+    np.testing.assert_allclose(rows[:, :, SUM_SQ], expected, rtol=1e-12)

@@ -35,6 +35,10 @@ def test_ranks_in_two_dimensions_have_the_statistics_of_one(layout: str) -> None
     run("layouts", f"compare:{layout}", 4)
 
 
+def test_gradients_of_dtensors_are_read_as_they_are_however_they_were_on_the_step_before() -> None:
+    run("layouts", "changing", 2)
+
+
 def test_a_mesh_of_three_dimensions_counts_each_element_once() -> None:
     run("layouts", "compare:tp_hsdp", 8)
 
