@@ -114,13 +114,9 @@ at::Tensor Plan::source_of(int64_t parameter) const {
   return source_ == Source::kGradient ? slots_[parameter].impl->grad() : parameters_[parameter];
 }
 
-// The address of a gradient that is as the layout says; null where that cannot be told at once.
-const void* Plan::plain_data(const Slot& slot) const {
-  const c10::TensorImpl* impl = slot.impl;
-  if (source_ == Source::kGradient) {
-    impl = slot.impl->grad().unsafeGetTensorImpl();
-    if (impl == at::UndefinedTensorImpl::singleton()) return nullptr;
-  }
+// The address of a gradient, or of what lies on this rank of one, that is as the layout says; null where that cannot be
+// told at once.
+const void* Plan::plain_data(const Slot& slot, const c10::TensorImpl* impl) const {
   if (!slot.plain || impl->key_set().has_any(kIrregular) || impl->numel() != slot.numel ||
       c10::typeMetaToScalarType(impl->dtype()) != slot.dtype || !impl->is_non_overlapping_and_dense() ||
       impl->device() != groups_[slot.group].device)
@@ -134,7 +130,10 @@ void Plan::gather() {
   at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Slot& slot = slots_[i];
-      groups_[slot.group].data[slot.position] = plain_data(slot);
+      const c10::TensorImpl* impl = slot.impl;
+      if (source_ == Source::kGradient) impl = slot.impl->grad().unsafeGetTensorImpl();
+      const bool there = impl != at::UndefinedTensorImpl::singleton();
+      groups_[slot.group].data[slot.position] = there ? plain_data(slot, impl) : nullptr;
     }
   });
   irregular_.clear();
@@ -155,17 +154,28 @@ void Plan::gather() {
 void Plan::take_pieces() {
   std::vector<int64_t> misplaced;
   std::vector<at::Tensor> parameters, gradients;
-  for (const int64_t i : irregular_) {
+  const auto taken = [&](int64_t i) {  // whether nothing more is to be found out about it
     const at::Tensor tensor = source_of(i);
-    if (!tensor.defined() || !is_subclass(tensor)) continue;
-    if (placements_[i].is_that_of(parameters_[i], tensor)) {
-      pieces_[i] = {local_piece(tensor, names_[i]), false};
-    } else {
+    if (!tensor.defined() || !is_subclass(tensor)) return false;
+    if (!placements_[i].is_that_of(parameters_[i], tensor)) {
       misplaced.push_back(i);
       parameters.push_back(parameters_[i]);
       gradients.push_back(tensor);
+      return false;
     }
-  }
+    at::Tensor piece = local_piece(tensor, names_[i]);
+    Slot& slot = slots_[i];
+    Group& group = groups_[slot.group];
+    group.data[slot.position] = plain_data(slot, piece.unsafeGetTensorImpl());
+    if (group.data[slot.position] == nullptr) {
+      pieces_[i] = {std::move(piece), false};
+      return false;
+    }
+    group.kept[slot.position].reset();
+    slot.copied = false;
+    return true;
+  };
+  irregular_.erase(std::remove_if(irregular_.begin(), irregular_.end(), taken), irregular_.end());
   if (misplaced.empty()) return;
   std::vector<at::Tensor> pieces = redistributed(parameters, gradients);
   for (size_t k = 0; k < misplaced.size(); ++k) pieces_[misplaced[k]] = {std::move(pieces[k]), true};

@@ -87,7 +87,7 @@ class Plan {
   void group_by_device();
   void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
   at::Tensor source_of(int64_t parameter) const;
-  const void* plain_data(const Slot& slot) const;
+  const void* plain_data(const Slot& slot, const c10::TensorImpl* impl) const;
   void take_pieces();
   at::Tensor in_window(const at::Tensor& flat, int64_t parameter) const;
   bool describe(int64_t parameter);
