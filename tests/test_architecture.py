@@ -17,6 +17,8 @@ PACKAGE = ROOT / "pytracker"
 NATIVE = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
 SOURCES = [
     *NATIVE,
+    *(ROOT / "tests/cuda").glob("*.h"),
+    *(ROOT / "tests/cuda").glob("*.cpp"),
     *(path for room in ("pytracker", "tests", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py")),
 ]
 LONGEST_FILE = 400

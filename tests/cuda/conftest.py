@@ -49,7 +49,7 @@ def compile_program() -> Path:
     """Compile program.cpp with the kernels, unless that is done already, and return where it is."""
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     sources = [*kernels, ROOT / "csrc/cuda/table.cpp", ROOT / "tests/cuda/program.cpp"]
-    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), ROOT / "tests/cuda/oracle.h"]
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), *(ROOT / "tests/cuda").glob("*.h")]
     folder = ROOT / "build" / ("cuda-program-simulated" if SIMULATED else "cuda-program")
     program = folder / "program"
     if program.exists() and program.stat().st_mtime > max(path.stat().st_mtime for path in sources + headers):
