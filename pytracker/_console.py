@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +26,30 @@ _SEVERITY_STYLES: Final = {"critical": "bold red", "warning": "yellow", "info": 
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _SHOWN_PARAMETERS: Final = 5
 _COURSE_INTERVALS: Final = 100
+# What a terminal obeys instead of showing it, and the half characters of a file name that is no UTF-8.
+_UNSHOWABLE: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""Write control characters as escapes; a line's end stays.
+
+    >>> print(visible("a\x1b[31m\tb"))
+    a\x1b[31m\tb
+    """
+    return _UNSHOWABLE.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def literal(text: str, style: str = "") -> Text:
+    """Show text that a run brought as it stands: brackets are no markup, control characters are visible."""
+    return Text(visible(text), style=style)
+
+
+class _LiteralTable(Table):
+    """A table whose plain cells are shown literally."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        shown = (literal(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, style=style, end_section=end_section)
 
 
 def number(value: float | None) -> str:
@@ -87,12 +113,12 @@ def sparkline(values: NDArray[Any], width: int = 24) -> str:
 
 def state(name: str) -> Text:
     """Show a run's state."""
-    return Text(name, style=_STATE_STYLES.get(name, ""))
+    return literal(name, _STATE_STYLES.get(name, ""))
 
 
 def plain_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """Return an empty table in the house style; ``numbers`` are the columns to align on the right."""
-    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    made = _LiteralTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         right = column in numbers
         made.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
@@ -101,7 +127,7 @@ def plain_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 def titled(title: str, table: RenderableType) -> Group:
     """Put a title over a table; it may be wider."""
-    return Group(Text(f"\n{title}", style="bold"), table)
+    return Group(literal(f"\n{title}", "bold"), table)
 
 
 def run_list(runs: Iterable[StoredRun]) -> RenderableType:
@@ -114,13 +140,13 @@ def run_list(runs: Iterable[StoredRun]) -> RenderableType:
         steps = str(run.last_step + 1) if run.summaries else "-"
         table.add_row(run.name, state(run.state), age(run.created), steps, duration(run.seconds or None), last)
         if run.state == "unreadable":
-            broken.append(Text(f"{run.name}: {run.error}", style="red"))
+            broken.append(literal(f"{run.name}: {run.error}", "red"))
     return Group(table, *broken)
 
 
 def run_details(run: StoredRun) -> RenderableType:
     """Show what there is to know about one run."""
-    parts: list[RenderableType] = [Text(run.name, style="bold"), _pairs(_run_facts(run))]
+    parts: list[RenderableType] = [literal(run.name, "bold"), _pairs(_run_facts(run))]
     config = flatten(run.config)
     if config:
         parts.append(titled("Config", _pairs(config)))
@@ -166,8 +192,9 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
 
 
 def _pairs(values: dict[str, Any]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=len(max(map(str, values), key=len, default="")) < 30, overflow="fold")
+    table = _LiteralTable.grid(padding=(0, 2))
+    width = max((literal(str(name)).cell_len for name in values), default=0)
+    table.add_column(style="dim", no_wrap=width < 30, overflow="fold")
     table.add_column(overflow="fold")
     for name, value in values.items():
         table.add_row(str(name), str(value))
@@ -209,8 +236,8 @@ def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
     parts: list[RenderableType] = [Text("\nFindings", style="bold")]
     for finding in most_severe_first(found):
         severity = str(finding.get("severity", "info"))
-        rest = f" {finding.get('rule')}, {span_of(finding)}"
-        head = Text.assemble((severity, _SEVERITY_STYLES.get(severity, "")), rest)
+        rest = literal(f" {finding.get('rule')}, {span_of(finding)}")
+        head = Text.assemble(literal(severity, _SEVERITY_STYLES.get(severity, "")), rest)
         told = {"evidence": finding.get("evidence"), "parameters": named(finding)}
         told |= {name: finding.get(name) for name in ("cause", "action")}
         parts += [head, _pairs({f"  {name}": text for name, text in told.items() if text})]

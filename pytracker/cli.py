@@ -23,7 +23,9 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except PytrackerError as error:
-            raise click.ClickException(str(error)) from error
+            from ._console import visible
+
+            raise click.ClickException(visible(str(error))) from error
 
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -62,9 +62,8 @@ def screen(tail: Tail) -> RenderableType:
     if history.findings:
         parts.append(_console.findings(most_severe_first(history.findings)[:_FINDINGS]))
         if len(history.findings) > _FINDINGS:
-            parts.append(
-                Text(f"and {len(history.findings) - _FINDINGS} less severe; all: pytracker show {tail.run.name}")
-            )
+            more = f"and {len(history.findings) - _FINDINGS} less severe; all: pytracker show {tail.run.name}"
+            parts.append(_console.literal(more))
     return Group(*parts)
 
 
@@ -78,7 +77,7 @@ def _head(run: StoredRun, speed: float | None) -> Text:
     ]
     if run.state == "running" and run.sessions:
         told.append(f"written {_console.age(run.sessions[-1].last_written)} ago")
-    return Text("   ".join(filter(None, told)), style="bold")
+    return _console.literal("   ".join(filter(None, told)), "bold")
 
 
 def _speed(steps: Int64Array, seconds: Float64Array) -> float | None:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from synthetic import gradient_rows
 
 from pytracker.diagnostics import RULES, Diagnosis, rule
-from pytracker.parameters import summarize
+from pytracker.parameters import ParameterInfo, summarize
 from pytracker.store import Run, load_run
 
 VERBS = ("list", "show", "compare", "report", "watch", "export", "diagnose", "doctor", "demo")
@@ -247,6 +248,54 @@ def test_findings_name_their_parameters_and_a_single_step_in_the_terminal(sick):
         shown = call(verb[0], "sick", "--dir", sick, *verb[1:]).stdout
         assert "warning replica_drift, step 120\n" in shown
         assert "head.weight, head.bias" in shown
+
+
+SERIES = "loss[/x]b[red]:bug:"
+HOSTILE = f"{SERIES}\x1b[31m\x07\x9b\td"
+SHOWN = rf"{SERIES}\x1b[31m\x07\x9b\td"
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Record two runs whose every word a terminal, or what writes to it, could mistake for an order."""
+    for name in ("[b]one", "[red]two"):
+        info = ParameterInfo(f"p{HOSTILE}", (2,), "float32", "0", 2)
+        with Run(tmp_path, name=name, config={f"c{HOSTILE}": f"{name}{HOSTILE}"}) as run:
+            run.set_parameters([info])
+            run.set_meta(**{f"m{HOSTILE}": f"v{HOSTILE}"})
+            for step in range(4):
+                run.log(step, **{SERIES: 1.0 + step})
+            run.log_interval(summarize([3], gradient_rows(np.random.default_rng(0), 1, np.array([2])), np.array([2])))
+            for letter in "rstu":
+                told = {each: f"{each}{HOSTILE}" for each in ("evidence", "cause", "action")}
+                place = {"first_step": 1, "parameters": [info.name]}
+                run.log_finding({"rule": f"{letter}{HOSTILE}", "severity": f"s{HOSTILE}", **place, **told})
+    damaged = tmp_path / "[i]three\x1b[2J"
+    damaged.mkdir()
+    (damaged / "run.sqlite").write_text("no database at all" * 100)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        (("list", "."), ("[b]one", "[red]two", r"[i]three\x1b[2J", f"{SERIES} 4")),
+        (("show", "one"), ("[b]one", f"{SERIES}  ", *(f"{each}{SHOWN}" for each in ("c", "[b]one", "m", "v", "p")))),
+        (("show", "one"), tuple(f"{each}{SHOWN}" for each in ("s", "r", "evidence", "cause", "action"))),
+        (("compare", "one", "two"), ("[red]two", f"c{SHOWN}", f"[red]two{SHOWN}", f"{SERIES} <= ")),
+        (("diagnose", "one"), tuple(f"{each}{SHOWN}" for each in ("s", "r", "evidence", "cause", "action", "p"))),
+        (("watch", "one", "--once"), tuple(f"{each}{SHOWN}" for each in ("s", "r", "evidence", "p"))),
+        (("watch", "one", "--once"), ("[b]one", f"{SERIES}  ", "all: pytracker show [b]one")),
+        (("compare", "one", "--threshold", "x=1"), (f"there are {SERIES}",)),
+        (("show", "three"), (r"[i]three\x1b[2J",)),
+    ],
+)
+def test_what_a_run_says_is_shown_as_it_stands_and_never_obeyed(hostile, verb, told):
+    done = call(*verb, cwd=hostile, PYTRACKER_RUNS=".", COLUMNS="300")
+    shown = done.stdout + done.stderr
+    assert "Traceback" not in shown
+    assert [text for text in told if text not in shown] == []
+    assert set(re.findall(r"[\x00-\x1f\x7f-\x9f]", shown)) == {"\n"}
 
 
 def test_watch_shows_the_most_severe_findings_and_how_many_there_are(tmp_path):
