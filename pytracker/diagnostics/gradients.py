@@ -9,7 +9,7 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
-from .statistics import Float64Array, finite_median, median, theil_sen, thin
+from .statistics import Float64Array, finite_median, finite_only, median, theil_sen, thin
 from .view import Points, View
 
 
@@ -51,12 +51,12 @@ def _reference(norms: Points, count: int = 20) -> float:
 
 
 def _new_blocks(view: View, norms: Points, width: int) -> tuple[np.ndarray, Float64Array]:
-    """Return the last step and the median of each full block of ``width`` norms that reaches into the new steps."""
+    """Return the steps [B, width] and the medians of the full blocks of norms that reach into the new steps."""
     start = max(0, norms.index(view.since) - width)
     count = (len(norms) - start) // width
     tail = slice(len(norms) - count * width, None)
     blocks = norms.values[tail].reshape(count, width)
-    return norms.steps[tail].reshape(count, width)[:, -1], finite_median(blocks)
+    return norms.steps[tail].reshape(count, width), finite_median(blocks)
 
 
 @rule
@@ -90,21 +90,22 @@ def gradient_exploding(
     if not np.isfinite(reference):
         return
     steps, blocks = _new_blocks(view, norms, width)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         ratio = blocks / reference
         grown = np.flatnonzero(ratio >= growth)
     if len(grown):
         worst = int(grown[np.nanargmax(ratio[grown])])
+        begin = int(steps[grown[0], 0])
+        times = f", {ratio[worst]:.3g} times as large" if np.isfinite(ratio[worst]) else ""
         yield view.finding(
             "critical" if ratio[worst] >= 100 * growth else "warning",
             f"the gradient norm was {reference:.3g} in the first 20 steps and is {blocks[worst]:.3g} at step "
-            f"{steps[worst]}, "
-            f"{ratio[worst]:.3g} times as large (medians of {width})",
-            first_step=int(steps[grown[0]]) - width + 1,
-            last_step=int(steps[grown[-1]]),
+            f"{steps[worst, -1]}{times} (medians of {width})",
+            first_step=begin,
+            last_step=int(steps[grown[-1], -1]),
             cause="unstable optimisation: the learning rate is too high, or a recurrence amplifies",
-            action=f"clip at {_clip_at(norms):.2g}: the 90th percentile of the usual norms; lower the learning rate",
-            numbers={"reference": reference, "norm": float(blocks[worst]), "ratio": float(ratio[worst])},
+            action=_clip(view, norms, begin, growth * reference),
+            numbers=finite_only(reference=reference, norm=blocks[worst], ratio=ratio[worst]),
         )
     yield from _runs_away(view, norms, reference, growth)
     yield from _from_the_start(view, norms, reference, strain, largest)
@@ -122,7 +123,7 @@ def _runs_away(view: View, norms: Points, reference: float, growth: float) -> It
         first_step=int(last.steps[0]),
         last_step=int(last.steps[-1]),
         cause="unstable optimisation: each step makes the next gradient larger",
-        action=f"clip at {_clip_at(norms):.2g}: the 90th percentile of the usual norms; lower the learning rate",
+        action=_clip(view, norms, int(last.steps[0]), growth * reference),
         numbers={"reference": reference, "norm": float(last.values.max())},
     )
 
@@ -137,16 +138,19 @@ def _from_the_start(view: View, norms: Points, reference: float, strain: float, 
         sizes = view.parameters.field("weight_norm")[0][places].astype(np.float64)
         size = float(np.sqrt((sizes * sizes).sum() / max(1.0, view.layout.numel[places].sum())))
     losses = np.array([abs(view.loss.at(int(step))) for step in norms.steps[:20]])
-    with np.errstate(invalid="ignore", divide="ignore"):
+    losses[losses == 0] = np.nan
+    with np.errstate(invalid="ignore", over="ignore"):
         shares = norms.values[:20] / losses
     loss = float(finite_median(losses))
-    medians = finite_median(shares[:3]), finite_median(shares)
-    strained = float(np.fmax(*medians)) * size if np.isfinite(size) else 0.0
+    strained = float(np.fmax(finite_median(shares[:3]), finite_median(shares))) * size
+    if not np.isfinite(strained):
+        strained = 0.0  # no loss, or no size of the weights, to compare with
     if strained < strain and reference < largest:
         return
     yield view.finding(
         "warning",
-        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g} with a loss of {loss:.3g}"
+        f"in the first {min(len(norms), 20)} steps the gradient norm is {reference:.3g}"
+        + (f" with a loss of {loss:.3g}" if np.isfinite(loss) else "")
         + (
             f" and weights of rms {size:.3g}: 1 % of them at random is {strained:.2g} % of the loss" if strained else ""
         ),
@@ -154,7 +158,7 @@ def _from_the_start(view: View, norms: Points, reference: float, strain: float, 
         last_step=end,
         cause="the network amplifies: initialisation too large, a recurrence with gain above 1, inputs not normalised",
         action="clip at 1.0, scale the initialisation down (orthogonal for recurrences), normalise inputs and layers",
-        numbers={"norm": reference, "loss": loss, "weights": size, "strain": strained},
+        numbers=finite_only(norm=reference, loss=loss, weights=size, strain=strained),
     )
 
 
@@ -219,15 +223,17 @@ def gradient_vanishing(
     norm, loss = median(norms.values), median(recent)
     limit = max(absolute, relative * reference if np.isfinite(reference) else 0.0)
     if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss:
+        share = loss / view.initial_loss if view.initial_loss else float("nan")
         yield view.finding(
             "warning",
-            f"the median gradient norm of the last {steps} steps is {norm:.3g} (it was {reference:.3g} at first), "
-            "and the loss is "
-            f"{loss:.4g}, which is {100 * loss / view.initial_loss:.0f} % of the initial one",
+            f"the median gradient norm of the last {steps} steps is {norm:.3g}"
+            + (f" (it was {reference:.3g} at first)" if np.isfinite(reference) else "")
+            + (f", and the loss is {loss:.4g}" if np.isfinite(loss) else "")
+            + (f", which is {100 * share:.0f} % of the initial one" if np.isfinite(share) else ""),
             first_step=int(norms.steps[0]),
             cause="saturated activations, or a loss that hardly depends on the parameters",
             action="check activations, initialisation and the scale of the loss",
-            numbers={"norm": norm, "reference": reference, "loss": loss},
+            numbers=finite_only(norm=norm, reference=reference, loss=loss),
         )
 
 
@@ -273,7 +279,11 @@ def always_clipped(view: View, share: float = 0.9, aggressive: float = 0.5, step
     )
 
 
-def _clip_at(norms: Points) -> float:
-    head = norms.values[:200]
-    head = head[np.isfinite(head)]
-    return float(np.percentile(head, 90)) if len(head) else 1.0
+def _clip(view: View, norms: Points, begin: int, limit: float) -> str:
+    """Return what to do: at which of the norms below ``limit``, from before the growth began, to clip."""
+    known = view.previous.first_step if view.previous is not None else begin
+    stop = norms.index(min(begin, known)) or norms.index(begin)  # 0: what is known is told from the first step on
+    head = norms.values[: min(200, stop)]
+    head = head[(head > 0) & (head < limit)]
+    at = f" at {np.percentile(head, 90):.2g}: the 90th percentile of the usual norms" if len(head) else " the gradient"
+    return f"clip{at}; lower the learning rate"

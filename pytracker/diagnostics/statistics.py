@@ -79,7 +79,7 @@ def medians(blocks: Float64Array) -> Float64Array:
         return np.full(blocks.shape[:-1], np.nan)
     low, high = (count - 1) // 2, count // 2
     ordered = np.partition(blocks, sorted({low, high, count - 1}), axis=-1)  # NaN comes last
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         middle = ordered[..., low] if low == high else (ordered[..., low] + ordered[..., high]) / 2
     return np.where(np.isnan(ordered[..., -1]), np.nan, middle)
 
@@ -148,6 +148,15 @@ def running_median(values: Float64Array, width: int) -> Float64Array:
 def spread(values: Float64Array) -> float:
     """Return the standard deviation that a normal distribution with the same median absolute deviation has."""
     return MAD_TO_SIGMA * median(np.abs(values - median(values)))
+
+
+def finite_only(**numbers: float) -> dict[str, float]:
+    """Return the numbers that are neither NaN nor Inf, for a finding.
+
+    >>> finite_only(norm=2.0, reference=float("nan"))
+    {'norm': 2.0}
+    """
+    return {name: float(value) for name, value in numbers.items() if np.isfinite(value)}
 
 
 def log10(values: NDArray[np.floating]) -> Float64Array:

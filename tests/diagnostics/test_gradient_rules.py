@@ -32,6 +32,26 @@ def test_a_norm_that_grows_and_stays_large_explodes():
     assert finding.action.startswith("clip at 1.2")  # about the 90th percentile of lognormal(0, 0.2)
 
 
+def test_the_advice_is_to_clip_at_the_norms_from_before_the_explosion():
+    norms = usual_norms(300)
+    norms[60:] *= np.append(np.geomspace(1.0, 1e5, 40), np.full(200, 1e5))
+    assert float(judge("gradient_exploding", history_of(norms)).action.split()[2].rstrip(":")) < 3.0
+    zeros = np.zeros(300)
+    zeros[:2], zeros[250:] = [1.0, np.inf], 3000.0
+    assert judge("gradient_exploding", history_of(zeros)).action.startswith("clip at 1:")
+
+
+def test_an_explosion_with_no_norm_before_it_is_clipped_at_no_number():
+    finding = judge("gradient_exploding", history_of([1.0, 30.0, 1e4, np.nan] + [np.nan] * 60))
+    assert finding.action == "clip the gradient; lower the learning rate"
+
+
+def test_an_explosion_begins_at_a_step_that_was_recorded():
+    history = History(loss=healthy_loss(400))
+    history["grad_norm"].extend([1.0] * 20 + [5000.0] * 20, 10 * np.arange(40))
+    assert judge("gradient_exploding", history).first_step == 160  # of ten norms in a row the first, not step 250 - 9
+
+
 def test_one_large_norm_is_no_explosion():
     norms = usual_norms()
     norms[200] = 1e5
@@ -58,6 +78,25 @@ def test_a_gradient_out_of_proportion_from_the_start_explodes_on_any_scale_of_th
         assert judge("gradient_exploding", history, largest=np.inf) is not None
 
 
+@pytest.mark.parametrize("first", [None, np.nan, np.inf, 0.0], ids=["none", "nan", "inf", "zero"])
+def test_without_a_loss_at_first_no_gradient_is_out_of_proportion(first):
+    history = with_parameters(History(), 0.1 * np.ones((400, 2)))
+    history["grad_norm"] = 0.1 * usual_norms()
+    if first is not None:
+        history["loss"] = np.concatenate([np.full(20, first), healthy_loss(380)])
+    assert judge("gradient_exploding", history) is None
+    finding = judge("gradient_exploding", history, largest=0.05)
+    assert "loss" not in finding.evidence
+    assert "loss" not in finding.numbers
+
+
+def test_losses_of_zero_among_others_are_no_measure_of_the_gradient():
+    loss = np.where(np.arange(400) % 3, 0.0, 1.0)
+    history = with_parameters(History(loss=loss), 1e4 * np.ones((400, 2)))
+    history["grad_norm"] = 1e4 * usual_norms()
+    assert "with a loss of 1 and" in judge("gradient_exploding", history).evidence
+
+
 def test_a_profile_that_grows_towards_the_input_explodes_with_depth():
     finding = judge("gradient_exploding", layered(np.linspace(3.0, -1.0, 10)))
     assert finding.parameters == ("layers.0.weight",)
@@ -80,6 +119,23 @@ def test_a_norm_near_zero_with_the_loss_where_it_was_vanishes():
     assert judge("gradient_vanishing", history_of(1e-9 * usual_norms(), stuck)) is not None
     falling = np.concatenate([usual_norms(40), 1e-5 * usual_norms(360)])
     assert judge("gradient_vanishing", history_of(falling, stuck)) is not None
+
+
+@pytest.mark.parametrize(
+    ("norms", "loss"),
+    [
+        ([1e-9] * 120, [0.0] * 5 + [1.0] * 115),
+        ([0.0] * 20 + [1e-9] * 100, [1.0] * 120),
+        ([1e-9] * 120, [1.0] * 20 + [np.inf] * 100),
+    ],
+    ids=["losses of zero at first", "norms of zero at first", "an infinite loss"],
+)
+def test_a_vanishing_norm_is_told_without_what_is_not_known(norms, loss):
+    finding = judge("gradient_vanishing", history_of(norms, loss))
+    assert finding.rule == "gradient_vanishing"
+    assert "nan" not in finding.evidence
+    assert "inf" not in finding.evidence
+    assert np.isfinite(list(finding.numbers.values())).all()
 
 
 def test_a_small_norm_at_the_end_of_a_converged_training_does_not_vanish():
