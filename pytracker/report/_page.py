@@ -28,8 +28,8 @@ def page(runs: list[StoredRun], subjects: list[Subject], compared: Comparison, c
         else "",
         _map_section(subjects, charts["maps"]),
     ]
-    # "</" inside a script would end it.
-    data = json.dumps(jsonable(charts), allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    # "</script" would end the script around the data, and "<!--<script" would keep the real end from ending it.
+    data = json.dumps(jsonable(charts), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     when = time.strftime("%Y-%m-%d %H:%M")
     return f"""<!DOCTYPE html>
 <html lang=en>

@@ -165,6 +165,19 @@ def test_the_page_is_one_file_and_escapes_what_it_was_given(run, tmp_path):
     assert len(data["lines"]) == 5
 
 
+@pytest.mark.parametrize("name", ["<!--<script>", "</script><script>alert(1)</script>", "a<b\u2028c\u2029d"])
+def test_no_name_ends_or_prolongs_the_script_that_holds_the_data(tmp_path, name):
+    with Run(tmp_path) as run:
+        run.set_parameters([ParameterInfo(name, (4,), "float32", "", 4)])
+        run.log(0, **{name if name.isprintable() else "loss": 1.0})
+        run.log_interval(summarize([0], np.ones((1, 1, 6)), np.array([4])))
+    page = write_report([run.path], tmp_path / "report.html").read_text(encoding="utf-8")
+    data = page.partition('<script type="application/json" id=report>')[2].partition("</script>\n<script>")[0]
+    assert not set(data) & set("<\u2028\u2029")
+    assert json.loads(data) == json.loads(json.dumps(build_charts([load_run(run.path)])))
+    assert json.loads(data)["maps"][0]["data"][0]["y"] == [name]
+
+
 def test_findings_are_cards_the_most_severe_first_with_steps_parameters_cause_and_action(tmp_path):
     with Run(tmp_path, name="sick") as run:
         run.log(0, loss=1.0)
