@@ -8,6 +8,7 @@ import numpy as np
 
 from .findings import Finding
 from .registry import rule
+from .statistics import finite_only
 from .view import Points, View
 
 
@@ -29,11 +30,7 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
         clip = view.meta.get("clip_threshold")
         if name != "loss" and clip and abs(value - clip) < 1e-3 * clip:
             continue
-        if view.previous is not None:
-            since = view.previous.first_step
-        else:  # once in a training, all of it is looked at
-            other = np.flatnonzero(points.values != value)
-            since = int(points.steps[other[-1] + 1 if len(other) else 0])
+        since = _constant_since(view, name, points, steps)
         always = since <= int(points.steps[0])
         cause, action = _of_a_constant(name, always)
         yield view.finding(
@@ -43,9 +40,28 @@ def constant(view: View, steps: int = 50) -> Iterator[Finding]:
             last_step=int(points.steps[-1]),
             cause=cause,
             action=action,
-            numbers={"value": value, "steps": float(int(points.steps[-1]) - since + 1)},
+            numbers={"value": value, "since": float(since), "steps": float(int(points.steps[-1]) - since + 1)},
         )
         return
+
+
+def _constant_since(view: View, name: str, points: Points, steps: int) -> int:
+    """Return the first step of the values equal to the last one.
+
+    Where that was told before, only what is new is looked at. Where anything else was, equal values that began more
+    than ``steps`` before the new ones would have been told. All of a series is looked at once in a training.
+    """
+    value, new, known = points.values[-1], points.index(view.since), view.previous
+    start = 0
+    if known is not None:
+        told = known.numbers
+        current = new > 0 and told["since"] + told["steps"] > points.steps[new - 1]
+        same = known.evidence.startswith(f"the {name} is") and told["value"] == value
+        if current and same and (points.values[new:] == value).all():
+            return int(told["since"])
+        start = max(0, new - steps)
+    other = np.flatnonzero(points.values[start:] != value)
+    return int(points.steps[start + (other[-1] + 1 if len(other) else 0)])
 
 
 def _of_a_constant(name: str, always: bool) -> tuple[str, str]:
@@ -99,7 +115,7 @@ def _never_changes(view: View, name: str, rates: Points, steps: int) -> Iterator
         first_step=int(rates.steps[0]),
         cause="scheduler.step() is never called, or the schedule is counted in epochs and stepped rarely",
         action="call scheduler.step() after optimizer.step(), as often as the schedule counts",
-        numbers={"lr": first},
+        numbers=finite_only(lr=first),
     )
 
 
@@ -108,14 +124,15 @@ def _jumps(view: View, name: str, rates: Points, jump: float, warmup: int) -> It
     if start >= len(rates):
         return
     before, now = rates.values[start - 1 : -1], rates.values[start:]
-    with np.errstate(invalid="ignore"):
-        places = np.flatnonzero((now >= jump * before) & (before > 0))
+    with np.errstate(invalid="ignore", over="ignore"):
+        up = (now >= jump * before) & (before > 0)
+    if not up.any():
+        return
+    highest = np.fmax.accumulate(np.concatenate([[np.fmax.reduce(rates.values[:start])], now[:-1]]))
+    places = np.flatnonzero(up & (now > highest))  # a warm restart returns to where it has been
     if not len(places):
         return
-    highest = float(np.nanmax(rates.values[:start][:: max(1, start // 1024)]))
     place = int(places[0])
-    if now[place] <= highest:
-        return  # a warm restart returns to where it has been
     step = int(rates.steps[start + place])
     yield view.finding(
         "warning",
@@ -124,5 +141,5 @@ def _jumps(view: View, name: str, rates: Points, jump: float, warmup: int) -> It
         last_step=step,
         cause="a schedule out of step, a resumed run with another learning rate, or a unit error",
         action="check the schedule around that step, and whether the optimizer's state was restored with it",
-        numbers={"before": float(before[place]), "after": float(now[place])},
+        numbers=finite_only(before=before[place], after=now[place]),
     )
