@@ -10,9 +10,9 @@ import numpy as np
 from ..parameters import INFS, NANS
 from .findings import Finding
 from .registry import rule
-from .statistics import median
+from .statistics import finite_only, median
 from .updates import typical_update, update_ratios
-from .view import View
+from .view import Int64Array, View
 
 _NAMED = 20  # parameters named in a finding at most
 
@@ -55,13 +55,13 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
 def _located(view: View, step: int, first: np.ndarray) -> Finding:
     places = np.flatnonzero((first == step).any(axis=0))[::-1]  # nearest to the loss first
     names = tuple(view.layout.infos[place].name for place in places[:_NAMED])
-    kind, count = _kind_at(view, step, int(places[0]))
+    what = _what_at(view, step, int(places[0]))
     everywhere = len(places) == len(view.layout.infos)
     loss = view.loss.at(step)
     others = f" and {len(places) - 1} other{'s' if len(places) > 2 else ''}" if len(places) > 1 else ""
     return view.finding(
         "critical",
-        f"{count}{kind} in the gradient of {names[0]!r}{others} at step {step}; {_loss_at(view, step)}",
+        f"{what} in the gradient of {names[0]!r}{others} at step {step}; {_loss_at(view, step)}",
         first_step=step,
         last_step=step,
         parameters=names,
@@ -72,20 +72,22 @@ def _located(view: View, step: int, first: np.ndarray) -> Finding:
         ),
         action=f"go back to a checkpoint before step {step}, look at its batch, and run it under "
         "torch.autograd.set_detect_anomaly(True); skip steps whose gradient isn't finite",
-        numbers={"step": float(step), "parameters": float(len(places)), "loss": loss},
+        numbers=finite_only(step=step, parameters=len(places), loss=loss),
     )
 
 
-def _kind_at(view: View, step: int, place: int) -> tuple[str, str]:
-    """Return "NaN" or "Inf" and how many, from the exact row of the step, or else from its interval."""
+def _what_at(view: View, step: int, place: int) -> str:
+    """Return how many NaN and Inf, from the exact row of the step, or else which of them its interval has."""
     steps, rows = view.parameters.rows(since=step)
-    if len(steps) and steps[0] == step:
+    exact = len(steps) > 0 and steps[0] == step
+    if exact:
         nans, infs = rows[0, place, NANS], rows[0, place, INFS]
     else:
         interval = int(np.searchsorted(view.parameters.last_step, step))
         nans, infs = (view.parameters.field(name)[interval, place] for name in ("nans", "infs"))
-    kind = " NaN" if nans > 0 else " Inf"
-    return kind, f"{max(nans, infs):.0f}" if len(steps) and steps[0] == step else "a"
+    if exact:
+        return " and ".join(f"{count:.0f} {kind}" for count, kind in ((nans, "NaN"), (infs, "Inf")) if count > 0)
+    return "a NaN or Inf" if nans > 0 and infs > 0 else "a NaN" if nans > 0 else "an Inf"
 
 
 def _grown(view: View, known: Finding, after: int) -> Finding:
@@ -115,24 +117,18 @@ def dead_parameter(view: View, steps: int = 50) -> Iterator[Finding]:
         view: what to judge.
         steps: how long without a single element other than zero.
     """
-    stop = view.interval_stop
-    last, begin = view.parameters.last_step, view.parameters.first_step
-    if stop == 0 or int(last[stop - 1]) - int(begin[0]) + 1 < steps:
+    last = view.parameters.last_step
+    window = _window(view, view.interval_stop, steps)
+    if window is None:
         return
-    start = max(0, int(np.searchsorted(last[:stop], int(last[stop - 1]) - steps + 1)), stop - 64)
-    if int(last[stop - 1]) - int(begin[start]) + 1 < steps and stop - start < 64:
-        start = max(0, start - 1)
-    with np.errstate(invalid="ignore"):
-        missing = np.isnan(view.parameters.field("zero_fraction")[start:stop]).all(axis=0)
-        largest = view.parameters.field("abs_max")[start:stop]
-        zero = ((largest == 0) | np.isnan(largest)).all(axis=0) & ~missing
-        zero &= view.parameters.field("nans")[start:stop].sum(axis=0) == 0
+    zero, missing = _without_gradient(view, window)
     dead = np.flatnonzero(zero | missing)
     if not len(dead):
         return
+    stop = window.stop
     total, infos = len(view.layout.infos), view.layout.infos
     names = tuple(infos[place].name for place in dead[:_NAMED])
-    since = int(begin[start]) if view.previous is None else min(view.previous.first_step, int(begin[start]))
+    since = _dead_since(view, window, dead, steps)
     long = int(last[stop - 1]) - since + 1
     unused = int(missing.sum())
     everything = len(dead) == total
@@ -158,8 +154,44 @@ def dead_parameter(view: View, steps: int = 50) -> Iterator[Finding]:
             else "lower the learning rate, use LeakyReLU or GELU, check biases and masks of the layer after the last "
             "one named"
         ),
-        numbers={"dead": float(len(dead)), "missing": float(unused), "steps": float(long)},
+        numbers={"dead": float(len(dead)), "missing": float(unused), "since": float(since), "steps": float(long)},
     )
+
+
+def _window(view: View, stop: int, steps: int) -> slice | None:
+    """Return the intervals before ``stop`` that cover ``steps`` steps, at most 64; None where there aren't so many."""
+    last, begin = view.parameters.last_step, view.parameters.first_step
+    if stop == 0 or int(last[stop - 1]) - int(begin[0]) + 1 < steps:
+        return None
+    start = max(0, int(np.searchsorted(last[:stop], int(last[stop - 1]) - steps + 1)), stop - 64)
+    if int(last[stop - 1]) - int(begin[start]) + 1 < steps and stop - start < 64:
+        start = max(0, start - 1)
+    return slice(start, stop)
+
+
+def _without_gradient(
+    view: View, window: slice, places: Int64Array | slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell of each parameter whether its gradient is exactly zero in all intervals, and whether it is missing."""
+    with np.errstate(invalid="ignore"):
+        missing = np.isnan(view.parameters.field("zero_fraction")[window, places]).all(axis=0)
+        largest = view.parameters.field("abs_max")[window, places]
+        zero = ((largest == 0) | np.isnan(largest)).all(axis=0) & ~missing
+        zero &= view.parameters.field("nans")[window, places].sum(axis=0) == 0
+    return zero, missing
+
+
+def _dead_since(view: View, window: slice, dead: Int64Array, steps: int) -> int:
+    """Return since when all of ``dead`` are: as told at the last look if all of them were dead then and ever since."""
+    seen, known = view.interval_since, view.previous
+    before = _window(view, seen, steps)
+    if known is not None and before is not None:
+        told = known.numbers
+        if told["since"] + told["steps"] == view.parameters.last_step[seen - 1] + 1:
+            zero, missing = _without_gradient(view, slice(min(before.start, window.start), window.stop), dead)
+            if (zero | missing).all():
+                return int(told["since"])
+    return int(view.parameters.first_step[window.start])
 
 
 @rule

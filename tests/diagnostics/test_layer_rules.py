@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from test_gradient_rules import layered
 from test_loss_rules import judge
 
+from pytracker.diagnostics import Diagnosis
 from pytracker.history import History
 from pytracker.parameters import INFS, NANS, SUM_SQ, ParameterInfo, summarize
 
@@ -45,6 +46,22 @@ def test_a_gradient_that_is_not_finite_is_located_to_the_step_and_the_parameter_
     assert f"{kind[1]} in the gradient of 'p{max(places)}'" in finding.evidence
     assert "the loss was finite" in finding.evidence
     assert finding.severity == "critical"
+
+
+@pytest.mark.parametrize(
+    ("nans", "infs", "exact", "within"),
+    [(1, 5, "1 NaN and 5 Inf", "a NaN or Inf"), (0, 5, "5 Inf", "an Inf"), (2, 0, "2 NaN", "a NaN")],
+)
+def test_nan_and_inf_are_counted_apart(nans, infs, exact, within):
+    for keep_rows, told in ((True, exact), (False, within)):
+        history = History(loss=healthy_loss(EVERY))
+        history.parameters.infos = [ParameterInfo("p", (4, 4), "float32", "0", 16)]
+        rows = np.ones((EVERY, 1, 6)) * [0, 1, 0, 0, 0, 0]
+        rows[5, 0, [SUM_SQ, NANS, INFS]] = [np.nan, nans, infs]
+        if keep_rows:
+            history.parameters.append_rows(np.arange(EVERY), rows)
+        history.parameters.append(summarize(np.arange(EVERY), rows, history.parameters.numel))
+        assert judge("gradient_nonfinite", history).evidence.startswith(f"{told} in the gradient of 'p' at step 5")
 
 
 def test_the_finding_says_that_the_loss_was_not_finite():
@@ -90,6 +107,40 @@ def test_a_parameter_with_zero_gradients_is_dead():
     finding = judge("dead_parameter", with_parameters(History(loss=healthy_loss(200)), norms))
     assert finding.parameters == ("layers.1.weight", "layers.2.weight")
     assert (finding.severity, finding.first_step, finding.last_step) == ("warning", 60, 199)
+
+
+def test_a_second_dead_parameter_is_told_with_its_own_span():
+    norms = np.ones((2000, 8))
+    norms[0:100, 1] = norms[1900:, 5] = 0.0
+    finding = judge("dead_parameter", with_parameters(History(loss=healthy_loss(2000)), norms))
+    assert (finding.first_step, finding.last_step) == (0, 1999)
+    assert "1 of 8 parameters (layers.5.weight) have had a zero gradient for 100 steps" in finding.evidence
+
+
+def test_of_parameters_that_died_one_after_the_other_the_steps_are_those_that_all_were_dead():
+    norms = np.ones((400, 6))
+    norms[100:, 1] = norms[300:, 2] = 0.0
+    finding = judge("dead_parameter", with_parameters(History(loss=healthy_loss(400)), norms))
+    assert (finding.first_step, finding.numbers["dead"]) == (100, 2)
+    assert finding.numbers["steps"] == 100
+
+
+def test_a_parameter_that_was_not_dead_all_the_time_between_two_looks_is_told_anew():
+    norms = np.ones((1000, 6))
+    norms[:100, 1] = norms[600:, 1] = 0.0
+    history, diagnosis = with_parameters(History(loss=healthy_loss(1000)), norms), Diagnosis(["dead_parameter"])
+    for stop in (100, 1000):
+        diagnosis.update(history, stop=stop)
+    assert diagnosis.findings[0].numbers["steps"] <= 400
+
+
+def test_a_frozen_parameter_is_told_from_its_beginning_however_seldom_it_is_looked_at():
+    norms = np.ones((1000, 6))
+    norms[:, 3] = np.nan
+    history, diagnosis = with_parameters(History(loss=healthy_loss(1000)), norms), Diagnosis(["dead_parameter"])
+    for stop in (60, 400, 1000):
+        diagnosis.update(history, stop=stop)
+    assert diagnosis.findings[0].numbers["steps"] == 1000
 
 
 def test_a_parameter_that_is_zero_only_now_and_then_lives():
