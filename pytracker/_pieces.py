@@ -53,6 +53,9 @@ def held_in(model: torch.nn.Module) -> list[Held]:
     Raises:
         LayoutError: a layout cannot be told.
     """
+    for module in model.modules():
+        if _is_a(module, ("FSDPModule",)):  # FSDP2: after a forward its root holds the whole parameters in their place
+            module.reshard()  # type: ignore[operator]
     replicas = {
         f"{path}.".lstrip("."): module for path, module in model.named_modules() if _is_a(module, _REPLICATING_WRAPPERS)
     }

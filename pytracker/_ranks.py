@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import itertools
+import math
+import pickle
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,13 +21,19 @@ from .errors import LayoutError, RankMismatchError
 
 _PAUSE = 0.0005  # seconds between two looks at a collective that is waited for
 _PATIENCE = 5.0  # seconds in which a rank that is still there also notices that a collective has failed
+_LOOK = 0.2  # seconds between two looks at whether a rank has left
+_RESCUE = 1.0  # seconds in which what a rank has sent before it left arrives
 
-_abandoned: list[Any] = []
+_CALLS = ("makes the tracker", "is in epoch, flush or close", "compares copies")
+"""What ranks meet for. A meeting begins with a header of one size, so that ranks at different calls can say so."""
+
+_abandoned: list[tuple[Any, list[Any]]] = []
 
 
-def abandon(memory: Any) -> None:
-    """Keep what collectives read and write that nobody waits for any more: torch's threads may yet use it."""
-    _abandoned.append(memory)
+def abandon(memory: Any, works: Iterable[Any]) -> None:
+    """Keep what collectives read and write that nobody waits for any more, until torch's threads are done with it."""
+    _abandoned[:] = [each for each in _abandoned if not all(work.is_completed() for work in each[1])]
+    _abandoned.append((memory, list(works)))
 
 
 def is_first_rank() -> bool:
@@ -45,18 +55,20 @@ def group_named(name: str) -> Any:
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]  # torch's own way
 
 
-_Key: TypeAlias = "tuple[tuple[int, ...], datetime.timedelta, str]"
+_Key: TypeAlias = "tuple[tuple[int, ...], datetime.timedelta, str, int]"  # ranks, timeout, purpose, place
 
 _names: dict[_Key, str] = {}
 """The gloo group of some ranks with a timeout and a purpose, by name: kept for the next tracker for as long as nothing
-went wrong in it. It ends with ``torch.distributed``."""
+went wrong in it. It ends with ``torch.distributed``. Trackers at the same time have groups of their own: each has the
+first place that is free."""
+_taken: set[_Key] = set()
 _attempts: Counter[_Key] = Counter()
 
 
 def _group_of(key: _Key) -> Any:
     with contextlib.suppress(KeyError, RuntimeError):
         return group_named(_names[key])
-    members, timeout, purpose = key
+    members, timeout, purpose, _ = key
     local = len(members) < dist.get_world_size()
     store = dist.distributed_c10d._get_default_store()
     _attempts[key] += 1
@@ -100,17 +112,18 @@ def _count_alike(store: Any, place: str, members: tuple[int, ...], timeout: date
         dist.new_group([rank], backend="gloo", use_local_synchronization=True)
 
 
-def _absent(store: Any, place: str, members: Iterable[int], patience: float) -> str:
-    """Say which ranks have not left a sign of theirs in a store."""
+def _absent(store: Any, place: str, members: Iterable[int], patience: float, left: Iterable[int] = ()) -> str:
+    """Say which ranks have not left a sign of theirs in a store. Of those that have ``left`` none is waited for."""
     try:
         store.set(f"{place}/{dist.get_rank()}", "")
         missing = [rank for rank in members if rank != dist.get_rank()]
         end = time.monotonic() + patience
-        while missing:
+        while not set(missing) <= set(left):
             missing = [rank for rank in missing if not store.check([f"{place}/{rank}"])]
             if time.monotonic() > end:
                 break
             time.sleep(0.05)
+        missing = [rank for rank in missing if not store.check([f"{place}/{rank}"])]
     except Exception as gone:  # the store went with the process that held it
         return f"their store does not answer either ({type(gone).__name__}), so the rank that held it is gone"
     return f"no answer from ranks {missing}" if missing else "every rank is there and noticed it too"
@@ -139,10 +152,22 @@ class Ranks:
             raise LayoutError("torch.distributed is not initialized; call init_process_group before making the tracker")
         self._limit = datetime.timedelta(seconds=timeout)
         self.members = list(range(dist.get_world_size())) if members is None else sorted(members)
-        ranks = tuple(self.members)
-        self._rows: _Key = (ranks, self._limit, "rows" if meets else "copies")
-        self._meetings: _Key = (ranks, self._limit, "meetings") if meets else self._rows
-        self._meeting: Any = _group_of(self._meetings)
+        self._rows = self._free_key(tuple(self.members), "rows" if meets else "copies")
+        self._meetings: _Key = (*self._rows[:2], "meetings", self._rows[3]) if meets else self._rows
+        self._calls = 0
+        _taken.add(self._rows)
+        try:
+            self._make_groups(meets)
+        except BaseException:
+            self.leave()
+            raise
+
+    def _free_key(self, ranks: tuple[int, ...], purpose: str) -> _Key:
+        return next(key for place in itertools.count() if (key := (ranks, self._limit, purpose, place)) not in _taken)
+
+    def _make_groups(self, meets: bool) -> None:
+        self._meeting: Any = None
+        self._meeting = _group_of(self._meetings)
         if meets:
             self._agree_on_rows()
         self.group: Any = _group_of(self._rows)
@@ -153,14 +178,14 @@ class Ranks:
         with contextlib.suppress(RankMismatchError):
             kept = self.gather(mine)
         if self._meetings not in _names:  # this rank had not noticed that the last tracker's ranks lost each other
-            self._meeting = _group_of(self._meetings)
+            self._meeting, self._calls = _group_of(self._meetings), 0
             kept = self.gather(mine)
         if None in kept or len(set(kept)) > 1:
             _names.pop(self._rows, None)
 
     def keep_agreed(self, groups: Iterable[tuple[int, ...]]) -> None:
         """Forget the groups of copies that not all of their members have kept. A collective of all ranks; waits."""
-        keys: list[_Key] = [(group, self._limit, "copies") for group in groups]
+        keys = [self._free_key(group, "copies") for group in groups]
         told = dict(zip(self.members, self.gather({key[0]: _names.get(key) for key in keys}), strict=True))
         for key in keys:
             if len({told[rank].get(key[0]) for rank in key[0]}) > 1:
@@ -171,20 +196,20 @@ class Ranks:
         """Whether this process is the first of them, which alone writes and judges."""
         return dist.get_rank() == self.members[0]
 
-    def gather(self, value: Any, failure: str = "not all ranks came to make the tracker") -> list[Any]:
+    def gather(self, value: Any, failure: str = "not all ranks came to make the tracker", call: int = 0) -> list[Any]:
         """Return what every rank gave, in the order of ``members``. A collective; waits.
 
-        The message of an error begins with ``failure``.
+        The message of an error begins with ``failure``. ``call``: the place in ``_CALLS`` of what they do.
 
         Raises:
-            RankMismatchError: a rank does not come within the timeout.
+            RankMismatchError: a rank does not come within the timeout, or does something else.
         """
-        values: list[Any] = [None] * len(self.members)
-        try:
-            dist.all_gather_object(values, value, group=self._meeting)
-        except RuntimeError as error:
-            raise self._missing(failure, error) from error
-        return values
+        pickled = pickle.dumps(value)
+        sizes = self._meet(call, len(pickled), failure)
+        mine = torch.zeros(max(sizes), dtype=torch.uint8)
+        mine[: len(pickled)] = torch.frombuffer(bytearray(pickled), dtype=torch.uint8)
+        values = self._gather_tensors(mine, failure)
+        return [pickle.loads(each[:size].numpy().tobytes()) for each, size in zip(values, sizes, strict=True)]
 
     def gather_count(self, count: int, meanwhile: Callable[[], None], failure: str) -> list[int]:
         """Return every rank's count, in the order of ``members``. A collective; calls ``meanwhile`` as it waits.
@@ -192,23 +217,63 @@ class Ranks:
         The message of an error begins with ``failure``.
 
         Raises:
-            RankMismatchError: a rank does not come within the timeout.
+            RankMismatchError: a rank does not come within the timeout, or does something else.
         """
-        mine = torch.tensor([count])
-        counts = [torch.empty_like(mine) for _ in self.members]
+        return self._meet(1, count, failure, meanwhile)
+
+    def _meet(self, call: int, value: int, failure: str, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
+        """Return every rank's value. Ranks that meet for different things are told so."""
+        self._calls += 1
+        headers = [
+            each.tolist() for each in self._gather_tensors(torch.tensor([call, self._calls, value]), failure, meanwhile)
+        ]
+        calls = {(header[0], header[1]) for header in headers}
+        if len(calls) > 1:
+            self.discard()
+            does = {rank: _CALLS[header[0]] for rank, header in zip(self.members, headers, strict=True)}
+            raise RankMismatchError(
+                f"the ranks do different things, by rank: {does}; every rank must make its trackers and call epoch, "
+                "flush and close alike"
+            )
+        return [int(header[2]) for header in headers]
+
+    def _gather_tensors(
+        self, mine: torch.Tensor, failure: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[torch.Tensor]:
+        """Return the tensors of all ranks, of one size. Gives up where a rank has said that it left."""
+        received = [torch.empty_like(mine) for _ in self.members]
         try:
-            work = dist.all_gather(counts, mine, group=self._meeting, async_op=True)
+            work = dist.all_gather(received, mine, group=self._meeting, async_op=True)
         except RuntimeError as error:
             raise self._missing(failure, error) from error
+        look, given_up = time.monotonic() + _LOOK, math.inf
         try:
             while not work.is_completed():
                 meanwhile()
+                now = time.monotonic()
+                if now >= look:
+                    look = now + _LOOK
+                    given_up = min(given_up, now + _RESCUE) if self._left() else math.inf
+                if now >= given_up:
+                    raise self._missing(failure, RuntimeError(f"rank {self._left()[0]} has left the tracker"))
                 time.sleep(_PAUSE)
         except BaseException:
-            abandon((mine, counts, work))
+            abandon((mine, received), [work])
+            self.discard()
             raise
         self.wait([work], failure)
-        return [int(each) for each in counts]
+        return received
+
+    def _store(self) -> Any:
+        return dist.distributed_c10d._get_process_group_store(self._meeting)
+
+    def _left(self) -> list[int]:
+        """Return a rank that has said that it left; none where none has."""
+        try:
+            store = self._store()
+            return [int(store.get("pytracker/left"))] if store.check(["pytracker/left"]) else []
+        except Exception:  # the store went with the process that held it
+            return []
 
     def exchange(self, value: Any) -> list[tuple[Any, list[int]]]:
         """Return every different value, and the ranks that gave it. A collective; waits.
@@ -261,21 +326,36 @@ class Ranks:
 
     def _missing(self, failure: str, error: Exception) -> RankMismatchError:
         """Say who is missing: those who do not notice the failure too, as the store of the group tells."""
-        self.discard(meetings=True)
-        store = dist.distributed_c10d._get_process_group_store(self._meeting)
-        who = _absent(store, "pytracker/here", self.members, min(_PATIENCE, self._limit.total_seconds()))
+        self.discard()
+        patience = min(_PATIENCE, self._limit.total_seconds())
+        who = _absent(self._store(), "pytracker/here", self.members, patience, self._left())
         return RankMismatchError(
             f"{failure} (waited {self._limit.total_seconds():.0f} s at most); of {len(self.members)} ranks: {who}. "
             "Each must call step, epoch, flush and close alike. What was merged before is recorded. "
             f"torch says: {error}"
         )
 
-    def discard(self, *, meetings: bool = False) -> None:
-        """Keep the group for rows, or both, from the next tracker: ranks may be at different collectives in it."""
+    def discard(self) -> None:
+        """Keep the groups from the next tracker: ranks may be at different collectives in them."""
         _names.pop(self._rows, None)
-        if meetings:
-            _names.pop(self._meetings, None)
+        _names.pop(self._meetings, None)
+
+    def leave(self) -> None:
+        """Go away while the others may not know it yet; say so to those that wait. Waits for nobody."""
+        self.discard()
+        _taken.discard(self._rows)
+        if self._meeting is None:
+            return
+
+        def say() -> None:
+            with contextlib.suppress(Exception):  # the store went with the process that held it
+                self._store().set("pytracker/left", str(dist.get_rank()))
+
+        saying = threading.Thread(target=say, daemon=True)
+        saying.start()
+        saying.join(_LOOK)
 
     def close(self) -> None:
-        """Let go of the groups, so that their threads can end with ``torch.distributed``."""
+        """Let go of the groups: the next tracker can have them, and their threads end with ``torch.distributed``."""
+        _taken.discard(self._rows)
         self.group = self._meeting = None

@@ -35,8 +35,8 @@ class Planned:
 
     @functools.cached_property
     def rewritten(self) -> bool:
-        """Whether a wrapper (FSDP1) exchanges the parameters of the modules as it goes."""
-        return any(each.window[1] >= 0 for each in self.held)
+        """Whether a wrapper (FSDP) exchanges the parameters of the modules as it goes."""
+        return any(each.window[1] >= 0 or each.piece.ranks for each in self.held)
 
 
 _module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any, Planned]] = weakref.WeakKeyDictionary()

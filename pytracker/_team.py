@@ -16,7 +16,7 @@ from ._targets import Planned
 from .device_log import Rows
 from .diagnostics import Finding
 from .distributed import Merger, Merging
-from .errors import InvalidTypeError, LayoutError, RankMismatchError
+from .errors import InvalidTypeError, LayoutError, RankMismatchError, in_words
 from .noise_scale import GradientNoiseScale, NoiseMerging
 from .parameters import ParameterInfo
 from .replicas import ReplicaWatch
@@ -82,6 +82,10 @@ def _together(method: Callable[Concatenate[Team, P], T]) -> Callable[Concatenate
             return method(team, *args, **kwargs)
         except RankMismatchError as fault:
             team.fault = fault
+            raise
+        except BaseException as error:
+            if not isinstance(error, Exception):  # ^C while others are waited for: they may be at another collective
+                team.fault = RankMismatchError(f"interrupted by {in_words(error)}")
             raise
 
     return guarded
@@ -176,7 +180,7 @@ class Team(Alone):
         with contextlib.suppress(RankMismatchError):
             self.poll(receive)
         self._left = True
-        self._ranks.discard()
+        self._ranks.leave()
         self._receive_alone(self._given_up(), receive)
         if self._replicas is not None:
             self._replicas.abandon()

@@ -103,8 +103,12 @@ class DeviceLog:
         on_rows: Callable[[Rows], None],
         optimizer: torch.optim.Optimizer | None = None,
         reserved: Iterable[str] = (),
+        slots: int | None = None,
     ) -> None:
-        """Allocate everything that the log will need. A scalar may not have a ``reserved`` name."""
+        """Allocate everything that the log will need. A scalar may not have a ``reserved`` name.
+
+        There is room for so many scalars (``slots``) before rows must be delivered to make more, MAX_SCALARS at most.
+        """
         self._plan = plan
         self._every = checked_interval(every)
         self._on_rows = on_rows
@@ -112,7 +116,7 @@ class DeviceLog:
         self._flights: deque[_Flight] = deque()
         self._turn = 0
         self.waits = 0
-        self._allocate(_FIRST_SLOTS)
+        self._allocate(_FIRST_SLOTS if slots is None else slots)
 
     def _allocate(self, slots: int) -> None:
         self._log = _ops.make_step_log(self._plan, 2 * self._every, slots)

@@ -122,7 +122,7 @@ class Merging:
 
         The memory of the collectives stays with the threads that may yet use it.
         """
-        abandon(list(self._merges))
+        abandon(list(self._merges), [work for merge in self._merges for work in merge.works])
         rows = [merge.rows for merge in self._merges]
         self._merges.clear()
         return rows
@@ -162,7 +162,7 @@ class Merging:
         try:
             rows = self.finish(merge, drain)
         except RankMismatchError:  # on all ranks, but perhaps while some of them meet already
-            self._ranks.discard(meetings=True)
+            self._ranks.discard()
             raise
         self._merges.popleft()
         receive(rows)

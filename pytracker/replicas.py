@@ -90,7 +90,7 @@ class _Copies:
         self._told.add(compared.what)  # on every rank of these alike
         row = int(apart.any(axis=1).argmax())
         columns = np.flatnonzero(apart[row])
-        values = np.array(self.ranks.gather(compared.mine[row, columns[:_SHOWN]].tolist()))  # [ranks, shown]
+        values = np.array(self.ranks.gather(compared.mine[row, columns[:_SHOWN]].tolist(), call=2))  # [ranks, shown]
         usual, sharing = Counter(values[:, 0].tolist()).most_common(1)[0]
         away = [rank for rank, value in zip(self.ranks.members, values[:, 0], strict=True) if value != usual]
         return {
@@ -160,9 +160,10 @@ class ReplicaWatch:
     def abandon(self) -> None:
         """Give up what has not been compared, without waiting. Threads may yet use its memory, so that is kept."""
         for copies in self._copies:
-            abandon(copies.under_way)
-            copies.ranks.discard()
-        abandon(self._messages)
+            abandon(copies.under_way, [work for compared in copies.under_way for work in compared.works])
+            copies.ranks.leave()
+        if self._messages is not None:
+            abandon(self._messages, [self._messages[1]])
 
     def close(self) -> None:
         """Let go of the groups."""

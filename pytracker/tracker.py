@@ -40,7 +40,7 @@ from ._recording import (
 )
 from ._targets import Target, plan_for
 from ._team import team_of
-from .columns import SUM_SQ, ZEROS
+from .columns import MAX_SCALARS, SUM_SQ, ZEROS
 from .device_log import DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
 from .errors import ClosedError, InvalidValueError, in_words
@@ -152,7 +152,14 @@ class Tracker:
             noise_scale=noise_scale,
             timeout=rank_timeout,
         )
-        self._log = DeviceLog(self._plan, every=every, on_rows=self._take, optimizer=optimizer, reserved=_RESERVED)
+        self._log = DeviceLog(
+            self._plan,
+            every=every,
+            on_rows=self._take,
+            optimizer=optimizer,
+            reserved=_RESERVED,
+            slots=MAX_SCALARS if self._team.talks else None,  # more would be a drain of this rank alone
+        )
         self._append = self._append_and_poll if self._team.polls else self._log.append
         first = self._team.is_first
         self._run: Any = opened(run) if first else Memory()
@@ -224,6 +231,8 @@ class Tracker:
         step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
         self._means.weigh(step, checked_weight(n))
         self._append(step, scalars)
+        if self._steps % self._log.every == 0:  # at the same step on every rank
+            self._watch.check(closed=False)
 
     def replayed(self, n: float = 1) -> None:
         """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
@@ -270,6 +279,7 @@ class Tracker:
         self._log.flush()
         self._add(self._team.finish(self._receive))
         self._judge.look(self.history, now=True)
+        self._watch.check(closed=self._closed)
 
     def close(self, *, error: str | None = None) -> None:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
@@ -288,7 +298,7 @@ class Tracker:
         error = error or (in_words(self._team.fault) if self._team.fault else None)
         try:
             self.flush() if error is None else self._flush_alone()
-        except Exception as problem:
+        except BaseException as problem:  # ^C too, while other ranks are waited for
             error = error or in_words(problem)
             with contextlib.suppress(Exception):  # the first says more
                 self._flush_alone()
@@ -382,7 +392,6 @@ class Tracker:
                 stacklevel=2,
             )
         self._judge.look(self.history)
-        self._watch.check(closed=self._closed)
 
     def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
         self._run.log_many(steps, series)

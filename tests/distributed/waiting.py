@@ -37,10 +37,10 @@ def waits_forbidden() -> Iterator[None]:
         assert work.is_completed(), "a collective is waited for"
         return wait(work, *arguments)
 
-    def gather(ranks, value, failure=""):
+    def gather(ranks, mine, failure, meanwhile=None):
         raise AssertionError(f"other ranks are asked: {failure}")
 
-    with mock.patch.object(dist.Work, "wait", ended_wait), mock.patch.object(Ranks, "gather", gather):
+    with mock.patch.object(dist.Work, "wait", ended_wait), mock.patch.object(Ranks, "_gather_tensors", gather):
         yield
 
 
