@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .diagnostics import Diagnosis, Finding, next_look, severity_rank
+from .diagnostics import Diagnosis, Finding, severity_rank
 from .history import History
 
 logger = logging.getLogger("pytracker")
@@ -38,8 +38,7 @@ class Judge:
         self._told = {str(kept.get("key")): severity_rank(kept) for kept in run.history.findings}
         self._unheard: set[str] = set()  # told to an on_finding that raised
         self._truncations = -1  # of the history when it was looked at
-        self._again = 0.0  # when the rules may look again, and the length of the history at which they must
-        self._due = 0
+        self._again = 0.0  # when the rules may look again although no look is due
 
     @property
     def findings(self) -> list[Finding]:
@@ -50,12 +49,13 @@ class Judge:
     def look(self, history: History, now: bool = False) -> None:
         """Ask the rules, unless that takes more than its share of the time: then a later call will, or one ``now``.
 
-        They are asked at each drain of a short training, and whenever it is 2 % longer, in any case: then what is found
-        is what ``diagnose`` will find.
+        They are asked at each of the first 50 drains, and whenever the training is 2 % longer, in any case: these are
+        the looks that ``diagnose`` will take.
         """
-        begin, stop = time.perf_counter(), history.last_step + 1
+        begin = time.perf_counter()
         anew = self._truncations != history.truncations
-        if begin < self._again and stop < self._due and not now and not anew:
+        due = self._diagnosis is not None and history.last_step + 1 >= self._diagnosis.due
+        if begin < self._again and not (due or now or anew):
             return
         if anew:
             self._truncations = history.truncations
@@ -67,9 +67,6 @@ class Judge:
         self._tell([each for each in changed if not (anew and self._told.get(each.key, -1) >= each.rank)], changed)
         if anew:  # what is gone would be news if it came back
             self._told = {each.key: self._told.get(each.key, -1) for each in self.findings}
-        self._due = next_look(history) if anew else self._due
-        while self._due <= stop:
-            self._due = next_look(history, self._due)
         done = time.perf_counter()
         self._again = done + (done - begin) / _SHARE
 

@@ -11,7 +11,7 @@ from . import loss as loss  # isort: skip
 from . import gradients as gradients  # isort: skip
 from . import layers as layers  # isort: skip
 from . import settings as settings  # isort: skip
-from .engine import RULE_FAILED, Diagnosis, diagnose, diagnose_recorded, next_look
+from .engine import RULE_FAILED, Diagnosis, diagnose, diagnose_recorded
 from .findings import SEVERITIES, Finding, most_severe_first, severity_rank, span_of
 from .registry import RULES, Rule, rule
 from .view import Points, View
@@ -28,7 +28,6 @@ __all__ = [
     "diagnose",
     "diagnose_recorded",
     "most_severe_first",
-    "next_look",
     "rule",
     "severity_rank",
     "span_of",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,26 @@ from .view import Layout, View
 
 RULE_FAILED = "rule_failed"
 _DEFAULT_EVERY = 50
-_GROWTH = 0.02  # diagnose() looks again when the training is this much longer
+_FIRST_LOOKS = 50  # so many drains are all looked at
+_GROWTH = 0.02  # later, a look is due when the training is this much longer
+
+
+@dataclass
+class _State:
+    """What a diagnosis knows: the rules in use, what they found, the steps seen, and when the next look is due."""
+
+    rules: list[Rule]
+    findings: dict[str, Finding] = field(default_factory=dict)
+    since: int = 0
+    due: int = 0
+    looks: int = 0  # that were due
+
+    def seen(self, stop: int) -> None:
+        """Take note of a look at ``stop`` steps; one that wasn't due doesn't move the next one that is."""
+        self.since = stop
+        if stop >= self.due:
+            self.looks += 1
+            self.due = stop + (1 if self.looks < _FIRST_LOOKS else max(1, int(stop * _GROWTH)))
 
 
 class Diagnosis:
@@ -48,10 +68,8 @@ class Diagnosis:
     def _begin(self, history: History | None) -> None:
         self._history = history
         self._truncations = 0 if history is None else history.truncations
-        self._rules = list(self._selected)
-        self._findings: dict[str, Finding] = {}
         self._layout: Layout | None = None
-        self._since = 0
+        self._state = _State(list(self._selected))
 
     def for_training(self) -> Diagnosis:
         """Return this diagnosis where it has judged nothing yet, or else another one with the same rules and settings.
@@ -63,12 +81,17 @@ class Diagnosis:
     @property
     def findings(self) -> list[Finding]:
         """All findings so far: the most severe first, then by first step."""
-        return sorted(self._findings.values(), key=Finding.place)
+        return sorted(self._state.findings.values(), key=Finding.place)
 
     @property
     def rules(self) -> list[str]:
         """The names of the rules still in use."""
-        return [rule.name for rule in self._rules]
+        return [rule.name for rule in self._state.rules]
+
+    @property
+    def due(self) -> int:
+        """How long the training must be for the next look that is taken in any case."""
+        return self._state.due
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -97,38 +120,39 @@ class Diagnosis:
     def update(self, history: History, *, stop: int | None = None) -> list[Finding]:
         """Look at what ``history`` has gained since the last call, and return the findings that are new or grew.
 
-        A history that isn't new when it is first seen is looked at as ``diagnose`` does: as if it had grown.
+        What has come since then is looked at as it grew: at each end of an interval at which a look is due, and at the
+        end. ``diagnose`` and a tracker so look at the same places, whenever they begin.
 
-        ``stop``: look only at the steps before it; all by default.
+        ``stop``: one look, at the steps before it; all by default.
         """
-        anew = self._history is not history or self._truncations != history.truncations
-        if anew:
+        if self._history is not history or self._truncations != history.truncations:
             self._begin(history)
         if self._layout is None or self._layout.infos is not history.parameters.infos:
             self._layout = Layout(history.parameters.infos)
-        changed: dict[str, Finding] = {}
         end = history.last_step + 1 if stop is None else stop
-        for step in _looks(history, end) if anew and stop is None else (end,):
-            if step > self._since:
-                self._look(View(history, stop=step, since=self._since, layout=self._layout), changed)
-                self._since = step
-        return list(changed.values())
+        reported = dict(self._state.findings)
+        for step in _ends(history, self._state.since, end) if stop is None else [end]:
+            if step > self._state.since and (step >= self._state.due or step == end):
+                self._look(View(history, stop=step, since=self._state.since, layout=self._layout))
+        return [each for key, each in self._state.findings.items() if each != reported.get(key)]
 
-    def _look(self, view: View, changed: dict[str, Finding]) -> None:
-        for rule in list(self._rules):
+    def _look(self, view: View) -> None:
+        known = self._state.findings
+        for rule in list(self._state.rules):
             for key, finding in self._judge(rule, view).items():
-                if finding != self._findings.get(key):
-                    self._findings[key] = changed[key] = finding
+                if finding != known.get(key):
+                    known[key] = finding
+        self._state.seen(view.stop)
 
     def _judge(self, rule: Rule, view: View) -> dict[str, Finding]:
         """Return by key what the rule finds, merged with what is known of it."""
         found: dict[str, Finding] = {}
         try:
-            for finding in rule.judge(view.for_rule(rule.name, self._findings.get(rule.name))):
-                known = found.get(finding.key) or self._findings.get(finding.key)
+            for finding in rule.judge(view.for_rule(rule.name, self._state.findings.get(rule.name))):
+                known = found.get(finding.key) or self._state.findings.get(finding.key)
                 found[finding.key] = finding if known is None else known.merge(finding)
         except Exception as error:  # whatever a rule does wrong, the training and the other rules go on
-            self._rules.remove(rule)
+            self._state.rules.remove(rule)
             failure = _failure(rule, view, error)
             found[failure.key] = failure
         return found
@@ -154,9 +178,9 @@ def diagnose(
 ) -> list[Finding]:
     """Return what is wrong with a training, from its history alone: the most severe first.
 
-    The rules look at the history as they would have while it grew: after every ``history.meta["every"]`` steps (50
-    where that is not known) at first, and later each time that it has grown by 2 %. So a million steps take about 500
-    looks.
+    The rules look at the history as they would have while it grew: at each of its first 50 drains (the ends of its
+    intervals; where it has none, every ``history.meta["every"]`` steps, or 50), and later each time that it has grown
+    by 2 %. So a million steps take about 500 looks.
 
     >>> from pytracker.history import History
     >>> for finding in diagnose(History(loss=[0.7] * 100)):
@@ -187,24 +211,24 @@ def diagnose_recorded(history: History, *, defaults: bool = False) -> list[dict[
     return most_severe_first([*found, *(kept for kept in history.findings if kept.get("rule") not in known)])
 
 
-def next_look(history: History, stop: int = 0) -> int:
-    """Return how long a training may get, from ``stop`` steps on, before it is looked at again.
+def _ends(history: History, since: int, end: int) -> list[int]:
+    """Return where the training stood at its drains, after ``since`` steps and up to ``end``, which is one of them.
 
-    One drain longer at first, and 2 % later: so a long training, too, takes a few hundred looks in all.
-
-    >>> history = History()
-    >>> history.meta["every"] = 20
-    >>> next_look(history), next_look(history, 20), next_look(history, 100_000)
-    (20, 40, 102000)
+    These are the ends of the intervals; where steps are in none, the multiples of ``history.meta["every"]``.
     """
+    last = history.parameters.last_step
+    kept = slice(*np.searchsorted(last, (since, end)))
+    ends = last[kept] + 1
+    starts, stops = np.append(since, ends), np.append(history.parameters.first_step[kept], end)
+    found = set(ends.tolist())
+    for bare in np.flatnonzero(starts < stops):
+        start, stop = int(starts[bare]), int(stops[bare])
+        if any(np.diff(np.searchsorted(series.steps, (start, stop)))[0] for series in history.values()):
+            every = _every(history)
+            found.update(range(start // every * every + every, stop, every), [stop])
+    return sorted(found | {end})
+
+
+def _every(history: History) -> int:
     known = history.meta.get("every")
-    every = known if isinstance(known, int) and known > 0 else _DEFAULT_EVERY
-    return stop + max(every, int(stop * _GROWTH) // every * every)
-
-
-def _looks(history: History, end: int) -> Iterator[int]:
-    stop = next_look(history)
-    while stop < end:
-        yield stop
-        stop = next_look(history, stop)
-    yield end
+    return known if isinstance(known, int) and known > 0 else _DEFAULT_EVERY

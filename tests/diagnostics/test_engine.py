@@ -10,6 +10,7 @@ from histories import healthy_loss, usual_norms, with_parameters
 from pytracker.diagnostics import RULES, Diagnosis, diagnose, rule
 from pytracker.errors import InvalidTypeError, InvalidValueError
 from pytracker.history import History
+from pytracker.parameters import ParameterInfo, summarize
 
 
 def spiky(steps=400, at=(200, 300)):
@@ -78,23 +79,84 @@ def test_online_and_after_the_fact_agree_on_what_and_where():
     ]
 
 
-def test_a_long_history_that_is_first_seen_now_is_looked_at_as_if_it_had_grown(scratch_rule):
-    stops = []
+@pytest.fixture
+def looks(scratch_rule):
+    """The looks of the rule ``witness``, as (since, stop)."""
+    found = []
 
     @rule
     def witness(view):
-        stops.append((view.since, view.stop))
+        found.append((view.since, view.stop))
         return ()
 
-    history = spiky(190)
-    Diagnosis(["witness"]).update(history)
-    assert stops == [(0, 50), (50, 100), (100, 150), (150, 190)]
-    del stops[:]
+    return found
+
+
+def drained(ends, start=0, history=None):
+    """Return a history of one parameter whose drains were at ``ends``."""
+    history = History() if history is None else history
+    history.parameters.infos = [ParameterInfo("weight", (2,), "float32", "", 2)]
+    for end in ends:
+        steps = np.arange(start, end)
+        history["loss"].extend(np.ones(len(steps)), steps)
+        history.parameters.append(summarize(steps, np.ones((len(steps), 1, 6)), [2]))
+        start = end
+    return history
+
+
+def test_a_history_that_has_grown_by_much_is_looked_at_as_if_it_had_grown_bit_by_bit(looks):
+    Diagnosis(["witness"]).update(spiky(190))
+    assert looks == [(0, 50), (50, 100), (100, 150), (150, 190)]
+    del looks[:]
     history, diagnosis = History(), Diagnosis(["witness"])
     diagnosis.update(history)
     history["loss"].extend(healthy_loss(190))
     diagnosis.update(history)
-    assert stops == [(0, 190)]
+    assert looks == [(0, 50), (50, 100), (100, 150), (150, 190)]
+    history["loss"].extend([1.0] * 20)
+    diagnosis.update(history)
+    assert looks[4:] == [(190, 200), (200, 210)]
+
+
+def test_looks_are_taken_at_the_ends_of_intervals_however_long_these_are(looks):
+    history = drained([50, 100, 130, 180, 230, 260, 390, 391])
+    Diagnosis(["witness"]).update(history)
+    assert [stop for _, stop in looks] == [50, 100, 130, 180, 230, 260, 390, 391]
+
+
+def test_steps_without_an_interval_are_looked_at_as_if_drained_every_so_often_and_a_gap_is_not(looks):
+    history = drained([20, 40])
+    history.meta["every"] = 20
+    history["loss"].extend([1.0] * 25)  # their intervals went with a truncation
+    drained([85, 105], start=65, history=history)
+    drained([225, 245], start=205, history=history)  # a training that goes on from a later checkpoint
+    history["loss"].append(1.0)
+    Diagnosis(["witness"]).update(history)
+    assert [stop for _, stop in looks] == [20, 40, 60, 65, 85, 105, 225, 245, 246]
+
+
+def test_the_first_50_ends_are_looked_at_and_later_only_those_that_are_2_per_cent_further(looks):
+    ends = [*range(100, 2501, 50), *range(2501, 6001)]
+    Diagnosis(["witness"]).update(drained(ends))
+    stops = [stop for _, stop in looks]
+    assert stops[:50] == ends[:50]
+    later = np.array(stops[49:-1])
+    assert np.array_equal(later[1:], later[:-1] + later[:-1] // 50)
+    assert stops[-1] == 6000
+
+
+def test_looks_at_other_places_do_not_move_those_that_are_due(looks):
+    history = drained(range(1, 1001))
+    Diagnosis(["witness"]).update(history)
+    due = {stop for _, stop in looks}
+    del looks[:]
+    growing, diagnosis = History(), Diagnosis(["witness"])
+    for end in range(1, 1001):
+        drained([end], start=end - 1, history=growing)
+        if end >= diagnosis.due or end % 7 == 0:
+            diagnosis.update(growing)
+    assert due - {stop for _, stop in looks} <= {1000}
+    assert len(looks) > len(due)
 
 
 def test_a_view_never_shows_a_rule_what_comes_later():

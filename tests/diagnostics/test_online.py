@@ -350,6 +350,26 @@ def test_a_training_judged_online_and_after_the_fact_gets_the_same_findings(case
         assert wanted.get(case, "dead_parameter") in rules
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_drains_at_any_step_are_looked_at_by_diagnose_as_they_were_online(seed, tmp_path) -> None:
+    random = np.random.default_rng(seed)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    bad = int(random.integers(100, 300))
+    with Tracker(model, every=int(random.choice([10, 20, 50])), run=Run(tmp_path, name="a")) as tracker:
+        for step in range(400):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, float(random.lognormal()))
+            if step == bad:
+                model[1].weight.grad[0, 0] = torch.nan
+            tracker.step(loss=1.0 + 0.1 * random.normal())
+            if random.random() < 0.01:
+                tracker.flush()
+    nonfinite = next(each for each in tracker.findings if each.rule == "gradient_nonfinite")
+    assert (nonfinite.first_step, nonfinite.parameters) == (bad, ("1.weight",))
+    assert diagnose(tracker.history) == tracker.findings
+    assert told(diagnose(load_run(tmp_path / "a").history)) == told(tracker.findings)
+
+
 def test_a_finding_says_all_that_the_contract_asks_for() -> None:
     (finding,) = (each for each in training("nan")[1] if each.rule == "gradient_nonfinite")
     assert (finding.severity, finding.first_step) == ("critical", 333)
