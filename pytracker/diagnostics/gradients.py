@@ -223,13 +223,13 @@ def gradient_vanishing(
     norm, loss = median(norms.values), median(recent)
     limit = max(absolute, relative * reference if np.isfinite(reference) else 0.0)
     if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss:
-        share = loss / view.initial_loss if view.initial_loss else float("nan")
+        share = 100 * loss / view.initial_loss if view.initial_loss else float("nan")
         yield view.finding(
             "warning",
             f"the median gradient norm of the last {steps} steps is {norm:.3g}"
             + (f" (it was {reference:.3g} at first)" if np.isfinite(reference) else "")
             + (f", and the loss is {loss:.4g}" if np.isfinite(loss) else "")
-            + (f", which is {100 * share:.0f} % of the initial one" if np.isfinite(share) else ""),
+            + (f", which is {share:.0f} % of the initial one" if np.isfinite(share) else ""),
             first_step=int(norms.steps[0]),
             cause="saturated activations, or a loss that hardly depends on the parameters",
             action="check activations, initialisation and the scale of the loss",

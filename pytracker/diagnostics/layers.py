@@ -251,6 +251,7 @@ def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[F
     if not (too_high or too_low):
         return
     weights = view.layout.weights
+    fold = max(ratio / 1e-3, 1e-3 / ratio)
     order = np.argsort(-ratios if too_high else ratios)  # NaN comes last
     yield view.finding(
         "warning" if too_high else "info",
@@ -258,7 +259,8 @@ def update_ratio(view: View, high: float = 0.1, low: float = 1e-6) -> Iterator[F
         first_step=int(view.parameters.first_step[view.interval_stop - 1]),
         parameters=tuple(view.layout.infos[place].name for place in weights[order[:3]]),
         cause=f"the learning rate is too {'high' if too_high else 'low'} for these weights",
-        action=f"{'lower' if too_high else 'raise'} the learning rate about {max(ratio / 1e-3, 1e-3 / ratio):.0f}-fold",
+        action=f"{'lower' if too_high else 'raise'} the learning rate"
+        + (f" about {fold:.0f}-fold" if np.isfinite(fold) else ""),
         numbers={"ratio": ratio},
     )
 

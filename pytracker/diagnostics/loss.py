@@ -13,6 +13,7 @@ from .statistics import (
     Float64Array,
     blocks_of,
     finite_median,
+    finite_only,
     log10,
     median,
     medians,
@@ -57,7 +58,7 @@ def loss_not_decreasing(
         return
     start, end = median(head), median(middles[-max(3, len(middles) // 4) :])
     slope = theil_sen(centres, middles)
-    steepest = -slope.low * (centres[-1] - centres[0]) / max(abs(start), 1e-300)
+    steepest = -slope.low * float(centres[-1] - centres[0]) / max(abs(start), 1e-300)
     if end > 1.5 * start or view.once(typical_update) > long or _has_fallen(loss.values, decrease):
         return
     if steepest >= (slowly if slope.high < 0 else unsure) or _validation_has_fallen(view.validation, decrease):
@@ -73,7 +74,7 @@ def loss_not_decreasing(
         action="check that optimizer.step() runs and that labels match inputs; then raise the learning "
         f"rate{_lr_now(view)} "
         "10-fold; overfit one batch first",
-        numbers={"start": start, "end": end, "slope": slope.estimate, "low": slope.low, "high": slope.high},
+        numbers=finite_only(start=start, end=end, slope=slope.estimate, low=slope.low, high=slope.high),
     )
 
 
@@ -86,7 +87,7 @@ def _has_fallen(values: Float64Array, decrease: float) -> bool:
     for first in (values[:4], values[:16]):
         start = median(first)
         sure = 4.0 * _OF_A_MEDIAN * deviation * np.sqrt(1 / len(first) + 1 / counts)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             gained = start - levels
             if ((gained > sure) & (gained >= decrease * abs(start))).any():
                 return True
@@ -136,22 +137,26 @@ def loss_oscillating(
     if len(values) < window:
         return
     level = running_median(values, 15)
-    residual = np.abs(values - level)
+    with np.errstate(over="ignore", invalid="ignore"):
+        residual = np.abs(values - level)
     last = len(values) - window
     starts = np.append(np.arange(0, last, window // 2), last)
     picked = starts[:, None] + np.arange(window)
     local = np.clip(np.abs(medians(level[picked])), 0.3 * start, start)
-    relative = MAD_TO_SIGMA * medians(residual[picked]) / local
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        relative = MAD_TO_SIGMA * medians(residual[picked]) / local
     wild = np.flatnonzero(relative >= (sure if ratio > long else threshold))
     if not len(wild):
         return
     worst = int(wild[np.argmax(relative[wild])])
     inside = values[picked[worst]]
+    varies = 100 * float(relative[worst])
+    share = f" by {varies:.0f} % of its level" if np.isfinite(varies) else ""
     yield view.finding(
         "info" if noisy else "warning",
-        f"around its trend the loss varies by {100 * relative[worst]:.0f} % of its level in steps "
-        f"{steps[starts[worst]]} to {steps[starts[worst] + window - 1]} (between {inside.min():.4g} and "
-        f"{inside.max():.4g}; it started at {start:.4g})",
+        f"around its trend the loss varies{share} in steps {steps[starts[worst]]} to "
+        f"{steps[starts[worst] + window - 1]} (between {inside.min():.4g} and {inside.max():.4g}; it started at "
+        f"{start:.4g})",
         first_step=int(steps[starts[wild[0]]]),
         last_step=int(steps[starts[wild[-1]] + window - 1]),
         cause=(
@@ -164,7 +169,7 @@ def loss_oscillating(
             if noisy
             else f"lower the learning rate{_lr_now(view)} 3- to 10-fold, warm it up, or use larger batches"
         ),
-        numbers={"relative": float(relative[worst]), "start": start, "update_ratio": ratio},
+        numbers=finite_only(relative=relative[worst], start=start, update_ratio=ratio),
     )
 
 
@@ -176,7 +181,7 @@ def _blows_up(view: View, start: float, rise: float, noisy: bool) -> Iterator[Fi
         if not len(sizes) or sizes.max() < rise * start:
             continue
         place = int(sizes.argmax())
-        if points is early and sizes[place] < rise * sizes[: place + 1].min():
+        if points is early and sizes[place] < rise * float(sizes[: place + 1].min()):
             continue  # it was that high when the training began
         yield view.finding(
             "critical" if points is last else "warning",
@@ -186,7 +191,7 @@ def _blows_up(view: View, start: float, rise: float, noisy: bool) -> Iterator[Fi
             last_step=int(points.steps[-1]),
             cause="the learning rate is too high: a step overshoots more than the one before",
             action=f"lower the learning rate{_lr_now(view)} 10-fold, warm it up, clip gradients",
-            numbers={"relative": float(sizes[place]) / start, "start": start},
+            numbers=finite_only(relative=float(sizes[place]) / start, start=start),
         )
 
 
@@ -216,11 +221,11 @@ def loss_spike(view: View, z: float = 5.5, window: int = 50, rise: float = 0.5) 
     before = padded[starts[:, None] + np.arange(window)]
     now = padded[window + starts[:, None] + np.arange(chunk)]
     level = finite_median(before)[:, None]
-    score = _robust_z(before, now)
+    score = _robust_z(before, now, 0.01 * abs(view.initial_loss))
     positive = np.nanmin(np.where(np.isfinite(before), before, np.inf), axis=1) > 0
     logarithmic = _robust_z(log10(before), log10(now))
     score = np.where(positive[:, None], np.minimum(score, logarithmic), score)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         hit = (score >= z) & (now - level >= rise * np.abs(level)) & np.isfinite(now)
     where = (starts[:, None] + np.arange(chunk))[hit]
     if not len(where):
@@ -248,16 +253,18 @@ def loss_spike(view: View, z: float = 5.5, window: int = 50, rise: float = 0.5) 
         cause="a corrupted or very hard batch, or a step that was too long",
         action=f"look at the batch of step {at}; skip batches like it, clip gradients, or go back to a checkpoint "
         "before it",
-        numbers={"count": float(count), "z": highest, "step": float(at), "loss": value, "usual": usual},
+        numbers=finite_only(count=count, z=highest, step=at, loss=value, usual=usual),
     )
 
 
-def _robust_z(before: Float64Array, now: Float64Array) -> Float64Array:
-    level = finite_median(before)[:, None]
-    deviation = MAD_TO_SIGMA * finite_median(np.abs(before - level))[:, None]
-    scale = np.maximum(deviation, 1e-3 * np.abs(level))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((now - level) / np.maximum(scale, 1e-12), np.float64)
+def _robust_z(before: Float64Array, now: Float64Array, floor: float = 0.0) -> Float64Array:
+    """Return the robust scores of ``now``; ``floor`` is the least scale where the median before is exactly 0."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        level = finite_median(before)[:, None]
+        deviation = MAD_TO_SIGMA * finite_median(np.abs(before - level))[:, None]
+        scale = np.maximum(deviation, np.where(level == 0, np.fmax(floor, 0.0), 1e-3 * np.abs(level)))
+        score = (now - level) / np.maximum(scale, 1e-12)
+    return np.asarray(np.minimum(score, np.finfo(np.float64).max), np.float64)
 
 
 @rule
@@ -284,6 +291,8 @@ def overfitting(
     if finite.sum() < evaluations + 2:
         return
     steps, values = thin(validation.steps[finite], validation.values[finite])
+    if len(values) <= evaluations:
+        return
     smooth = running_median(values, 3)
     smooth[0] = min(smooth[0], values[0])
     best = int(np.argmin(smooth))
@@ -291,7 +300,9 @@ def overfitting(
         return
     lowest, now = float(smooth[best]), median(values[-3:])
     gained = max(float(values[0]), view.initial_loss) - lowest
-    usual = MAD_TO_SIGMA * median(np.abs(np.diff(values))) / 2.0**0.5  # two evaluations differ by the root of 2
+    with np.errstate(over="ignore"):
+        changes = np.abs(np.diff(values))
+    usual = MAD_TO_SIGMA * median(changes) / 2.0**0.5  # two evaluations differ by the root of 2
     if lowest <= 0 or now < max((1 + rise) * lowest, lowest + noise * usual):
         return
     slope = theil_sen(steps[best:], values[best:])
@@ -299,19 +310,20 @@ def overfitting(
     if slope.low <= 0 or not falling:
         return
     share = (now - lowest) / gained if gained > 0 else float("inf")
+    risen = 100 * (now / lowest - 1)
+    shares = [f"+{risen:.0f} %"] if np.isfinite(risen) else []
+    shares += [f"{100 * share:.0f} % of what it had gained"] if np.isfinite(100 * share) else []
     yield view.finding(
         "warning" if share >= lost else "info",
-        f"the validation loss rose from {lowest:.4g} at step {steps[best]:.0f} to {now:.4g} "
-        f"(+{100 * (now / lowest - 1):.0f} %"
-        f"{f', {100 * share:.0f} % of what it had gained' if np.isfinite(share) else ''}) while the training loss "
-        "went from "
-        f"{train_start:.4g} to {train_end:.4g}",
+        f"the validation loss rose from {lowest:.4g} at step {steps[best]:.0f} to {now:.4g}"
+        + (f" ({', '.join(shares)})" if shares else "")
+        + f" while the training loss went from {train_start:.4g} to {train_end:.4g}",
         first_step=int(steps[best]),
         cause="overfitting: the model learns the training set by heart",
         action=f"stop at step {steps[best]:.0f}, or add regularisation (weight decay, dropout, augmentation), get "
         "more data, "
         "reduce the model",
-        numbers={"best": lowest, "now": now, "best_step": float(steps[best]), "lost": share, "slope": slope.estimate},
+        numbers=finite_only(best=lowest, now=now, best_step=steps[best], lost=share, slope=slope.estimate),
     )
 
 
@@ -345,4 +357,5 @@ def _warming_up(view: View) -> bool:
 
 def _lr_now(view: View) -> str:
     rates = next(iter(view.learning_rates.values()), None)
-    return f" (now {rates.values[-1]:.3g})" if rates is not None and len(rates) else ""
+    known = rates is not None and len(rates) > 0 and np.isfinite(rates.values[-1])
+    return f" (now {rates.values[-1]:.3g})" if rates is not None and known else ""

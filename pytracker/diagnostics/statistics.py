@@ -69,7 +69,7 @@ def blocks_of(values: Float64Array, width: int = 20, bins: int = 64) -> tuple[Fl
 def medians(blocks: Float64Array) -> Float64Array:
     """Return the median along the last axis, NaN where one of the values is NaN or there is none.
 
-    What numpy's own median says, without the 50 us that a call of it takes for a few numbers.
+    What numpy's own median says, without the 50 us that a call of it takes for a few numbers, and without overflow.
 
     >>> medians(np.array([[1.0, 5.0, 3.0, 2.0], [1.0, 2.0, np.nan, 4.0]]))
     array([2.5, nan])
@@ -81,6 +81,8 @@ def medians(blocks: Float64Array) -> Float64Array:
     ordered = np.partition(blocks, sorted({low, high, count - 1}), axis=-1)  # NaN comes last
     with np.errstate(over="ignore", invalid="ignore"):
         middle = ordered[..., low] if low == high else (ordered[..., low] + ordered[..., high]) / 2
+        if np.isinf(middle).any():
+            middle = np.where(np.isinf(middle), ordered[..., low] / 2 + ordered[..., high] / 2, middle)
     return np.where(np.isnan(ordered[..., -1]), np.nan, middle)
 
 
@@ -124,12 +126,13 @@ def theil_sen(x: Float64Array, y: Float64Array, z: float = 1.96) -> Slope:
     """
     first, second = np.triu_indices(len(x), 1)
     run = x[second] - x[first]
-    slopes = np.sort(((y[second] - y[first]) / np.where(run == 0, 1, run))[run != 0])
+    with np.errstate(over="ignore"):
+        slopes = np.sort(((y[second] - y[first]) / np.where(run == 0, 1, run))[run != 0])
     count, points = len(slopes), len(x)
     half = z * np.sqrt(points * (points - 1) * (2 * points + 5) / 18.0) / 2.0
     low = max(0, int(np.floor(count / 2 - half)))
     high = min(count - 1, int(np.ceil(count / 2 + half)))
-    return Slope(float(slopes[(count - 1) // 2] / 2 + slopes[count // 2] / 2), float(slopes[low]), float(slopes[high]))
+    return Slope(median(slopes), float(slopes[low]), float(slopes[high]))
 
 
 def running_median(values: Float64Array, width: int) -> Float64Array:

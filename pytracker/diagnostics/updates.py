@@ -30,7 +30,7 @@ def update_ratios(view: View) -> Float64Array:
     size = view.field("weight_norm")[0, weights].astype(np.float64)
     momentum = float(view.meta.get("momentum") or 0.0)
     moved = view.weight_norms / max(1.0 - momentum, 1e-3) if optimizer in PLAIN else view.layout.root[weights]
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return np.where(size > 0, _rates(view)[weights] * moved / size, np.nan)
 
 

@@ -129,6 +129,51 @@ def test_negative_losses_spike_too():
     assert judge("loss_spike", History(loss=loss)).first_step == 200
 
 
+@pytest.mark.parametrize(("rise", "spikes"), [(0.04, 0), (0.3, 1)])
+def test_a_loss_that_reaches_zero_spikes_by_its_rise_beside_the_initial_loss(rise, spikes):
+    loss = np.maximum(0.0, 1.0 - np.arange(300) / 50.0)
+    loss[150:300:20] = 0.01
+    loss[215] = rise
+    finding = judge("loss_spike", History(loss=loss))
+    assert (finding.numbers["count"] if finding else 0) == spikes
+    assert finding is None or finding.numbers["z"] == pytest.approx(100 * rise, rel=0.03)
+
+
+@pytest.mark.parametrize("rate", [np.nan, np.inf, 0.1])
+def test_the_advice_names_the_learning_rate_where_it_is_a_number(rate):
+    action = judge("loss_not_decreasing", History(loss=2.3 + noise(), lr=[rate] * 400)).action
+    assert ("(now" in action) == np.isfinite(rate)
+
+
+EXTREMES = [np.nan, np.inf, -np.inf, 0.0, 1.7e308, -1.7e308, 1e-300, 5e-324, 1.0, -1.0]
+
+
+def extreme(random, steps):
+    """Return a series of one of several kinds, with numbers at the ends of what there is."""
+    values = [
+        np.exp(random.normal(size=steps)),
+        random.choice(EXTREMES, steps),
+        random.choice(random.choice(EXTREMES, 3), steps),
+        np.where(np.arange(steps) < random.integers(steps), random.choice(EXTREMES), random.choice(EXTREMES)),
+        10.0 ** random.uniform(-300, 300, steps),
+    ]
+    return values[random.integers(len(values))]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(40))
+def test_no_rule_raises_warns_or_tells_a_number_that_is_none_whatever_is_recorded(seed):
+    random = np.random.default_rng(seed)
+    history = History({name: extreme(random, 150) for name in ("loss", "grad_norm", "lr", "val_loss")})
+    history.meta.update(optimizer="SGD", scheduler=True, clip_threshold=1.0)
+    with_parameters(history, np.exp(random.normal(size=(150, 6))), weight_norm=random.choice([10.0, 0.0, 1e-30]))
+    diagnosis = Diagnosis()
+    for stop in range(EVERY, 151, 26):
+        diagnosis.update(history, stop=stop)
+    assert not [finding.evidence for finding in diagnosis.findings if finding.rule.startswith("rule_failed")]
+    assert all(np.isfinite(list(finding.numbers.values())).all() for finding in diagnosis.findings)
+
+
 def overfit_history(rise, *, train=None):
     steps = np.arange(400)
     history = History(loss=2.0 * np.exp(-steps / 60.0) + 1e-3 if train is None else train)

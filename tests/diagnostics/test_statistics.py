@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from pytracker.diagnostics.statistics import (
     finite_median,
+    finite_only,
     log10,
     median,
     medians,
@@ -46,6 +47,18 @@ def test_the_median_of_nothing_is_unknown():
     assert np.isnan(finite_median(np.empty(0)))
     assert np.isnan(median(np.empty(0)))
     assert medians(np.empty((2, 0))).shape == (2,)
+
+
+@pytest.mark.filterwarnings("error")
+def test_medians_and_slopes_of_the_largest_numbers_do_not_overflow():
+    huge = np.array([-1.7e308, 1.7e308, 1.7e308, 1.7e308])
+    assert median(huge) == finite_median(huge) == 1.7e308
+    assert np.isnan(median(np.array([-np.inf, np.inf])))
+    assert theil_sen(np.arange(5.0), np.append(huge, 1.7e308)).estimate == 0.0
+
+
+def test_a_findings_numbers_are_those_that_are_finite():
+    assert finite_only(a=1, b=np.float64(2.0), c=float("nan"), d=-np.inf) == {"a": 1.0, "b": 2.0}
 
 
 @given(arrays(np.float64, st.integers(2, 20), elements=finite))
