@@ -46,16 +46,18 @@ class Judge:
         found = [*self._others.values(), *(self._diagnosis.findings if self._diagnosis is not None else [])]
         return sorted(found, key=Finding.place)
 
-    def look(self, history: History, now: bool = False) -> None:
+    def look(self, history: History, now: bool = False, again: bool = False) -> None:
         """Ask the rules, unless that takes more than its share of the time: then a later call will, or one ``now``.
 
         They are asked at each of the first 50 drains, and whenever the training is 2 % longer, in any case: these are
         the looks that ``diagnose`` will take.
+
+        ``again``: now, and where the end has been looked at, once more, for what has come since for the same steps.
         """
         begin = time.perf_counter()
         anew = self._truncations != history.truncations
         due = self._diagnosis is not None and history.last_step + 1 >= self._diagnosis.due
-        if begin < self._again and not (due or now or anew):
+        if begin < self._again and not (due or now or again or anew):
             return
         if anew:
             self._truncations = history.truncations
@@ -63,7 +65,7 @@ class Judge:
             self._others = {key: finding for key, finding in self._others.items() if key in kept}
         if self._diagnosis is None:
             return
-        changed = self._diagnosis.update(history)
+        changed = self._diagnosis.update(history, again=again)
         self._tell([each for each in changed if not (anew and self._told.get(each.key, -1) >= each.rank)], changed)
         if anew:  # what is gone would be news if it came back
             self._told = {each.key: self._told.get(each.key, -1) for each in self.findings}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class _State:
         if stop >= self.due:
             self.looks += 1
             self.due = stop + (1 if self.looks < _FIRST_LOOKS else max(1, int(stop * _GROWTH)))
+
+    def copy(self) -> _State:
+        """Return what stays as it is when the rules go on."""
+        return replace(self, rules=list(self.rules), findings=dict(self.findings))
 
 
 class Diagnosis:
@@ -70,6 +74,7 @@ class Diagnosis:
         self._truncations = 0 if history is None else history.truncations
         self._layout: Layout | None = None
         self._state = _State(list(self._selected))
+        self._before: _State | None = None  # the latest look
 
     def for_training(self) -> Diagnosis:
         """Return this diagnosis where it has judged nothing yet, or else another one with the same rules and settings.
@@ -117,13 +122,14 @@ class Diagnosis:
         }
         return cls([name for name in names if name in RULES] if isinstance(names, list) else None, settings=known)
 
-    def update(self, history: History, *, stop: int | None = None) -> list[Finding]:
+    def update(self, history: History, *, stop: int | None = None, again: bool = False) -> list[Finding]:
         """Look at what ``history`` has gained since the last call, and return the findings that are new or grew.
 
         What has come since then is looked at as it grew: at each end of an interval at which a look is due, and at the
         end. ``diagnose`` and a tracker so look at the same places, whenever they begin.
 
-        ``stop``: one look, at the steps before it; all by default.
+        ``stop``: one look, at the steps before it; all by default. ``again``: values have come for steps that have been
+        looked at; where the end has been, the look at it is taken once more, as if it had not been.
         """
         if self._history is not history or self._truncations != history.truncations:
             self._begin(history)
@@ -131,12 +137,15 @@ class Diagnosis:
             self._layout = Layout(history.parameters.infos)
         end = history.last_step + 1 if stop is None else stop
         reported = dict(self._state.findings)
+        if again and self._before is not None and end == self._state.since:
+            self._state = self._before
         for step in _ends(history, self._state.since, end) if stop is None else [end]:
             if step > self._state.since and (step >= self._state.due or step == end):
                 self._look(View(history, stop=step, since=self._state.since, layout=self._layout))
         return [each for key, each in self._state.findings.items() if each != reported.get(key)]
 
     def _look(self, view: View) -> None:
+        self._before = self._state.copy()
         known = self._state.findings
         for rule in list(self._state.rules):
             for key, finding in self._judge(rule, view).items():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from histories import healthy_loss, usual_norms, with_parameters
 
+from pytracker._judging import Judge
+from pytracker._recording import Memory
 from pytracker.diagnostics import RULES, Diagnosis, diagnose, rule
 from pytracker.errors import InvalidTypeError, InvalidValueError
 from pytracker.history import History
@@ -157,6 +159,74 @@ def test_looks_at_other_places_do_not_move_those_that_are_due(looks):
             diagnosis.update(growing)
     assert due - {stop for _, stop in looks} <= {1000}
     assert len(looks) > len(due)
+
+
+def test_a_look_taken_again_sees_what_came_late_as_new_and_counts_nothing_twice(scratch_rule):
+    @rule
+    def seen(view):
+        new = [name for name in ("loss", "val_loss") if view[name].index(view.since) < len(view[name])]
+        count = int(view.previous.numbers["count"]) if view.previous else 0
+        yield view.finding("info", f"{new} in look {count + 1}", first_step=0, numbers={"count": count + 1})
+
+    history, diagnosis = drained([20]), Diagnosis(["seen"])
+    diagnosis.update(history)
+    drained([40], start=20, history=history)
+    assert [found.evidence for found in diagnosis.update(history)] == ["['loss'] in look 2"]
+    assert diagnosis.update(history, again=True) == []
+    history["val_loss"].append(0.5, 39)
+    assert diagnosis.update(history) == []
+    (found,) = diagnosis.update(history, again=True)
+    assert found.evidence == "['loss', 'val_loss'] in look 2"
+    assert diagnosis.findings == [found] == diagnose(history, rules=["seen"])
+    drained([60], start=40, history=history)
+    diagnosis.update(history, again=True)  # not yet looked at: an ordinary look
+    assert diagnosis.findings[0].evidence == "['loss'] in look 3"
+    assert diagnosis.findings == diagnose(history, rules=["seen"])
+
+
+def test_a_rule_that_fails_in_a_look_taken_again_or_no_longer_does_is_as_if_it_had_been_one_look(scratch_rule):
+    @rule
+    def needs_validation(view):
+        return [view.finding("info", f"{view['val_loss'].values[-1]}")]
+
+    @rule
+    def needs_none(view):
+        return [] if len(view["val_loss"]) == 0 else [None]
+
+    names = ["needs_validation", "needs_none"]
+    history, diagnosis = drained([20]), Diagnosis(names)
+    assert [found.rule for found in diagnosis.update(history)] == ["rule_failed:needs_validation"]
+    assert diagnosis.rules == ["needs_none"]
+    history["val_loss"].append(0.5, 19)
+    assert [found.rule for found in diagnosis.update(history, again=True)] == [
+        "needs_validation",
+        "rule_failed:needs_none",
+    ]
+    assert diagnosis.rules == ["needs_validation"]
+    assert diagnosis.findings == diagnose(history, rules=names)
+
+
+def test_a_look_taken_again_of_a_history_that_went_back_is_of_what_is_left(looks):
+    history, diagnosis = drained([20, 40]), Diagnosis(["witness"])
+    diagnosis.update(history)
+    history.truncate(20)
+    diagnosis.update(history, again=True)
+    assert looks == [(0, 20), (20, 40), (0, 20)]
+
+
+def test_a_judge_that_looks_again_tells_what_late_values_show_once():
+    heard, values = [], healthy_loss(180)
+    history, judge = History(), Judge(Diagnosis(["overfitting"]), Memory(), heard.append)
+    for epoch, validation in enumerate([2.0, 1.2, 1.0, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8]):
+        history["loss"].extend(values[epoch * 20 : epoch * 20 + 20])
+        judge.look(history, now=True)
+        history["val_loss"].append(validation, history.last_step)
+        judge.look(history, now=True)
+        assert not heard
+        judge.look(history, again=True)
+    assert [(found.rule, found.first_step, found.last_step) for found in heard] == [("overfitting", 19, 179)]
+    judge.look(history, again=True)
+    assert judge.findings == heard == diagnose(history, rules=["overfitting"])
 
 
 def test_a_view_never_shows_a_rule_what_comes_later():
