@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import in_words
 from ..history import History
-from .findings import Finding, most_severe_first
+from .findings import Finding, most_severe_first, writable
 from .registry import RULES, Rule, select
 from .view import Layout, View
 
@@ -157,7 +157,8 @@ class Diagnosis:
         """Return by key what the rule finds, merged with what is known of it."""
         found: dict[str, Finding] = {}
         try:
-            for finding in rule.judge(view.for_rule(rule.name, self._state.findings.get(rule.name))):
+            for given in rule.judge(view.for_rule(rule.name, self._state.findings.get(rule.name))):
+                finding = Finding.plain(given)
                 known = found.get(finding.key) or self._state.findings.get(finding.key)
                 found[finding.key] = finding if known is None else known.merge(finding)
         except Exception as error:  # whatever a rule does wrong, the training and the other rules go on
@@ -169,14 +170,21 @@ class Diagnosis:
 
 def _failure(rule: Rule, view: View, error: Exception) -> Finding:
     return Finding(
-        rule=f"{RULE_FAILED}:{rule.name}",
+        rule=writable(f"{RULE_FAILED}:{rule.name}"),
         severity="info",
         first_step=view.stop - 1,
         last_step=view.stop - 1,
-        evidence=f"the rule {rule.name!r} raised {in_words(error)}",
+        evidence=f"the rule {rule.name!r} raised {_in_words(error)}",
         cause="a bug in the rule, or a history of a kind that it was not written for",
         action="report it with the history; the rule is off for the rest of this training",
     )
+
+
+def _in_words(error: Exception) -> str:
+    try:
+        return writable(in_words(error))
+    except Exception:  # its own __str__ raises
+        return type(error).__name__
 
 
 def diagnose(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import isnan, nan
 from numbers import Integral
 from typing import Any, Final
 
-from ..errors import InvalidTypeError, InvalidValueError
+from ..errors import InvalidTypeError, InvalidValueError, PytrackerError
+from ..history import as_float
 
 SEVERITIES: Final = ("info", "warning", "critical")
 """From the least to the most severe. ``info`` is worth knowing and no alarm."""
@@ -32,15 +34,64 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)  # the numbers of the evidence, for programs
 
     def __post_init__(self) -> None:
-        """Refuse a severity that there is not, and steps that are no whole numbers."""
+        """Make plain values of what is given: a run keeps them, whoever made the finding.
+
+        Raises:
+            InvalidTypeError: a text, step, parameter or number is none.
+            InvalidValueError: there is no such severity, the steps are not in order, or a text cannot be written.
+        """
+        for name in ("rule", "severity", "evidence", "cause", "action"):
+            self._check_text(name, getattr(self, name))
         if self.severity not in SEVERITIES:
-            raise InvalidValueError(
-                f"finding {self.rule!r}: severity {self.severity!r}: expected one of {', '.join(SEVERITIES)}"
-            )
-        steps: tuple[Any, ...] = (self.first_step, self.last_step)
-        for step in steps:
-            if not isinstance(step, Integral):
-                raise InvalidTypeError(f"finding {self.rule!r}: expected a whole number for a step, got {step!r}")
+            raise self._wrong("severity", self.severity, f"one of {', '.join(SEVERITIES)}", InvalidValueError)
+        steps = {name: self._checked_step(name, getattr(self, name)) for name in ("first_step", "last_step")}
+        if self.first_step > self.last_step:
+            raise self._wrong("first_step", self.first_step, f"at most last_step, {self.last_step}", InvalidValueError)
+        made = {**steps, "parameters": self._checked_parameters(), "numbers": self._checked_numbers()}
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
+
+    def _wrong(self, name: str, value: object, expected: str, kind: type[PytrackerError]) -> PytrackerError:
+        return kind(f"finding {self.rule!r:.80}: {name}: expected {expected}, got {value!r:.80}")
+
+    def _check_text(self, name: str, value: Any) -> None:
+        if not isinstance(value, str):
+            raise self._wrong(name, value, "a text", InvalidTypeError)
+        if value != writable(value):
+            raise self._wrong(name, value, "a text without lone surrogates", InvalidValueError)
+
+    def _checked_step(self, name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise self._wrong(name, value, "a whole number", InvalidTypeError)
+        step = int(value)
+        if not 0 <= step < 2**63:
+            raise self._wrong(name, step, "a step from 0 to 2**63 - 1", InvalidValueError)
+        return step
+
+    def _checked_parameters(self) -> tuple[str, ...]:
+        given: Any = self.parameters
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise self._wrong("parameters", given, "names", InvalidTypeError)
+        names = tuple(given)
+        try:
+            joined = "".join(names)
+        except TypeError:
+            raise self._wrong("parameters", names, "names", InvalidTypeError) from None
+        return names if joined == writable(joined) else tuple(map(writable, names))
+
+    def _checked_numbers(self) -> dict[str, float]:
+        given: Any = self.numbers
+        if not isinstance(given, Mapping):
+            raise self._wrong("numbers", given, "a mapping of names to numbers", InvalidTypeError)
+        made = {}
+        for name, value in given.items():
+            self._check_text("a name in numbers", name)
+            try:
+                number = as_float(value, f"finding {self.rule!r:.80}: numbers[{name!r:.80}]")
+            except OverflowError:
+                raise self._wrong(f"numbers[{name!r:.80}]", value, "a float", InvalidValueError) from None
+            made[name] = nan if isnan(number) else number  # one NaN for all: dicts that hold it are equal
+        return made
 
     @property
     def key(self) -> str:
@@ -99,8 +150,43 @@ class Finding:
         """
         known = {item.name for item in fields(cls)}
         given = {name: value for name, value in values.items() if name in known}
-        given["parameters"] = tuple(given.get("parameters", ()))
-        return cls(**given)
+        return cls(**{**given, **_mended(given)})
+
+    @classmethod
+    def plain(cls, given: Any) -> Finding:
+        """Return what a rule gave as a ``Finding`` and nothing more than that.
+
+        Raises:
+            InvalidTypeError: it is none.
+        """
+        if type(given) is cls:
+            return given
+        if not isinstance(given, cls):
+            raise InvalidTypeError(f"expected a finding, got {given!r:.80}")
+        return cls(**{item.name: getattr(given, item.name) for item in fields(cls)})
+
+
+def writable(text: str) -> str:
+    r"""Return ``text`` as it can be written to a file: with lone surrogates escaped.
+
+    >>> writable("fc.weight"), writable("fc.\ud800")
+    ('fc.weight', 'fc.\\ud800')
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _mended(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stored finding holds that is made otherwise today: older versions checked little of it."""
+    texts = {name: str(given[name]) for name in ("rule", "evidence", "cause", "action") if name in given}
+    first, last = sorted(max(0, int(given[name])) for name in ("first_step", "last_step"))
+    numbers = given.get("numbers")
+    kept = {
+        str(name): value
+        for name, value in (numbers.items() if isinstance(numbers, Mapping) else ())
+        if isinstance(value, (int, float))
+    }
+    parameters = tuple(map(str, given.get("parameters") or ()))
+    return {**texts, "first_step": first, "last_step": last, "parameters": parameters, "numbers": kept}
 
 
 def severity_rank(finding: Mapping[str, Any]) -> int:

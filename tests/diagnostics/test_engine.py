@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from histories import healthy_loss, usual_norms, with_parameters
 
+from pytracker import Run, load_run
 from pytracker._judging import Judge
 from pytracker._recording import Memory
-from pytracker.diagnostics import RULES, Diagnosis, diagnose, rule
+from pytracker.diagnostics import RULES, Diagnosis, Finding, diagnose, rule
 from pytracker.errors import InvalidTypeError, InvalidValueError
 from pytracker.history import History
 from pytracker.parameters import ParameterInfo, summarize
@@ -67,6 +68,66 @@ def test_a_rule_that_raises_is_reported_once_and_the_others_go_on(scratch_rule):
     failure = next(found for found in diagnosis.findings if found.rule == "rule_failed:broken")
     assert "ZeroDivisionError: one over nothing" in failure.evidence
     assert any(found.rule == "loss_spike" for found in diagnosis.findings)
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+def unspeakable(view):
+    raise UnspeakableError
+
+
+def unwritable(view):
+    raise ValueError("\ud800")
+
+
+class Odd(Finding):
+    def __post_init__(self):
+        pass
+
+    def __eq__(self, other):
+        raise ZeroDivisionError
+
+
+GARBAGE = {
+    "an array": lambda view: [view.finding("info", "x", first_step=0, last_step=0, numbers={"a": np.arange(3)})],
+    "no parameters": lambda view: [view.finding("info", "x", parameters=None)],
+    "no evidence": lambda view: [view.finding("info", None)],
+    "a surrogate": lambda view: [view.finding("info", "\ud800")],
+    "steps in reverse": lambda view: [view.finding("info", "x", first_step=10**9)],
+    "None": lambda view: [None],
+    "a text": lambda view: "abc",
+    "an error that cannot be told": unspeakable,
+    "an error that cannot be written": unwritable,
+    "an odd finding": lambda view: [Odd("g", "info", 0, 2**70, "x")],
+}
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_whatever_a_rule_gives_wrongly_is_a_failed_rule_and_the_run_keeps_that(what, scratch_rule, tmp_path):
+    rule("g\ud800" if what == "an error that cannot be written" else "g")(GARBAGE[what])
+    run = Run(tmp_path, name="a")
+    judge = Judge(Diagnosis([list(RULES)[-1]]), run, [].append)
+    for _ in range(3):
+        run.log_many(np.arange(run.history.last_step + 1, run.history.last_step + 21), {"loss": np.ones(20)})
+        judge.look(run.history, now=True)
+    run.finish()
+    (finding,) = judge.findings
+    assert (finding.rule[:13], finding.last_step) == ("rule_failed:g", 19)
+    assert [Finding.from_dict(kept) for kept in load_run(run.path).findings] == [finding]
+
+
+def test_a_finding_of_a_class_of_its_own_is_taken_as_a_finding(scratch_rule):
+    rule("g")(lambda view: [Odd("g", "info", 0, 1, "x", parameters=["a"])])
+    assert diagnose(spiky(120), rules=["g"]) == [Finding("g", "info", 0, 1, "x", ("a",))]
+
+
+def test_a_finding_with_a_nan_does_not_grow_at_each_look(scratch_rule):
+    rule("g")(lambda view: [view.finding("info", "x", first_step=0, last_step=0, numbers={"a": float("nan")})])
+    diagnosis, history = Diagnosis(["g"]), spiky()
+    assert [len(diagnosis.update(history, stop=stop)) for stop in (20, 40, 60)] == [1, 0, 0]
 
 
 def test_online_and_after_the_fact_agree_on_what_and_where():

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from pytracker.diagnostics import Finding
 from pytracker.errors import InvalidTypeError, InvalidValueError
@@ -34,10 +36,60 @@ def test_what_is_stored_has_the_key_that_a_run_replaces_by():
 
 
 def test_an_unknown_severity_is_refused_by_name():
-    with pytest.raises(InvalidValueError, match=r"'severe'.*info, warning, critical"):
+    with pytest.raises(InvalidValueError, match=r"severity: expected one of info, warning, critical, got 'severe'"):
         finding("severe")
 
 
-def test_a_step_that_is_no_whole_number_is_refused():
-    with pytest.raises(InvalidTypeError, match="'loss_spike': expected a whole number for a step, got 'the end'"):
-        finding(last="the end")
+REFUSED = [
+    ({"severity": ["info"]}, InvalidTypeError, r"severity: expected a text, got \['info'\]"),
+    ({"evidence": None}, InvalidTypeError, "evidence: expected a text, got None"),
+    ({"cause": 5}, InvalidTypeError, "cause: expected a text, got 5"),
+    ({"action": "\ud800"}, InvalidValueError, r"action: expected a text without lone surrogates, got '\\ud800'"),
+    ({"last": "the end"}, InvalidTypeError, "last_step: expected a whole number, got 'the end'"),
+    ({"first": True}, InvalidTypeError, "first_step: expected a whole number, got True"),
+    ({"first": -5}, InvalidValueError, "first_step: expected a step from 0 .*, got -5"),
+    ({"last": 2**63}, InvalidValueError, "last_step: expected a step from 0 .*, got 9223372036854775808"),
+    ({"first": 21}, InvalidValueError, "first_step: expected at most last_step, 20, got 21"),
+    ({"parameters": None}, InvalidTypeError, "parameters: expected names, got None"),
+    ({"parameters": "fc.weight"}, InvalidTypeError, "parameters: expected names, got 'fc.weight'"),
+    ({"parameters": (1, 2)}, InvalidTypeError, r"parameters: expected names, got \(1, 2\)"),
+    ({"numbers": [1]}, InvalidTypeError, r"numbers: expected a mapping of names to numbers, got \[1\]"),
+    ({"numbers": {3: 1.0}}, InvalidTypeError, "a name in numbers: expected a text, got 3"),
+    ({"numbers": {"z": np.arange(3)}}, InvalidTypeError, r"numbers\['z'\]: expected a number, got ndarray"),
+    ({"numbers": {"z": "1.5"}}, InvalidTypeError, r"numbers\['z'\]: expected a number, got str '1.5'"),
+    ({"numbers": {"z": 10**400}}, InvalidValueError, r"numbers\['z'\]: expected a float, got 1000"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), REFUSED, ids=[message[:30] for _, _, message in REFUSED])
+def test_what_no_run_could_keep_is_refused_by_name_and_value(changes, kind, message):
+    with pytest.raises(kind, match=f"finding 'loss_spike': {message}"):
+        finding(**changes)
+
+
+def test_a_rule_whose_name_is_no_text_is_refused():
+    with pytest.raises(InvalidTypeError, match="rule: expected a text, got None"):
+        Finding(None, "warning", 0, 1, "x")
+
+
+def test_what_a_rule_is_likely_to_give_becomes_plain_values():
+    numbers = {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3}
+    made = finding(first=np.int32(3), last=np.int64(4), parameters=(name for name in "ab"), numbers=numbers)
+    assert (made.parameters, made.numbers) == (("a", "b"), {"a": 0.5, "b": 2.0, "c": 3.0})
+    assert {type(value) for value in (made.first_step, made.last_step)} == {int}
+    assert {type(value) for value in made.numbers.values()} == {float}
+    assert finding(parameters=["é", "\ud800"]).parameters == ("é", "\\ud800")
+
+
+def test_findings_with_the_same_nan_are_the_same():
+    assert finding(numbers={"z": float("nan")}) == finding(numbers={"z": np.float32("nan")})
+    assert finding(numbers={"z": float("nan")}) != finding(numbers={"z": 1.0})
+
+
+def test_a_stored_finding_of_an_older_version_loads_whatever_that_allowed():
+    stored = {"rule": "mine", "severity": "info", "first_step": 9, "last_step": True, "evidence": None}
+    stored |= {"parameters": [1, "b"], "numbers": {"a": None, "b": 2, "c": float("nan")}, "key": "mine", "more": 1}
+    loaded = Finding.from_dict(stored)
+    assert (loaded.first_step, loaded.last_step, loaded.parameters) == (1, 9, ("1", "b"))
+    assert loaded == Finding("mine", "info", 1, 9, "None", ("1", "b"), numbers={"b": 2, "c": float("nan")})
+    assert Finding.from_dict({**stored, "numbers": [1], "parameters": None, "first_step": -1}).numbers == {}
