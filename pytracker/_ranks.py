@@ -246,22 +246,12 @@ class Ranks:
             work = dist.all_gather(received, mine, group=self._meeting, async_op=True)
         except RuntimeError as error:
             raise self._missing(failure, error) from error
-        look, given_up = time.monotonic() + _LOOK, math.inf
         try:
-            while not work.is_completed():
-                meanwhile()
-                now = time.monotonic()
-                if now >= look:
-                    look = now + _LOOK
-                    given_up = min(given_up, now + _RESCUE) if self._left() else math.inf
-                if now >= given_up:
-                    raise self._missing(failure, RuntimeError(f"rank {self._left()[0]} has left the tracker"))
-                time.sleep(_PAUSE)
+            self.wait([work], failure, meanwhile)
         except BaseException:
             abandon((mine, received), [work])
             self.discard()
             raise
-        self.wait([work], failure)
         return received
 
     def _store(self) -> Any:
@@ -312,12 +302,22 @@ class Ranks:
             if len(set(given.values())) > 1:
                 raise RankMismatchError(f"the ranks were given different `{name}`, by rank: {given}; give all the same")
 
-    def wait(self, works: list[Any], failure: str) -> None:
-        """Wait for collectives that are under way, at most as long as the timeout for each.
+    def wait(self, works: list[Any], failure: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait for collectives that are under way, as long as the timeout at most, or until a rank says that it left.
 
         Raises:
             RankMismatchError: one failed or did not end; the message begins with ``failure``.
         """
+        look, given_up = time.monotonic() + _LOOK, math.inf
+        while not all(work.is_completed() for work in works):
+            meanwhile()
+            now = time.monotonic()
+            if now >= look:
+                look = now + _LOOK
+                given_up = min(given_up, now + _RESCUE) if self._left() else math.inf
+            if now >= given_up:
+                raise self._missing(failure, RuntimeError(f"rank {self._left()[0]} has left the tracker"))
+            time.sleep(_PAUSE)
         try:
             for work in works:
                 work.wait(self._limit)

@@ -175,6 +175,19 @@ def weight_moments(held: list[Held]) -> NDArray[np.float64]:
     return moments
 
 
+def warned_of_no_gradients(rows: Rows) -> bool:
+    """Say so where no parameter had a gradient in any of the steps, and return whether it was said."""
+    if not rows.tensors.shape[1] or not np.isnan(rows.tensors[:, :, ZEROS]).all():
+        return False
+    warnings.warn(
+        f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
+        "loss.backward() and before optimizer.zero_grad()",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return True
+
+
 def facts_for_rules(
     optimizer: torch.optim.Optimizer | None, diagnosis: Diagnosis | None, known: Mapping[str, Any]
 ) -> dict[str, Any]:

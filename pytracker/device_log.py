@@ -26,7 +26,7 @@ from . import _ops
 from .columns import COLUMNS, MAX_SCALARS, TOTALS, merge_totals
 from .errors import InvalidTypeError, InvalidValueError
 
-_FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
+FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,12 @@ class DeviceLog:
     def __init__(
         self,
         plan: Any,
-        *,
         every: int,
         on_rows: Callable[[Rows], None],
+        *,
         optimizer: torch.optim.Optimizer | None = None,
         reserved: Iterable[str] = (),
-        slots: int | None = None,
+        slots: int = FIRST_SLOTS,
     ) -> None:
         """Allocate everything that the log will need. A scalar may not have a ``reserved`` name.
 
@@ -115,8 +115,9 @@ class DeviceLog:
         self._reader = _ops.make_reader(plan, optimizer, name_rates, set(reserved))
         self._flights: deque[_Flight] = deque()
         self._turn = 0
+        self._captured = False
         self.waits = 0
-        self._allocate(_FIRST_SLOTS if slots is None else slots)
+        self._allocate(slots)
 
     def _allocate(self, slots: int) -> None:
         self._log = _ops.make_step_log(self._plan, 2 * self._every, slots)
@@ -156,7 +157,9 @@ class DeviceLog:
             self._drain()
         elif pending == _ops.RENEW:
             self._append_anew(step, scalars)
-        elif self._flights and pending != _ops.CAPTURED:
+        elif pending == _ops.CAPTURED:
+            self._captured = True
+        elif self._flights:
             self._land()
 
     def _append_anew(self, step: int, scalars: dict[str, Any]) -> None:
@@ -186,6 +189,18 @@ class DeviceLog:
             self._drain()
         else:
             self._land()
+
+    def check_captured(self) -> None:
+        """Make sure that there is something to replay.
+
+        Raises:
+            InvalidValueError: no step was captured in a CUDA graph.
+        """
+        if not self._captured:
+            raise InvalidValueError(
+                "replayed() was called, and step() has not been captured in a CUDA graph; call step() on each step, or "
+                "capture it together with the backward"
+            )
 
     def flush(self) -> None:
         """Deliver every row. Waits for the device."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,10 @@ class _Copies:
         row = int(apart.any(axis=1).argmax())
         columns = np.flatnonzero(apart[row])
         values = np.array(self.ranks.gather(compared.mine[row, columns[:_SHOWN]].tolist(), call=2))  # [ranks, shown]
-        usual, sharing = Counter(values[:, 0].tolist()).most_common(1)[0]
-        away = [rank for rank, value in zip(self.ranks.members, values[:, 0], strict=True) if value != usual]
+        alike = _alike(values[:, 0], self._tolerance)
+        most_shared = int(alike.sum(axis=1).argmax())
+        usual, sharing = float(values[most_shared, 0]), int(alike[most_shared].sum())
+        away = [rank for rank, close in zip(self.ranks.members, alike[most_shared], strict=True) if not close]
         return {
             "what": compared.what,
             "step": int(compared.steps[row]),
@@ -103,6 +105,15 @@ class _Copies:
             "usual": usual,
             "value": float(values[self.ranks.members.index(away[0]), 0]),
         }
+
+
+def _alike(values: NDArray[np.float64], tolerance: float) -> NDArray[np.bool_]:
+    """Return which of [n] values are close to which, [n, n]; the infinite ones are so to themselves."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(values[:, None] - values)
+        close = apart <= tolerance * np.maximum(np.abs(values[:, None]), np.abs(values))
+    alike: NDArray[np.bool_] = close & np.isfinite(apart) | (values[:, None] == values)
+    return alike
 
 
 class ReplicaWatch:
@@ -193,8 +204,9 @@ class ReplicaWatch:
 
 
 def _encoded(drift: dict[str, Any]) -> bytes:
-    """Return a drift in few enough bytes: with fewer names where they are long."""
-    names = [name[:200] for name in drift["parameters"]]
+    """Return a drift in few enough bytes: with fewer names where they are long, and the first 100 ranks."""
+    names = [name[:100] for name in drift["parameters"]]
+    drift = {**drift, "ranks": drift["ranks"][:100]}
     while len(message := json.dumps({**drift, "parameters": names}).encode()) > _MESSAGE and len(names) > 1:
         names.pop()
     return message

@@ -36,12 +36,13 @@ from ._recording import (
     gradient_series,
     opened,
     parameter_infos,
+    warned_of_no_gradients,
     weight_moments,
 )
 from ._targets import Target, plan_for
 from ._team import team_of
-from .columns import MAX_SCALARS, SUM_SQ, ZEROS
-from .device_log import DeviceLog, Rows, checked_interval
+from .columns import MAX_SCALARS, SUM_SQ
+from .device_log import FIRST_SLOTS, DeviceLog, Rows, checked_interval
 from .diagnostics import Diagnosis, Finding
 from .errors import ClosedError, InvalidValueError, in_words
 from .history import History
@@ -152,14 +153,8 @@ class Tracker:
             noise_scale=noise_scale,
             timeout=rank_timeout,
         )
-        self._log = DeviceLog(
-            self._plan,
-            every=every,
-            on_rows=self._take,
-            optimizer=optimizer,
-            reserved=_RESERVED,
-            slots=MAX_SCALARS if self._team.talks else None,  # more would be a drain of this rank alone
-        )
+        slots = MAX_SCALARS if self._team.talks else FIRST_SLOTS  # to make more is a drain: of one rank alone, perhaps
+        self._log = DeviceLog(self._plan, every, self._take, optimizer=optimizer, reserved=_RESERVED, slots=slots)
         self._append = self._append_and_poll if self._team.polls else self._log.append
         first = self._team.is_first
         self._run: Any = opened(run) if first else Memory()
@@ -240,9 +235,11 @@ class Tracker:
         The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew.
         """
         self._check_open()
+        self._log.check_captured()
         step, self._steps = self._steps, self._steps + 1
         self._means.weigh(step, checked_weight(n))
         self._log.replayed(step)
+        self._team.poll(self._receive)
 
     def epoch(self, **metrics: Any) -> dict[str, float]:
         """End an epoch: record its metrics at the latest step, and return the means of its steps' scalars. Waits.
@@ -383,14 +380,7 @@ class Tracker:
         if len(self._numel):
             self._run.log_rows(rows.steps, rows.tensors)
             self._run.log_interval(summarize(rows.steps, rows.tensors, self._numel, self._weight_norms))
-        if len(self._numel) and not self._warned and np.isnan(rows.tensors[:, :, ZEROS]).all():
-            self._warned = True  # said once
-            warnings.warn(
-                f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
-                "loss.backward() and before optimizer.zero_grad()",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self._warned = self._warned or warned_of_no_gradients(rows)
         self._judge.look(self.history)
 
     def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +148,140 @@ def raises(rank: int, world: int, folder: str) -> None:
             raise ZeroDivisionError
 
     train_until(rank, 1, folder, end)
+
+
+def two_trackers(rank: int, world: int, inner_size: str) -> None:
+    """One rank leaves the inner of two trackers by an exception: the other is told, and the outer one is right."""
+    outer, inner = fully_shard(nn.Linear(4, 4)), fully_shard(nn.Linear(int(inner_size), 4))
+    with pytracker.Tracker(outer, every=4, diagnosis=None, rank_timeout=60.0) as tracker:
+        with (
+            pytest.raises(RankMismatchError if rank else ZeroDivisionError, match=None if rank == 0 else "has left"),
+            pytracker.Tracker(inner, every=4, diagnosis=None, rank_timeout=60.0) as other,
+        ):
+            train_both(rank, other, inner)
+        for _ in range(10):
+            fill_gradients(outer, 1.0)
+            tracker.step()
+    assert tracker.history["grad_norm"][:] == [pytest.approx(20**0.5)] * 10
+
+
+def train_both(rank: int, tracker: pytracker.Tracker, model: nn.Module) -> None:
+    for step in range(4):
+        fill_gradients(model, 100.0)
+        if rank == 0 and step == 2:
+            raise ZeroDivisionError
+        tracker.step()
+    tracker.close()
+
+
+def fill_gradients(model: nn.Module, value: float) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, value)
+
+
+def retried(rank: int, world: int, wrapper: str) -> None:
+    """A rank that raises and makes a new tracker at once meets those that come from the old one later."""
+    model = fully_shard(nn.Linear(4, 4)) if wrapper == "fsdp2" else nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+    for attempt in range(2):
+        tracker = pytracker.Tracker(
+            model, every=4, diagnosis=None, rank_timeout=60.0, check_replicas=wrapper == "check_replicas"
+        )
+        for step in range(10):
+            fill_gradients(model, 1.0)
+            tracker.step()
+            if attempt == 0 and rank == 0 and step == 5:
+                break
+        if attempt == 0 and rank == 0:
+            tracker.close(error="a bad batch on this rank")
+        elif attempt == 0:
+            with pytest.raises(RankMismatchError, match=r"no answer from ranks \[0\].*rank 0 has left the tracker"):
+                tracker.close()
+        else:
+            tracker.close()
+    assert len(tracker.history["grad_norm"]) == 10
+    dist.barrier()
+
+
+def changed(rank: int, world: int) -> None:
+    """A model that changes on all ranks alike is noticed at the same step on all, however late they come."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    arguments = {"every": 2, "diagnosis": None, "rank_timeout": 60.0, "process_group": dist.group.WORLD}
+    tracker = pytracker.Tracker(model, **arguments)
+    for step in range(12):
+        if step == 5:
+            model[1] = nn.Linear(4, 3)
+            with torch.no_grad():
+                model[1].weight.fill_(1.0)
+                model[1].bias.fill_(1.0)
+        fill_gradients(model, 1.0)
+        if step == 5:
+            with pytest.raises(ParameterError, match="the model's parameters have changed"):
+                tracker.step()
+            time.sleep(0.2 * rank)
+            tracker.close()
+            assert len(tracker.history["grad_norm"]) == 6
+            tracker = pytracker.Tracker(model, **arguments)
+        else:
+            tracker.step()
+    tracker.close()
+    assert len(tracker.history["grad_norm"]) == 6
+
+
+def scalars_of_one(rank: int, world: int) -> None:
+    """A rank may give more scalars than a log has room for at first: that is no drain of its own."""
+    model = fully_shard(nn.Linear(4, 4))
+    with pytracker.Tracker(model, every=8, diagnosis=None) as tracker:
+        for step in range(10):
+            fill_gradients(model, 1.0)
+            tracker.step(**{f"metric{index}": step for index in range(1 if rank else 40)})
+    assert tracker.history["grad_norm"][:] == [pytest.approx(20**0.5)] * 10
+    assert len([name for name in tracker.history if name.startswith("metric")]) == (1 if rank else 40)
+
+
+def interrupted(rank: int, world: int, folder: str) -> None:
+    """^C while close waits for a rank: whole rows are kept, and the run is marked as failed."""
+    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 4))
+    tracker = pytracker.Tracker(model, run=folder, every=50, diagnosis=None, rank_timeout=60.0, check_replicas=True)
+    for _ in range(10):
+        fill_gradients(model, 1.0)
+        tracker.step()
+    if rank == 0:
+        pid = os.getpid()
+        threading.Timer(0.5, lambda: os.kill(pid, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            tracker.close()
+        assert len(tracker.history["grad_norm"]) == 10
+        (path,) = Path(folder).iterdir()
+        run = pytracker.load_run(path)
+        assert (run.state, run.error, len(run.history["grad_norm"])) == ("failed", "KeyboardInterrupt", 10)
+        dist.barrier()
+    else:
+        dist.barrier()
+        with pytest.raises(RankMismatchError, match="rank 0 has left the tracker"):
+            tracker.close()
+        assert len(tracker.history["grad_norm"]) == 10
+
+
+def whole_root(rank: int, world: int) -> None:
+    """After a forward FSDP2's root holds whole parameters: neither a change of the model, nor what is tracked."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    fully_shard(model[0])
+    model = fully_shard(model)
+    x = torch.ones(2, 4)
+    with torch.no_grad():
+        model(x)
+    with pytracker.Tracker(model, every=2, diagnosis=None) as tracker:
+        for _ in range(2):
+            for _ in range(3):
+                model(x).sum().backward()
+                tracker.step()
+                model.zero_grad()
+            with torch.no_grad():
+                loss = model(x).sum().item()
+            tracker.epoch(val_loss=loss)
+    assert len(tracker.history["grad_norm"]) == 6
+    assert min(tracker.history["grad_norm"]) > 0
 
 
 def killed(rank: int, world: int, folder: str) -> None:

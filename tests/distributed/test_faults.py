@@ -36,6 +36,32 @@ def test_after_a_fault_every_call_says_so_at_once_and_close_ends_the_run(tmp_pat
     run("faults", f"refused_after:{tmp_path}/runs", 2)
 
 
+@pytest.mark.parametrize("size", [4, 7])
+def test_a_rank_that_leaves_one_of_two_trackers_disturbs_the_other_in_nothing(size: int) -> None:
+    run("faults", f"two_trackers:{size}", 2)
+
+
+@pytest.mark.parametrize("wrapper", ["fsdp2", "check_replicas"])
+def test_a_rank_that_raises_and_tries_again_meets_the_others(wrapper: str) -> None:
+    run("faults", f"retried:{wrapper}", 2)
+
+
+def test_a_model_that_changes_is_noticed_at_the_same_step_on_all_ranks() -> None:
+    run("faults", "changed", 2)
+
+
+def test_one_rank_may_record_more_scalars_than_the_others() -> None:
+    run("faults", "scalars_of_one", 2)
+
+
+def test_an_interrupt_while_others_are_waited_for_keeps_whole_rows(tmp_path: Path) -> None:
+    run("faults", f"interrupted:{tmp_path}/runs", 2)
+
+
+def test_a_root_that_fsdp2_has_gathered_is_no_other_model() -> None:
+    run("faults", "whole_root", 2)
+
+
 @pytest.mark.parametrize("fault", ["other_steps", "an_exception"])
 @pytest.mark.parametrize("asked", ["noise_scale", "check_replicas"])
 def test_rows_that_need_no_other_rank_survive_any_fault(asked: str, fault: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytracker
@@ -31,16 +30,13 @@ class Collectives(TorchDispatchMode):
 def waits_forbidden() -> Iterator[None]:
     """Fail where another rank is waited for."""
 
-    wait = dist.Work.wait
+    wait = Ranks.wait
 
-    def ended_wait(work, *arguments):
-        assert work.is_completed(), "a collective is waited for"
-        return wait(work, *arguments)
+    def wait_for_nobody(ranks, works, failure, meanwhile=None):
+        assert all(work.is_completed() for work in works), f"other ranks are waited for: {failure}"
+        return wait(ranks, works, failure)
 
-    def gather(ranks, mine, failure, meanwhile=None):
-        raise AssertionError(f"other ranks are asked: {failure}")
-
-    with mock.patch.object(dist.Work, "wait", ended_wait), mock.patch.object(Ranks, "_gather_tensors", gather):
+    with mock.patch.object(Ranks, "wait", wait_for_nobody):
         yield
 
 
