@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 from .errors import in_words
 
@@ -26,14 +26,16 @@ def uncaught() -> str | None:
 
 
 class CloseAtExit:
-    """Closes something when the interpreter ends, if it is there still.
+    """Closes something when the run that it writes or the interpreter ends, if it is there still.
 
-    What is registered later ends first: a tracker before the run that it writes. A fork leaves it to its parent.
+    What is registered later ends first: a tracker before its run. A fork leaves it to its parent.
     """
 
-    def __init__(self, closable: Closable) -> None:
+    def __init__(self, closable: Closable, run: Any) -> None:
         self._reference, self._owner = weakref.ref(closable), os.getpid()
-        atexit.register(self._close)
+        atexit.register(self._at_exit)
+        if hasattr(run, "before_finish"):
+            run.before_finish(self._close)
 
     @property
     def is_ours(self) -> bool:
@@ -42,9 +44,12 @@ class CloseAtExit:
 
     def forget(self) -> None:
         """Leave it open."""
-        atexit.unregister(self._close)
+        atexit.unregister(self._at_exit)
 
-    def _close(self) -> None:
+    def _at_exit(self) -> None:
+        self._close(uncaught())
+
+    def _close(self, error: str | None) -> None:
         there = self._reference()
         if there is not None and self.is_ours:
-            there.close(error=uncaught())
+            there.close(error=error)

@@ -163,7 +163,7 @@ class Tracker:
         self._sinks = Sinks(sinks if first else ())
         self._steps = self._epochs = 0
         self._closed = self._warned = False
-        self._at_exit = CloseAtExit(self)
+        self._at_exit = CloseAtExit(self, self._run)
         self._means = EpochMeans()
         self._numel = np.array([info.numel for info in self._team.infos], np.float64)
         try:

@@ -112,6 +112,7 @@ class Run:
         if problem is not None:
             self._writer.fail(problem)
         self._writer.start()
+        self._ends: list[Callable[[str | None], None]] = []
         atexit.register(self._at_exit)
 
     def _open_file(self, *, named: bool) -> tuple[RunFile, Exception | None]:
@@ -278,6 +279,10 @@ class Run:
         if error is not None:
             raise StoreError(f"run {self.name!r} could not be {done}: {error}") from error
 
+    def before_finish(self, end: Callable[[str | None], None]) -> None:
+        """Have ``end`` called before the run finishes, with the error that it ends with or None: it may still write."""
+        self._ends.append(end)
+
     def finish(self, state: str = "finished", *, error: str | None = None, timeout: float = 10.0) -> None:
         """Write what waits, note how it ended, and close. More than once is fine; so is a disk that fails.
 
@@ -289,6 +294,10 @@ class Run:
         if state not in STATES:
             raise InvalidValueError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
         if self.state != "running" or os.getpid() != self._owner:
+            return
+        for end in self._ends:  # what is still to be written, by a tracker for one
+            end(error or (state if state == "failed" else None))
+        if self.state != "running":
             return
         self.state = state
         atexit.unregister(self._at_exit)

@@ -10,7 +10,8 @@ import weakref
 import pytest
 import torch
 
-from pytracker import Tracker, list_runs, load_run
+from pytracker import Run, Tracker, list_runs, load_run
+from pytracker.errors import ClosedError
 
 SCRIPT = """
 import os, sys, torch, pytracker
@@ -45,6 +46,22 @@ def test_a_program_that_ends_with_an_error_loses_no_step_and_notes_it(tmp_path):
     run = only_run(tmp_path)
     assert (run.state, run.error) == ("failed", "ValueError: the 70th")
     assert run.history["loss"][:] == list(range(70))
+
+
+@pytest.mark.parametrize("error", [None, "out of memory"])
+def test_a_run_that_is_finished_first_closes_its_tracker(tmp_path, error):
+    run = Run(tmp_path)
+    layer = torch.nn.Linear(2, 1)
+    tracker = Tracker(layer, run=run, diagnosis=None, every=50)
+    for step in range(70):
+        layer(torch.ones(1, 2)).sum().backward()
+        tracker.step(loss=step)
+    run.finish() if error is None else run.finish("failed", error=error)
+    with pytest.raises(ClosedError):
+        tracker.step()
+    kept = only_run(tmp_path)
+    assert (kept.state, kept.error) == ("finished" if error is None else "failed", error)
+    assert kept.history["loss"][:] == list(range(70))
 
 
 def test_a_fork_that_ends_leaves_the_tracker_to_its_parent(tmp_path):
