@@ -264,6 +264,7 @@ class Tracker:
         self._measure_weights()
         at = np.array([max(self._steps - 1, 0)], np.int64)
         self._record(at, {name: np.array([value]) for name, value in {**values, "epoch": self._epochs}.items()})
+        self._judge.look(self.history, again=True)
         return {**self._means.take(), **values}
 
     def _check_open(self) -> None:

@@ -350,7 +350,6 @@ def test_a_training_judged_online_and_after_the_fact_gets_the_same_findings(case
         assert wanted.get(case, "dead_parameter") in rules
 
 
-@pytest.mark.xfail(reason="Tracker.epoch does not look again yet", strict=False)
 def test_the_validation_loss_of_the_last_epoch_is_judged_when_it_is_given() -> None:
     heard: list[Finding] = []
     values = (2 * np.exp(-np.arange(180) / 60) + 0.05) * losses(180)
