@@ -308,19 +308,20 @@ class Ranks:
         Raises:
             RankMismatchError: one failed or did not end; the message begins with ``failure``.
         """
-        look, given_up = time.monotonic() + _LOOK, math.inf
-        while not all(work.is_completed() for work in works):
+        now = time.monotonic()
+        end, look, given_up, left = now + self._limit.total_seconds(), now + _LOOK, math.inf, [-1]
+        while now < end and not all(work.is_completed() for work in works):
             meanwhile()
             now = time.monotonic()
-            if now >= look:
-                look = now + _LOOK
-                given_up = min(given_up, now + _RESCUE) if self._left() else math.inf
+            if now >= look and given_up == math.inf:
+                look, left = now + _LOOK, self._left()
+                given_up = now + _RESCUE if left else math.inf
             if now >= given_up:
-                raise self._missing(failure, RuntimeError(f"rank {self._left()[0]} has left the tracker"))
+                raise self._missing(failure, RuntimeError(f"rank {left[0]} has left the tracker"))
             time.sleep(_PAUSE)
         try:
-            for work in works:
-                work.wait(self._limit)
+            for work in works:  # torch's own error, where one isn't done
+                work.wait(datetime.timedelta(seconds=max(0.001, end - time.monotonic())))
         except RuntimeError as error:
             raise self._missing(failure, error) from error
 
