@@ -247,6 +247,7 @@ def interrupted(rank: int, world: int, folder: str) -> None:
         fill_gradients(model, 1.0)
         tracker.step()
     if rank == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it from its start
         pid = os.getpid()
         threading.Timer(0.5, lambda: os.kill(pid, signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
