@@ -22,7 +22,7 @@ from .errors import LayoutError, RankMismatchError
 _PAUSE = 0.0005  # seconds between two looks at a collective that is waited for
 _PATIENCE = 5.0  # seconds in which a rank that is still there also notices that a collective has failed
 _LOOK = 0.2  # seconds between two looks at whether a rank has left
-_RESCUE = 1.0  # seconds in which what a rank has sent before it left arrives
+RESCUE = 1.0  # seconds in which what ranks have sent arrives, although they will not go on
 
 _CALLS = ("makes the tracker", "is in epoch, flush or close", "compares copies")
 """What ranks meet for. A meeting begins with a header of one size, so that ranks at different calls can say so."""
@@ -118,12 +118,11 @@ def _absent(store: Any, place: str, members: Iterable[int], patience: float, lef
         store.set(f"{place}/{dist.get_rank()}", "")
         missing = [rank for rank in members if rank != dist.get_rank()]
         end = time.monotonic() + patience
-        while not set(missing) <= set(left):
+        while True:
             missing = [rank for rank in missing if not store.check([f"{place}/{rank}"])]
-            if time.monotonic() > end:
+            if set(missing) <= set(left) or time.monotonic() > end:
                 break
             time.sleep(0.05)
-        missing = [rank for rank in missing if not store.check([f"{place}/{rank}"])]
     except Exception as gone:  # the store went with the process that held it
         return f"their store does not answer either ({type(gone).__name__}), so the rank that held it is gone"
     return f"no answer from ranks {missing}" if missing else "every rank is there and noticed it too"
@@ -230,7 +229,10 @@ class Ranks:
         calls = {(header[0], header[1]) for header in headers}
         if len(calls) > 1:
             self.discard()
-            does = {rank: _CALLS[header[0]] for rank, header in zip(self.members, headers, strict=True)}
+            does = {
+                rank: f"{_CALLS[call]} (meeting {number})"
+                for rank, (call, number, _) in zip(self.members, headers, strict=True)
+            }
             raise RankMismatchError(
                 f"the ranks do different things, by rank: {does}; every rank must make its trackers and call epoch, "
                 "flush and close alike"
@@ -315,7 +317,7 @@ class Ranks:
             now = time.monotonic()
             if now >= look and given_up == math.inf:
                 look, left = now + _LOOK, self._left()
-                given_up = now + _RESCUE if left else math.inf
+                given_up = now + RESCUE if left else math.inf
             if now >= given_up:
                 raise self._missing(failure, RuntimeError(f"rank {left[0]} has left the tracker"))
             time.sleep(_PAUSE)

@@ -35,7 +35,7 @@ class Planned:
 
     @functools.cached_property
     def rewritten(self) -> bool:
-        """Whether a wrapper (FSDP) exchanges the parameters of the modules as it goes."""
+        """Whether a wrapper may exchange the parameters of the modules as it goes: FSDP does so."""
         return any(each.window[1] >= 0 or each.piece.ranks for each in self.held)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ._ranks import Ranks, has_others, is_first_rank
+from ._ranks import RESCUE, Ranks, has_others, is_first_rank
 from ._targets import Planned
 from .device_log import Rows
 from .diagnostics import Finding
@@ -24,8 +24,6 @@ from .replicas import ReplicaWatch
 Receive: TypeAlias = Callable[[Rows], None]
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_RESCUE = 1.0  # seconds in which what all ranks have sent arrives, although they will not go on
 
 
 class Alone:
@@ -138,19 +136,15 @@ class Team(Alone):
 
     @_together
     def meet(self, steps: int, receive: Receive) -> None:
-        def poll() -> None:
-            if self._merger is not None:
-                self._merger.poll(receive)
-
-        poll()  # what is here is safe, also where a rank is missing below
+        self.poll(receive)  # what is here is safe, also where a rank is missing below
         failure = f"{self._pending()}not all ranks came to epoch, flush or close after {steps} steps"
-        counts = self._ranks.gather_count(steps, poll, failure)
+        counts = self._ranks.gather_count(steps, lambda: self.poll(receive), failure)
         if len(set(counts)) == 1:
             return
         self._ranks.discard()
         if self._merger is not None:
             with contextlib.suppress(RankMismatchError):
-                self._merger.rescue(receive, _RESCUE)
+                self._merger.rescue(receive, RESCUE)
         by_rank = dict(zip(self._ranks.members, counts, strict=True))
         raise RankMismatchError(
             f"{self._pending()}the ranks have recorded different numbers of steps, by rank: {by_rank}; every rank must "
@@ -224,14 +218,23 @@ def team_of(
     if not spread and noise_scale is None and not (check_replicas and has_others()):
         return Alone(infos)
     ranks = Ranks(members, timeout=timeout)
-    ranks.check_settings(every=every, check_replicas=check_replicas, noise_scale=noise_scale is not None, spread=spread)
-    merger: Merging | None = None
-    if noise_scale is not None:
-        merger = NoiseMerging(ranks, infos, noise_scale, every=every)
-    elif spread:
-        merger = Merger(ranks, planned.held, infos, every=every, watched=check_replicas)
-    replicas = ReplicaWatch(ranks, planned.held, every=every, timeout=timeout) if check_replicas else None
-    return Team(ranks, infos, merger, replicas)
+    try:
+        ranks.check_settings(
+            every=every, check_replicas=check_replicas, noise_scale=noise_scale is not None, spread=spread
+        )
+        merger: Merging | None = None
+        if noise_scale is not None:
+            merger = NoiseMerging(ranks, infos, noise_scale, every=every)
+        elif spread:
+            merger = Merger(ranks, planned.held, infos, every=every, watched=check_replicas)
+        replicas = ReplicaWatch(ranks, planned.held, every=every, timeout=timeout) if check_replicas else None
+        return Team(ranks, infos, merger, replicas)
+    except RankMismatchError:  # told to all alike: the next tracker can have the groups; or discarded already
+        ranks.close()
+        raise
+    except BaseException:
+        ranks.leave()
+        raise
 
 
 def _check_told(planned: Planned) -> None:

@@ -264,21 +264,22 @@ class DeviceLog:
         parts = [part.numpy().astype(np.float64) for part in flight.parts]  # always a copy
         given = np.array(flight.given, np.uint64)  # [rows, devices]
         members = self._members
-        tensors = np.empty((len(flight.steps), sum(map(len, members)), len(COLUMNS)))
+        moments: list[NDArray[np.float64]] = []
         scalars: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):
             end = TOTALS + len(of_device) * len(COLUMNS)
-            moments = part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS))
-            if len(members) == 1:
-                tensors = moments  # every parameter, in order
-            else:
-                tensors[:, of_device] = moments
+            moments.append(part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS)))
             for slot, name in enumerate(flight.names):
                 having = np.flatnonzero(given[:, device] >> np.uint64(slot) & np.uint64(1))
                 if len(having):
                     before = scalars.get(name, (having[:0], part[:0, 0]))
                     scalars[name] = _in_order(*before, having, part[having, end + slot])
         totals = merge_totals([part[:, :TOTALS] for part in parts])
+        tensors = moments[0]  # of a single device: every parameter, in order
+        if len(moments) > 1:
+            tensors = np.empty((len(flight.steps), sum(map(len, members)), len(COLUMNS)))
+            for of_device, its_moments in zip(members, moments, strict=True):
+                tensors[:, of_device] = its_moments
         return Rows(np.array(flight.steps, np.int64), totals, tensors, scalars)
 
 

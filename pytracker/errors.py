@@ -10,7 +10,11 @@ from __future__ import annotations
 
 def in_words(error: BaseException) -> str:
     """Return an exception of any kind as one text, e.g. for a run that it ended."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # a class whose own __str__ raises
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class PytrackerError(Exception):

@@ -220,7 +220,8 @@ class Tracker:
         Raises:
             ClosedError: the tracker is closed.
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded. Nothing of the step is.
-            ParameterError: a gradient cannot be read, or (at a drain) the model has other parameters than before.
+            ParameterError: a gradient cannot be read; or each ``every`` steps, and in flush and epoch, the model
+                has got other parameters.
         """
         self._check_open()
         step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
@@ -232,7 +233,8 @@ class Tracker:
     def replayed(self, n: float = 1) -> None:
         """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
 
-        The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew.
+        The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew. It is
+        an InvalidValueError, and nothing is recorded, where no step was captured.
         """
         self._check_open()
         self._log.check_captured()
@@ -315,9 +317,8 @@ class Tracker:
 
     def __del__(self) -> None:
         """Say what is lost with a tracker that was dropped; nothing can be brought home where garbage is collected."""
-        if getattr(self, "_closed", True) or not self._at_exit.is_ours:
-            return
-        if (lost := self._steps - 1 - self.history.last_step) > 0:
+        is_open = not getattr(self, "_closed", True) and self._at_exit.is_ours
+        if is_open and (lost := self._steps - 1 - self.history.last_step) > 0:
             warnings.warn(
                 f"a tracker was dropped without close(), and with it the last {lost} of its {self._steps} steps; use "
                 "`with pytracker.Tracker(...) as tracker`, or call tracker.close() at the end",

@@ -174,17 +174,10 @@ def _failure(rule: Rule, view: View, error: Exception) -> Finding:
         severity="info",
         first_step=view.stop - 1,
         last_step=view.stop - 1,
-        evidence=f"the rule {rule.name!r} raised {_in_words(error)}",
+        evidence=f"the rule {rule.name!r} raised {writable(in_words(error))}",
         cause="a bug in the rule, or a history of a kind that it was not written for",
         action="report it with the history; the rule is off for the rest of this training",
     )
-
-
-def _in_words(error: Exception) -> str:
-    try:
-        return writable(in_words(error))
-    except Exception:  # its own __str__ raises
-        return type(error).__name__
 
 
 def diagnose(

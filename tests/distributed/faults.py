@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from disagreeing import fill_gradients
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from waiting import Collectives, train_two_more_steps, until_merged, waits_forbidden
@@ -172,11 +173,6 @@ def train_both(rank: int, tracker: pytracker.Tracker, model: nn.Module) -> None:
             raise ZeroDivisionError
         tracker.step()
     tracker.close()
-
-
-def fill_gradients(model: nn.Module, value: float) -> None:
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, value)
 
 
 def retried(rank: int, world: int, wrapper: str) -> None:
