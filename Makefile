@@ -86,7 +86,7 @@ sanitize: build
 	$(INSTALLED) PYTHONPATH=$$(echo build/torch-*-address-undefined/lib.*) \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/native tests/core $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/native tests/core tests/control tests/tracking tests/test_gradients.py tests/test_meters.py $(PYTEST_ARGS)
 
 # A CUDA build of torch in an environment of its own, with a real (not editable) install, since one source folder holds
 # one library.

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pytracker.parameters import FIELDS, Interval, ParameterInfo
+from pytracker.history import FIELDS, Interval, ParameterInfo
 from pytracker.store import Run, load_run
 
 METRICS = [f"metric_{index}" for index in range(10)]
@@ -178,8 +178,8 @@ def starts() -> Iterator[Row]:
         commands = {
             "python -c 'pass'": ["-c", "pass" + check],
             "import pytracker.store": ["-c", "import pytracker.store" + check],
-            "pytracker --help": ["-m", "pytracker.cli", "--help"],
-            "pytracker list, 10 runs": ["-m", "pytracker.cli", "list", folder],
+            "pytracker --help": ["-m", "pytracker", "--help"],
+            "pytracker list, 10 runs": ["-m", "pytracker", "list", folder],
         }
         for name, command in commands.items():
             taken = []

@@ -6,7 +6,7 @@
 
 #include <memory>
 
-#include "plan.h"
+#include "request.h"
 
 namespace pytracker {
 

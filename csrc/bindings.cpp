@@ -7,9 +7,9 @@
 
 #include "cpu/kernel.h"
 #include "errors.h"
-#include "gather.h"
-#include "ops.h"
-#include "python_values.h"
+#include "plan.h"
+#include "operators.h"
+#include "step_reader.h"
 #include "step_log.h"
 
 TORCH_LIBRARY(pytracker, m) {

@@ -57,7 +57,7 @@ bool Placement::is_that_of(const at::Tensor& parameter, const at::Tensor& gradie
 std::vector<at::Tensor> redistributed(const std::vector<at::Tensor>& parameters,
                                       const std::vector<at::Tensor>& gradients) {
   const py::gil_scoped_acquire gil;
-  const py::module_ layouts = py::module_::import("pytracker._dtensor");
+  const py::module_ layouts = py::module_::import("pytracker.core.dtensor");
   return layouts.attr("redistributed")(parameters, gradients).cast<std::vector<at::Tensor>>();
 }
 

@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "plan.h"
+#include "request.h"
 
 namespace pytracker {
 

@@ -1,94 +1,112 @@
-// What is reduced: how each gradient lies in memory, which scalars go with the step, where the row is written.
-//
-// Plain data, free of torch, so that the kernels of every back end include this and nothing else. gather.h fills it
-// from tensors, and is the one place that validates them.
+// From parameters to what a back end reads: takes the .grad of every parameter, notices what has changed since the last
+// step, and never waits for a device. The only place where tensors are validated, for all back ends.
 #pragma once
 
-#include <cstdint>
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "accumulator.h"
+#include "backend.h"
+#include "dtensor.h"
 
 namespace pytracker {
 
-enum class Dtype : uint8_t { kFloat64, kFloat32, kFloat16, kBFloat16, kComplex64, kComplex128 };
+// What of a parameter is reduced: its gradient, or its own values.
+enum class Source { kGradient, kValue };
 
-constexpr int64_t item_size(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::kFloat16:
-    case Dtype::kBFloat16: return 2;
-    case Dtype::kFloat32: return 4;
-    case Dtype::kFloat64:
-    case Dtype::kComplex64: return 8;
-    case Dtype::kComplex128: return 16;
-  }
-  return 0;
-}
-
-// A gradient whose elements leave gaps in memory, outermost dimension first, in elements; dimensions that lie
-// contiguously are folded together, so few remain.
-constexpr int kMaxDims = 8;
-struct Strided {
-  int64_t ndim = 0;
-  int64_t sizes[kMaxDims] = {};
-  int64_t strides[kMaxDims] = {};
-  bool operator==(const Strided& other) const {
-    if (ndim != other.ndim) return false;
-    for (int64_t d = 0; d < ndim; ++d)
-      if (sizes[d] != other.sizes[d] || strides[d] != other.strides[d]) return false;
-    return true;
-  }
+// Elements of a flat tensor that belong to one parameter (FSDP's flat parameters); a negative length: all of them.
+struct Window {
+  int64_t offset = 0, length = -1;
 };
 
-// How one gradient lies in memory. The order of its elements does not matter to a moment, so every gradient without
-// gaps or overlaps (transposed, channels_last) is a run of `numel` elements. `element_count` is static for a parameter
-// and not here: it belongs to the names.
-struct Layout {
-  int64_t numel = 0;           // elements stored, after folding what is expanded
-  int64_t repeat = 1;          // elements that each stored one stands for (expanded gradients)
-  int64_t implicit_zeros = 0;  // elements not stored (sparse gradients)
-  int32_t strided = -1;        // index into Layouts::strided, or -1: `numel` elements without gaps
-  Dtype dtype = Dtype::kFloat32;
+// The tensors of one device, in the order in which the parameters were given.
+struct Group {
+  explicit Group(c10::Device device) : device(device) {}
+  c10::Device device;
+  std::vector<int64_t> members;   // indices of the parameters
+  Layouts layouts;                // [members]
+  std::vector<const void*> data;  // [members] null: no gradient
+  std::vector<at::Tensor> kept;   // [members] what `data` points into where that is not the gradient itself
+  at::Tensor scratch;             // a row that is read before the next one is written
+  std::unique_ptr<Backend> backend;
 };
 
-// The gradients of one device, in the order of their rows.
-struct Layouts {
-  std::vector<Layout> tensors;
-  std::vector<Strided> strided;
-  uint64_t version = 0;  // grows with each change, so that a back end knows when its tables are old
+class Plan {
+ public:
+  // Without windows every tensor is read whole; a parameter may occur several times, with different windows.
+  Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source,
+       std::vector<Window> windows = {});
+
+  // Reads the pointers of all gradients. A gradient that moved, appeared or vanished costs nothing; one whose dtype or
+  // shape in memory changed renews its layout; one on another device renews the groups (`generation` grows).
+  void gather();
+
+  // The same plan for other tensors, as many and on the same devices: tables are kept where the layouts are the same.
+  // Without tensors it lets go of those it has. False where the plan does not fit.
+  bool rebind(const std::vector<at::Tensor>& tensors);
+
+  // Gathers, and reduces into one row for each device. grad_scale divides the statistics.
+  std::vector<at::Tensor> reduce(const std::optional<at::Tensor>& grad_scale);
+
+  // Gathers and reduces; returns the total norm and the largest norm of one parameter. Waits for the device.
+  std::pair<double, double> norm_and_max();
+
+  // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor},
+  // float64 on the device of the gradients, which must be one device.
+  at::Tensor reduce_and_clip(double max_norm);
+
+  // Multiplies the gathered gradients by *factor (float64, one element, on their device), and tells autograd.
+  void scale(const at::Tensor& factor);
+
+  const std::vector<at::Tensor>& parameters() const { return parameters_; }
+  const std::vector<std::string>& names() const { return names_; }
+  std::vector<Group>& groups() { return groups_; }
+  int64_t generation() const { return generation_; }
+  // Whether a parameter is a tensor subclass, such as a DTensor, or is read through a window.
+  bool has_pieces() const { return has_pieces_; }
+
+ private:
+  struct Slot {  // what the fast path of gather() compares, side by side in memory
+    c10::TensorImpl* impl;
+    int64_t numel;
+    int32_t group, position;
+    c10::ScalarType dtype;
+    bool plain;            // the last gradient was a run of memory without gaps
+    bool copied = false;   // what is read is a copy of the last gradient, which is to be scaled itself
+    int32_t strided = -1;  // its place in Layouts::strided, once it has had one
+  };
+
+  struct Local {
+    at::Tensor piece;
+    bool copied = false;  // nothing else holds this memory
+  };
+
+  void group_by_device();
+  void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
+  at::Tensor source_of(int64_t parameter) const;
+  const void* plain_data(const Slot& slot, const c10::TensorImpl* impl) const;
+  void take_pieces();
+  at::Tensor in_window(const at::Tensor& flat, int64_t parameter) const;
+  bool describe(int64_t parameter);
+
+  std::vector<at::Tensor> parameters_;
+  std::vector<std::string> names_;
+  Source source_;
+  std::vector<Window> windows_;
+  std::vector<Placement> placements_;  // of the gradients that are DTensors
+  std::vector<Local> pieces_;          // what lies on this rank of those, from take_pieces() to describe()
+  std::vector<Slot> slots_;
+  std::vector<Group> groups_;
+  std::vector<int64_t> irregular_;  // parameters that the fast path left over in this gather()
+  int64_t generation_ = 0;
+  bool has_pieces_ = false;
 };
 
-// A value that is recorded with a step or fed to a meter: one element on the device, or a number on the host.
-struct Scalar {
-  const void* data = nullptr;  // one element of `dtype` in the back end's memory; null: `value`
-  double value = 0;
-  int32_t slot = 0;  // which scalar of the row (a meter: which accumulator)
-  Dtype dtype = Dtype::kFloat64;
-  bool is_integer = false;  // `data` is int64 (the count of correct answers, say), and dtype is not looked at
-};
-constexpr int kMaxScalars = 64;
-
-// Where a step's row goes: row `*cursor % capacity` of a log, after which the cursor is advanced; without a cursor,
-// the first row.
-struct RowTarget {
-  double* rows = nullptr;
-  int64_t stride = 0;  // float64 values from one row to the next
-  int64_t capacity = 1;
-  int64_t* cursor = nullptr;
-};
-
-// What is asked of a back end in one step.
-struct StepRequest {
-  const Layouts* layouts = nullptr;
-  const void* const* gradients = nullptr;  // [tensors] in the back end's memory; null: no gradient
-  RowTarget row;
-  const Scalar* scalars = nullptr;
-  int64_t n_scalars = 0;
-  Scalar grad_scale{nullptr, 1.0};  // divides the moments, not the gradients
-  // With a positive max_norm: clip[0] = total norm, clip[1] = min(1, max_norm / (norm + 1e-6)), torch's formula; in the
-  // back end's memory.
-  double max_norm = 0;
-  double* clip = nullptr;
-};
+// A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed
+// to where it lies on `device`. `kept` receives what must outlive the launch. Throws InvalidValueError, naming `name`.
+Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept);
 
 }  // namespace pytracker

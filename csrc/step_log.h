@@ -1,7 +1,7 @@
 // The log of steps that lives on the device: a ring of rows, one a step, that the host has not read yet.
 //
 // A row is written by the back end's launch; the host adds to it what it knows without asking (which step it was, which
-// scalars were given). pytracker/device_log.py copies rows to the host and frees them with drained().
+// scalars were given). pytracker/core/device_log.py copies rows to the host and frees them with drained().
 #pragma once
 
 #include <deque>
@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "gather.h"
+#include "plan.h"
 
 namespace pytracker {
 

@@ -12,41 +12,68 @@ Names are imported when they are first used, so that reading a run needs no torc
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._lazy import attach
 
 if TYPE_CHECKING:
-    from .comparison import compare as compare
+    from .control import clip_grad_norm_ as clip_grad_norm_
+    from .diagnostics import Diagnosis as Diagnosis
     from .diagnostics import Finding as Finding
     from .diagnostics import diagnose as diagnose
+    from .distributed import GradientNoiseScale as GradientNoiseScale
+    from .errors import ClosedError as ClosedError
+    from .errors import InvalidTypeError as InvalidTypeError
+    from .errors import InvalidValueError as InvalidValueError
+    from .errors import LayoutError as LayoutError
+    from .errors import MissingExtraError as MissingExtraError
+    from .errors import ParameterError as ParameterError
     from .errors import PytrackerError as PytrackerError
+    from .errors import RankMismatchError as RankMismatchError
+    from .errors import RunFormatError as RunFormatError
+    from .errors import RunLockedError as RunLockedError
+    from .errors import RunNotFoundError as RunNotFoundError
+    from .errors import StoreError as StoreError
     from .gradients import GradientStats as GradientStats
-    from .gradients import clip_grad_norm_ as clip_grad_norm_
     from .gradients import compute_gradient_stats as compute_gradient_stats
     from .gradients import gradient_stats as gradient_stats
     from .history import History as History
     from .meters import AverageMeter as AverageMeter
     from .meters import GradientMeter as GradientMeter
-    from .noise_scale import GradientNoiseScale as GradientNoiseScale
+    from .sinks import CSVSink as CSVSink
     from .store import Run as Run
     from .store import list_runs as list_runs
     from .store import load_run as load_run
     from .tracker import Tracker as Tracker
+    from .view import compare as compare
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AverageMeter": "meters",
+    "CSVSink": "sinks",
+    "ClosedError": "errors",
+    "Diagnosis": "diagnostics",
     "Finding": "diagnostics",
     "GradientMeter": "meters",
-    "GradientNoiseScale": "noise_scale",
+    "GradientNoiseScale": "distributed",
     "GradientStats": "gradients",
     "History": "history",
+    "InvalidTypeError": "errors",
+    "InvalidValueError": "errors",
+    "LayoutError": "errors",
+    "MissingExtraError": "errors",
+    "ParameterError": "errors",
     "PytrackerError": "errors",
+    "RankMismatchError": "errors",
     "Run": "store",
+    "RunFormatError": "errors",
+    "RunLockedError": "errors",
+    "RunNotFoundError": "errors",
+    "StoreError": "errors",
     "Tracker": "tracker",
-    "clip_grad_norm_": "gradients",
-    "compare": "comparison",
+    "clip_grad_norm_": "control",
+    "compare": "view",
     "compute_gradient_stats": "gradients",
     "diagnose": "diagnostics",
     "gradient_stats": "gradients",
@@ -56,13 +83,26 @@ _HOMES = {
 
 __all__ = [
     "AverageMeter",
+    "CSVSink",
+    "ClosedError",
+    "Diagnosis",
     "Finding",
     "GradientMeter",
     "GradientNoiseScale",
     "GradientStats",
     "History",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "LayoutError",
+    "MissingExtraError",
+    "ParameterError",
     "PytrackerError",
+    "RankMismatchError",
     "Run",
+    "RunFormatError",
+    "RunLockedError",
+    "RunNotFoundError",
+    "StoreError",
     "Tracker",
     "clip_grad_norm_",
     "compare",
@@ -73,14 +113,4 @@ __all__ = [
     "load_run",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pytracker' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attach(__name__, _HOMES)

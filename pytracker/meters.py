@@ -11,10 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import _ops
-from ._targets import Target, plan_for
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
-from .device_log import DeviceLog, Rows
+from .core import DeviceLog, Rows, Target, native, plan_for
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
@@ -273,4 +271,4 @@ class GradientMeter:
         self._clear()
 
 
-_ops.load()
+native.load()

@@ -22,16 +22,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ._arguments import check_arguments
-from ._ending import CloseAtExit
-from ._judging import Judge
-from ._model_watch import ModelWatch
-from ._recording import (
+from ._atexit import CloseAtExit
+from .columns import MAX_SCALARS, SUM_SQ
+from .core import FIRST_SLOTS, DeviceLog, Rows, Target, checked_interval, plan_for
+from .diagnostics import Diagnosis, Finding
+from .distributed import NOISE_SERIES, team_of
+from .errors import ClosedError, InvalidValueError, in_words
+from .history import History, summarize
+from .meters import checked_weight
+from .sinks import Sink, Sinks
+from .tracking import (
     EpochMeans,
+    Judge,
     Memory,
-    Sink,
-    Sinks,
+    ModelWatch,
     as_number,
+    check_arguments,
     facts_for_rules,
     gradient_series,
     opened,
@@ -39,19 +45,9 @@ from ._recording import (
     warned_of_no_gradients,
     weight_moments,
 )
-from ._targets import Target, plan_for
-from ._team import team_of
-from .columns import MAX_SCALARS, SUM_SQ
-from .device_log import FIRST_SLOTS, DeviceLog, Rows, checked_interval
-from .diagnostics import Diagnosis, Finding
-from .errors import ClosedError, InvalidValueError, in_words
-from .history import History
-from .meters import checked_weight
-from .noise_scale import NOISE_SERIES
-from .parameters import summarize
 
 if TYPE_CHECKING:
-    from .noise_scale import GradientNoiseScale
+    from .distributed import GradientNoiseScale
     from .store import Run
 
 GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")

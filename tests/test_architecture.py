@@ -21,28 +21,27 @@ SOURCES = [
     *(ROOT / "tests/cuda").glob("*.cpp"),
     *(path for room in ("pytracker", "tests", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py")),
 ]
-LONGEST_FILE = 400
+LONGEST_FILE, LARGEST_WING = 500, 2500
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
-# The rooms from the ground up. A module may import from its own floor (without a circle) and from the floors below.
-FLOORS = [
-    {"errors", "_growing"},
-    {"columns", "parameters", "_dtensor", "_ending"},
-    {"_ops", "_reference", "history"},
-    {"_targets", "_pieces", "_ranks", "_copies"},
-    {"gradients"},
-    {"meters", "device_log", "distributed", "replicas", "noise_scale", "store", "diagnostics", "sinks"},
-    {"_arguments", "_recording", "_judging", "_team", "_model_watch"},
-    {"tracker", "comparison", "export", "_metrics", "report", "_console", "watch"},
-    {"integrations", "_doctor", "demo"},
-    {"cli"},
-]
-TORCH_FREE = {"errors", "_growing", "columns", "history", "parameters", "store", "diagnostics"}
-TORCH_FREE |= {"comparison", "export", "_metrics", "report", "_console", "watch", "cli"}
+
+def ladder(title: str) -> list[list[str]]:
+    """Return the floors of a ladder on the page, the highest first."""
+    block = re.search(rf"<!-- ladder: {title}.*?-->\n\n((?:    .+\n)+)", PAGE)
+    assert block, f"docs/architecture.md has no ladder {title!r}"
+    return [line.split() for line in block[1].splitlines()]
+
+
+TORCH_FREE = {room for floor in ladder("without torch") for room in floor}
+FLOORS = [*reversed(ladder("without torch")), *reversed(ladder("with torch"))]
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def room(module: str) -> str:
-    """Return the room of `pytracker.sinks.csv`: `sinks`; of the facade itself: nothing."""
-    return module.partition(".")[2].partition(".")[0]
+    """Return the room of `pytracker.sinks.csv`: `sinks`, unless the ladder names the module itself."""
+    inside = module.partition(".")[2] or "__init__"
+    return inside if inside in FLOOR else inside.partition(".")[0]
 
 
 def module_name(path: Path) -> str:
@@ -83,6 +82,19 @@ OWN_IMPORTS = {
 }
 
 
+def imports_of_others(name: str) -> set[str]:
+    """Return the modules of other wings that a module imports."""
+    return {target for target in OWN_IMPORTS[name] if target.split(".")[1:2] != name.split(".")[1:2]}
+
+
+def public_names(wing: str) -> set[str]:
+    """Return the ``__all__`` of a wing, read and not imported."""
+    for node in ast.parse((PACKAGE / wing / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
 def reachable(start: str) -> set[str]:
     seen, todo = set(), [start]
     while todo:
@@ -94,19 +106,30 @@ def reachable(start: str) -> set[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+def test_no_file_asks_to_be_split(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
 
 
+@pytest.mark.parametrize("wing", WINGS)
+def test_no_wing_asks_to_be_split(wing: str) -> None:
+    files = (PACKAGE / wing).rglob("*.py")
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= LARGEST_WING
+
+
 def test_every_module_has_its_floor() -> None:
-    assert {room(name) for name in MODULES if room(name)} <= set().union(*FLOORS)
+    assert {room(name) for name in MODULES} <= set(FLOOR)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name)))
-def test_a_module_imports_only_from_its_floor_and_below(name: str) -> None:
-    floor = {member: level for level, members in enumerate(FLOORS) for member in members}
-    above = {target for target in OWN_IMPORTS[name] if room(target) and floor[room(target)] > floor[room(name)]}
-    assert not above
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_imports_only_from_its_wing_and_the_floors_below(name: str) -> None:
+    assert {target for target in imports_of_others(name) if FLOOR[room(target)] >= FLOOR[room(name)]} == set()
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_wing_is_entered_by_its_face(name: str) -> None:
+    faces = {f"pytracker.{wing}.{public}" for wing in WINGS for public in public_names(wing)}
+    inside = {target for target in imports_of_others(name) if target.count(".") > 1}
+    assert inside - faces == set()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -116,7 +139,7 @@ def test_no_module_imports_itself_by_way_of_others(name: str) -> None:
     assert name not in set().union(*(reachable(target) for target in others))
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in TORCH_FREE or not room(name)))
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if room(name) in TORCH_FREE - {"__main__"}))
 def test_what_opens_a_run_on_a_laptop_imports_no_torch(name: str) -> None:
     code = f"import sys, {name}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
@@ -126,7 +149,7 @@ def test_what_opens_a_run_on_a_laptop_imports_no_torch(name: str) -> None:
 def test_kernels_and_what_they_share_know_nothing_of_torch(path: Path) -> None:
     included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(encoding="utf-8"), re.MULTILINE)
     of_torch = {header for header in included if header.startswith(("torch/", "ATen/", "c10/", "pybind11/"))}
-    if path.suffix in {".cu", ".cuh"} or path.name in {"accumulator.h", "plan.h", "kernel.h"}:
+    if path.suffix in {".cu", ".cuh"} or path.name in {"accumulator.h", "request.h", "kernel.h"}:
         assert not of_torch
     elif path.name.endswith("_kernel.cpp"):
         assert all(header.startswith("ATen/cpu/vec/") for header in of_torch)

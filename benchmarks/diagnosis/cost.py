@@ -12,8 +12,7 @@ import time
 import numpy as np
 
 from pytracker.diagnostics import Diagnosis, diagnose
-from pytracker.history import History
-from pytracker.parameters import ParameterInfo, summarize
+from pytracker.history import History, ParameterInfo, summarize
 
 PARAMETERS, DRAINS, EVERY, STEPS = 10_000, 60, 50, 1_000_000
 

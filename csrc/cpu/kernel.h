@@ -1,7 +1,7 @@
 // What moments_kernel.cpp offers, once for each instruction set that it is compiled for.
 #pragma once
 
-#include "../plan.h"
+#include "../request.h"
 
 namespace pytracker::cpu {
 

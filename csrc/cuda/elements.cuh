@@ -17,7 +17,7 @@
 
 #include <limits>
 
-#include "table.h"
+#include "work_split.h"
 
 namespace pytracker::cuda {
 

@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "../plan.h"
-#include "table.h"
+#include "../request.h"
+#include "work_split.h"
 
 namespace pytracker::cuda {
 

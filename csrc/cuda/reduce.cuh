@@ -1,7 +1,7 @@
 // From the columns of each thread to those of a warp, of a block, and of all blocks.
 #pragma once
 
-#include "table.h"
+#include "work_split.h"
 
 namespace pytracker::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "launch.h"
-#include "table.h"
+#include "work_split.h"
 
 namespace pytracker::cuda {
 

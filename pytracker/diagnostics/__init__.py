@@ -7,10 +7,10 @@ each rule.
 from __future__ import annotations
 
 # The order in which the families are imported is the order in which rules are evaluated and listed.
-from . import loss as loss  # isort: skip
-from . import gradients as gradients  # isort: skip
-from . import layers as layers  # isort: skip
-from . import settings as settings  # isort: skip
+from .rules import loss as loss  # isort: skip
+from .rules import gradients as gradients  # isort: skip
+from .rules import layers as layers  # isort: skip
+from .rules import settings as settings  # isort: skip
 from .engine import RULE_FAILED, Diagnosis, diagnose, diagnose_recorded
 from .findings import SEVERITIES, Finding, most_severe_first, severity_rank, span_of
 from .registry import RULES, Rule, rule

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..history import History
-from ..parameters import ParameterHistory, ParameterInfo
+from ..history import History, ParameterHistory, ParameterInfo
 from .findings import Finding
 from .statistics import log10, median
 

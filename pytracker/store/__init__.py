@@ -1,6 +1,6 @@
 """The run store: one folder a run, one SQLite file in it. No torch here; `docs/runs.md` describes the file."""
 
-from ._json import jsonable
+from .encoding import jsonable
 from .reading import SeriesSummary, Session, StoredRun, Tail, find_run, list_runs, load_run
 from .run import Run
 

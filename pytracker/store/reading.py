@@ -15,11 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunFormatError, RunNotFoundError, StoreError
-from ..history import History, Series
-from ..parameters import COLUMNS, DEFAULT_ROW_BYTES, FIELDS, Float64Array, Int64Array, ParameterHistory, ParameterInfo
-from ._json import decode
-from ._lock import is_locked
-from ._schema import FILE_NAME, open_for_reading
+from ..history import (
+    COLUMNS,
+    DEFAULT_ROW_BYTES,
+    FIELDS,
+    Float64Array,
+    History,
+    Int64Array,
+    ParameterHistory,
+    ParameterInfo,
+    Series,
+)
+from .encoding import decode
+from .lock import is_locked
+from .schema import FILE_NAME, open_for_reading
 
 UNREADABLE: Final = "unreadable"
 _BLOB_TYPES: Final = {name: "<i8" if name == "first_nonfinite" else "<f4" for name in FIELDS}

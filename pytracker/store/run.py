@@ -16,17 +16,16 @@ from typing import Any, Final, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._ending import uncaught
+from .._atexit import uncaught
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
-from ..history import History, as_float
-from ..parameters import DEFAULT_INTERVAL_BYTES, Interval, ParameterHistory, ParameterInfo
-from ._file import RunFile, check_same_parameters
-from ._json import decode, encode
-from ._names import checked_name, readable_name
-from ._pending import ExactRows, Pending, Points
-from ._schema import FILE_NAME
-from ._writer import Writer
+from ..history import DEFAULT_INTERVAL_BYTES, History, Interval, ParameterHistory, ParameterInfo, as_float
+from .encoding import decode, encode
+from .file import RunFile, check_same_parameters
+from .names import checked_name, readable_name
+from .pending import ExactRows, Pending, Points
 from .reading import load_run
+from .schema import FILE_NAME
+from .writer import Writer
 
 STATES: Final = ("finished", "failed")
 _NAME_TRIES: Final = 20

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pytracker import _ops, _reference
+from pytracker.core import native, reference
 
 WITHOUT = """
 import json, sys, warnings
@@ -52,21 +52,21 @@ def test_without_the_native_core_everything_gives_the_same_numbers_and_one_warni
     without = run(WITHOUT)
     (warning,) = without.pop("warnings")
     assert "runs without its native core" in warning
-    if _ops.load()[0] is None:
-        pytest.skip(f"there is nothing to compare with: {_ops.load()[1]}")
-    native = run(WITHOUT.replace('sys.modules["pytracker._C"] = None', ""))
-    assert native.pop("warnings") == []
-    series, expected = without.pop("series"), native.pop("series")
+    if native.load()[0] is None:
+        pytest.skip(f"there is nothing to compare with: {native.load()[1]}")
+    with_core = run(WITHOUT.replace('sys.modules["pytracker._C"] = None', ""))
+    assert with_core.pop("warnings") == []
+    series, expected = without.pop("series"), with_core.pop("series")
     assert list(series) == list(expected)
     for name, values in expected.items():
         assert series[name] == pytest.approx(values, rel=1e-12), name
-    for name, value in native.items():
+    for name, value in with_core.items():
         assert without[name] == pytest.approx(value, rel=1e-6), name
 
 
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=5),
-    dtype=st.sampled_from(_reference.DTYPES),
+    dtype=st.sampled_from(reference.DTYPES),
     special=st.sampled_from([0.0, 1.0, float("nan"), float("inf")]),
     scale=st.sampled_from([None, 2.0, 1024.0]),
     seed=st.integers(0, 2**31),
@@ -86,6 +86,6 @@ def test_the_reference_and_the_native_core_agree(
         parameters.append(parameter)
     names = [str(index) for index in range(len(parameters))]
     divisor = None if scale is None else torch.tensor(scale, dtype=torch.float64)
-    (native,) = _ops.make_plan(parameters, names).reduce(divisor)
-    (reference,) = _reference.Plan(parameters, names).reduce(divisor)
-    torch.testing.assert_close(native, reference, rtol=1e-12, atol=1e-12, equal_nan=True)
+    (fast,) = native.make_plan(parameters, names).reduce(divisor)
+    (plain,) = reference.Plan(parameters, names).reduce(divisor)
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12, equal_nan=True)

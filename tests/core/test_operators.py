@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-import pytracker._ops  # defines the operators
+import pytracker.core.native  # defines the operators
 from pytracker.errors import InvalidValueError
 
 moments = torch.ops.pytracker.gradient_moments
@@ -74,7 +74,7 @@ def test_a_meter_takes_any_dtype(dtype: torch.dtype) -> None:
     ],
 )
 def test_arguments_that_do_not_fit_are_named(call, named: str) -> None:
-    if pytracker._ops.load()[0] is None:
+    if pytracker.core.native.load()[0] is None:
         pytest.skip("the reference does not check what the native core checks")
     with pytest.raises((InvalidValueError, RuntimeError, NotImplementedError), match=named):
         call()

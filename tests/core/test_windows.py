@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytracker import _ops, _reference
 from pytracker.columns import SUM_SQ, TOTALS, ZEROS
+from pytracker.core import native, reference
 from pytracker.errors import ParameterError
 
-PLANS = {"native": _ops.make_plan, "reference": lambda *given: _reference.Plan(*given)}
+PLANS = {"native": native.make_plan, "reference": lambda *given: reference.Plan(*given)}
 
 
 def rows_of(kind: str, parameter: torch.nn.Parameter, windows: list[tuple[int, int]]) -> np.ndarray:

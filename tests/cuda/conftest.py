@@ -15,7 +15,7 @@ import pytest
 import torch
 from cuda_helpers import SIMULATED
 
-from pytracker import _ops
+from pytracker.core import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def reason_to_skip() -> str:
     """Return why the suite cannot run here, or nothing."""
     if not torch.cuda.is_available():
         return "there is no CUDA device (make cuda-test runs this suite under the simulator)"
-    core, why = _ops.load()
+    core, why = native.load()
     if core is None:
         return f"the native core is not there: {why}"
     return "" if core.has_backend("cuda") else "the native core was built without CUDA"

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import torch
 
-from pytracker import _ops
 from pytracker.columns import COLUMNS, TOTALS
+from pytracker.core import native
 
 try:
     import cudasim  # on the path under `python -m cudasim run`
@@ -47,7 +47,7 @@ def with_gradient(values: torch.Tensor, device: str = "cuda") -> torch.nn.Parame
 
 
 def make_plan(parameters: list[torch.nn.Parameter]):
-    return _ops.make_plan(parameters, [f"p{i}" for i in range(len(parameters))])
+    return native.make_plan(parameters, [f"p{i}" for i in range(len(parameters))])
 
 
 def reduce(plan, grad_scale: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:

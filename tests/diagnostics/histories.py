@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytracker.history import History
-from pytracker.parameters import ParameterInfo, summarize
+from pytracker.history import History, ParameterInfo, summarize
 
 EVERY = 20
 

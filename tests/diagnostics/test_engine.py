@@ -8,12 +8,10 @@ import pytest
 from histories import healthy_loss, usual_norms, with_parameters
 
 from pytracker import Run, load_run
-from pytracker._judging import Judge
-from pytracker._recording import Memory
 from pytracker.diagnostics import RULES, Diagnosis, Finding, diagnose, rule
 from pytracker.errors import InvalidTypeError, InvalidValueError
-from pytracker.history import History
-from pytracker.parameters import ParameterInfo, summarize
+from pytracker.history import History, ParameterInfo, summarize
+from pytracker.tracking import Judge, Memory
 
 
 def spiky(steps=400, at=(200, 300)):

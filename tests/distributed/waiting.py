@@ -10,7 +10,7 @@ from unittest import mock
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pytracker
-from pytracker._ranks import Ranks
+from pytracker.distributed.ranks import Ranks
 
 
 class Collectives(TorchDispatchMode):

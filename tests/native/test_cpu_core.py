@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pytracker
-from pytracker import _ops
 from pytracker.columns import COLUMNS, TOTALS
+from pytracker.core import native
 
-if _ops.load()[0] is None:
-    pytest.skip(f"there is no native core: {_ops.load()[1]}", allow_module_level=True)
+if native.load()[0] is None:
+    pytest.skip(f"there is no native core: {native.load()[1]}", allow_module_level=True)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128]
 LENGTHS = [0, 1, 2, 15, 16, 17, 63, 2047, 2048, 2049, 5000, 65_535, 65_536, 65_537, 200_003]
@@ -120,7 +120,7 @@ def test_a_sparse_gradient_counts_what_it_does_not_store_as_zeros() -> None:
     uncoalesced = torch.sparse_coo_tensor(indices, values, (3, 4), check_invariants=True)
     parameter = torch.nn.Parameter(torch.zeros(3, 4))
     parameter.grad = uncoalesced
-    (row,) = _ops.make_plan([parameter], ["embedding"]).reduce()
+    (row,) = native.make_plan([parameter], ["embedding"]).reduce()
     assert row[TOTALS:].tolist() == exact_moments(uncoalesced.to_dense())
 
 
@@ -162,13 +162,13 @@ import sys
 import numpy as np
 import torch
 
-import pytracker._ops
+import pytracker.core.native
 
 torch.set_num_threads(int(sys.argv[1]))
 draw = np.random.default_rng(7)  # torch's own random numbers depend on the instruction set
 dtypes = (torch.float32, torch.bfloat16, torch.float64)
 tensors = [torch.from_numpy(draw.standard_normal(n)).to(d) for n in (3, 2049, 300_001) for d in dtypes]
-print(pytracker._ops.load()[0].isa(), torch.ops.pytracker.gradient_moments(tensors).numpy().tobytes().hex())
+print(pytracker.core.native.load()[0].isa(), torch.ops.pytracker.gradient_moments(tensors).numpy().tobytes().hex())
 """
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pytracker import Tracker
-from pytracker.sinks.csv import CSVSink
+from pytracker.sinks import CSVSink
 
 
 def test_every_exact_value_arrives_in_order_also_of_a_series_that_comes_late(tmp_path: Path) -> None:

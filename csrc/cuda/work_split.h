@@ -1,0 +1,55 @@
+// How the gradients are dealt to thread blocks: computed on the host when the layouts change, read by every kernel.
+//
+// The gradients are laid one after another in 16-byte vectors, each followed by a gap that stands for what a tensor
+// costs besides its bytes, and the line is cut into equal shares, one for each block. The number of blocks depends on
+// the gradients alone and never on the device, so a sum is grouped in the same way, and has the same bits, on every
+// GPU.
+#pragma once
+
+#include <cstdint>
+
+#include "../request.h"
+
+namespace pytracker::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 128;    // of a block
+constexpr int kBlocksPerSm = 6;  // leaves 80 registers to a thread: no spills, and 72 KB of loads in flight on an SM
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kVectorBytes = 16;
+
+// All in vectors. 768 are a whole number of the tiles that a warp takes at a time, whatever the dtype (elements.cuh).
+constexpr int64_t kShareUnit = 768;
+constexpr int64_t kMaxShare = 20 * kShareUnit;  // 240 KB: enough to hide what a block costs, small enough to balance
+constexpr int64_t kBlocksWanted = 768;          // of shares below that: 6 blocks for each of 128 SMs
+constexpr int64_t kTensorCost = 128;            // what could be read in the time that a small tensor takes a warp
+constexpr int64_t kWarpVectors = 384;           // a longer stretch is worth a whole block
+
+// What a kernel knows of one tensor, besides its pointer.
+struct TensorEntry {
+  int64_t begin;    // where it starts in the line of vectors
+  int64_t vectors;  // how many; a gradient with gaps counts an element as one, as it costs a sector of memory
+  int64_t numel, repeat, implicit_zeros;
+  int32_t per_vector;             // elements
+  int32_t strided;                // as in Layout
+  int32_t first_block, n_blocks;  // those whose share has some of it
+  int32_t total;                  // where its row goes among the totals; -1: into the total of its only block
+  Dtype dtype;
+};
+
+struct BlockEntry {
+  int32_t first_tensor, end_tensor;
+  int32_t total;  // where the rows of the tensors that lie in this block alone are merged; -1: there are none
+};
+
+// How many pointers a launch takes along: kernel parameters end at 32,764 bytes, and what else is there fits into the
+// rest.
+constexpr int kMaxPointers = 3840;
+
+// A launch covers some blocks, and carries the pointers of the tensors in their shares.
+struct Launch {
+  int32_t first_block, n_blocks;
+  int32_t first_tensor, n_tensors;
+};
+
+}  // namespace pytracker::cuda

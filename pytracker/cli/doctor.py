@@ -1,0 +1,131 @@
+"""What is installed here, which back ends work, and why one does not: `pytracker doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# What each optional package is for, by the name of the extra that installs it.
+EXTRAS = {
+    "report": "plotly",
+    "pandas": "pandas",
+    "parquet": "pyarrow",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "demo": "sklearn",
+}
+
+
+def examine() -> dict[str, Any]:
+    """Return versions, back ends and optional packages as plain data, ready for JSON.
+
+    Nothing is raised for what is missing or broken: saying so is the purpose.
+
+    Example:
+        >>> from pytracker.cli.doctor import examine
+        >>> report = examine()
+        >>> sorted(report["back_ends"])
+        ['cpu', 'cuda', 'reference']
+        >>> report["back_ends"]["reference"]["available"]
+        True
+    """
+    build = _build_info()
+    torch_version, torch_cuda, devices, torch_reason = _torch()
+    core, reason = (None, torch_reason) if torch_reason else _core()
+    return {
+        "versions": {
+            "pytracker": _version("pytracker"),
+            "python": platform.python_version(),
+            "torch": torch_version,
+            "torch_cuda": torch_cuda,
+            "numpy": _version("numpy"),
+            "platform": platform.platform(),
+        },
+        "build": build,
+        "back_ends": {
+            "cpu": _cpu(build, core, reason),
+            "cuda": _cuda(build, core, reason, devices),
+            "reference": {
+                "available": not torch_reason,
+                "detail": "the same statistics in plain torch, for devices without a native back end",
+                "reason": torch_reason,
+            },
+        },
+        "extras": {extra: importlib.util.find_spec(package) is not None for extra, package in EXTRAS.items()},
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """Return what `examine` found as lines for a person."""
+    versions = report["versions"]
+    lines = [f"{name:<12}{version or 'missing'}" for name, version in versions.items()]
+    if report["build"].get("compiler"):
+        lines.append(f"{'compiler':<12}{report['build']['compiler']}")
+    lines += ["", "back ends"]
+    for name, state in report["back_ends"].items():
+        verdict = "yes" if state["available"] else "no"
+        lines.append(f"  {name:<10}{verdict:<5}{state['detail'] if state['available'] else state['reason']}")
+    lines += ["", "extras"]
+    for extra, installed in report["extras"].items():
+        lines.append(f"  {extra:<12}{'yes' if installed else f'no: pip install pytracker[{extra}]'}")
+    return "\n".join(lines)
+
+
+def main(*, as_json: bool = False) -> int:
+    """Print the report; return 0 where the native core works, else 1."""
+    report = examine()
+    print(json.dumps(report, indent=2) if as_json else describe(report))
+    return 0 if report["back_ends"]["cpu"]["available"] else 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _build_info() -> dict[str, Any]:
+    path = Path(__file__).parents[1].joinpath("_build_info.json")
+    try:
+        info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"built": False, "reason": "there is no record of a build"}
+    except (OSError, ValueError) as error:
+        return {"built": False, "reason": f"{path} cannot be read: {error}"}
+    return info
+
+
+def _torch() -> tuple[str | None, str | None, list[str], str]:
+    """Return torch's version, its CUDA's, the names of the CUDA devices, and why torch cannot be imported."""
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as error:
+        return None, None, [], f"torch cannot be imported: {error}"
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return str(torch.__version__), torch.version.cuda, devices, ""
+
+
+def _core() -> tuple[Any, str]:
+    """Return the native core and "", or None and the reason why it is not used."""
+    core, reason = importlib.import_module("pytracker.core.native").load()
+    return core, reason
+
+
+def _cpu(build: dict[str, Any], core: Any, reason: str) -> dict[str, Any]:
+    if core is None:
+        return {"available": False, "detail": "", "reason": reason}
+    return {"available": True, "detail": f"{core.isa()} kernels, chosen of {', '.join(build['isa'])}", "reason": ""}
+
+
+def _cuda(build: dict[str, Any], core: Any, reason: str, devices: list[str]) -> dict[str, Any]:
+    if core is None or not core.has_backend("cuda"):
+        return {"available": False, "detail": "", "reason": reason or build.get("cuda_reason", "")}
+    detail = f"CUDA {build['cuda']} for {', '.join(build['archs'])}; devices: {', '.join(devices) or 'none here'}"
+    return {"available": True, "detail": detail, "reason": ""}

@@ -1,0 +1,258 @@
+"""The command line: verbs only. What they do is in the modules that they name, imported when a verb runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InvalidValueError, PytrackerError
+
+if TYPE_CHECKING:
+    from ..store import StoredRun
+
+
+class _Group(click.Group):
+    """A group whose verbs report pytracker's exceptions as one line on standard error."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except PytrackerError as error:
+            from ..view import console
+
+            raise click.ClickException(console.visible(str(error))) from error
+
+
+def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Offer the names of the runs to the shell."""
+    folder = Path(context.params.get("directory") or os.environ.get("PYTRACKER_RUNS", "runs"))
+    names = (path.parent.name for path in folder.glob("*/run.sqlite"))
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+_run = click.argument("run", shell_complete=_complete)
+_runs = click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=_complete)
+_directory = click.option(
+    "--dir", "directory", default="runs", show_default=True, envvar="PYTRACKER_RUNS", help="The folder of the runs."
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_FOUND = 3  # the exit status of `diagnose --fail-on`; 1 and 2 are errors
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=_Group, context_settings=_HELP)
+@click.version_option(package_name="pytracker")
+def main() -> None:
+    """Look at trainings that pytracker recorded.
+
+    RUN is the folder of a run, its name in the folder of the runs, or a part of its name that no other run there has.
+    """
+
+
+@main.command("list")
+@click.argument("directory", default="runs", envvar="PYTRACKER_RUNS")
+@_as_json
+def list_(directory: str, as_json: bool) -> None:
+    """List the runs in a folder, the newest first.
+
+    Example: pytracker list runs
+    """
+    from ..store import list_runs
+
+    runs = list_runs(directory)
+    if as_json:
+        _print_json([_header(run) for run in runs])
+    elif runs:
+        from ..view import console
+
+        console.show(console.run_list(runs))
+    else:
+        click.echo(f"no runs in {directory}")
+
+
+@main.command()
+@_run
+@_directory
+@_as_json
+def show(run: str, directory: str, as_json: bool) -> None:
+    """Show what is known of a run: config, series, parameters, findings.
+
+    Example: pytracker show brisk-otter
+    """
+    found = _find(run, directory)
+    if as_json:
+        document = _header(found)
+        document["parameters"] = [vars(info) for info in found.parameters]
+        document["findings"] = found.findings
+        _print_json(document)
+    else:
+        from ..view import console
+
+        console.show(console.run_details(found))
+
+
+@main.command()
+@_runs
+@click.option("--threshold", "thresholds", multiple=True, metavar="METRIC=VALUE", help="When was this level reached?")
+@_directory
+@_as_json
+def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], directory: str, as_json: bool) -> None:
+    """Compare runs: best and last values, configs, speed, when a level was reached.
+
+    Example: pytracker compare baseline wider --threshold val_loss=0.5
+    """
+    from ..view import compare as compare_runs
+
+    levels = dict(map(_threshold, thresholds)) or None
+    compared = compare_runs([_find(run, directory) for run in runs], thresholds=levels)
+    if as_json:
+        _print_json(compared.to_dict())
+    else:
+        from ..view import console
+
+        console.show(console.comparison(compared))
+
+
+@main.command()
+@_runs
+@click.option("-o", "--output", default="report.html", show_default=True, type=click.Path(dir_okay=False))
+@_directory
+def report(runs: tuple[str, ...], output: str, directory: str) -> None:
+    """Draw runs into one HTML page that opens without a network.
+
+    Example: pytracker report baseline wider -o report.html
+    """
+    from ..view import write_report
+
+    path = write_report([_find(run, directory) for run in runs], output)
+    click.echo(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+@main.command()
+@_run
+@click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between looks.")
+@click.option("--once", is_flag=True, help="Look once and leave.")
+@_directory
+def watch(run: str, every: float, once: bool, directory: str) -> None:
+    """Watch a training while it runs, also one that another process writes.
+
+    Example: pytracker watch brisk-otter
+    """
+    from ..view import watch_run
+
+    watch_run(_find(run, directory).path, seconds=every, once=once)
+
+
+@main.command()
+@_run
+@click.option("-o", "--output", default="-", show_default="standard output", type=click.Path(dir_okay=False))
+@click.option(
+    "--format", "format_", type=click.Choice(["csv", "json", "parquet"]), help="Default: as OUTPUT ends, or csv."
+)
+@click.option("--parameters", is_flag=True, help="The per-parameter intervals instead of the series.")
+@_directory
+def export(run: str, output: str, format_: str | None, parameters: bool, directory: str) -> None:
+    """Write the numbers of a run as CSV, JSON or Parquet.
+
+    Example: pytracker export brisk-otter -o curves.parquet
+    """
+    from ..view import export_run
+
+    found = _find(run, directory)
+    if output == "-":
+        export_run(found, sys.stdout, format=format_ or "csv", parameters=parameters)
+    else:
+        export_run(found, output, format=format_, parameters=parameters)
+        click.echo(f"{output} ({Path(output).stat().st_size:,} bytes)", err=True)
+
+
+@main.command()
+@_run
+@click.option(
+    "--fail-on",
+    type=click.Choice(["info", "warning", "critical"]),
+    help="Exit with status 3 where a finding is at least this severe.",
+)
+@click.option("--defaults", is_flag=True, help="Use all rules with their defaults, whatever the training was given.")
+@_directory
+@_as_json
+def diagnose(run: str, fail_on: str | None, defaults: bool, directory: str, as_json: bool) -> None:
+    """Say what is wrong with a training, how that is known, and what to do.
+
+    The rules judge what is recorded, with the settings that the training was given; what else was found while it ran
+    (by rules that are not known here, or by comparing ranks) is told as it was then. The status is 0, or 3 as --fail-on
+    says.
+
+    Example: pytracker diagnose brisk-otter --fail-on warning
+    """
+    from ..diagnostics import SEVERITIES, diagnose_recorded, severity_rank
+
+    findings = diagnose_recorded(_find(run, directory).history, defaults=defaults)
+    if as_json:
+        _print_json(findings)
+    else:
+        from ..view import console
+
+        console.show(console.findings(findings))
+    if fail_on and any(severity_rank(finding) >= SEVERITIES.index(fail_on) for finding in findings):
+        sys.exit(_FOUND)
+
+
+@main.command()
+@_as_json
+def doctor(as_json: bool) -> None:
+    """Say what is installed here, which back ends work, and why one does not.
+
+    Example: pytracker doctor
+    """
+    from . import doctor
+
+    sys.exit(doctor.main(as_json=as_json))
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]")
+def demo(arguments: tuple[str, ...]) -> None:
+    """Train a small network here and show what is tracked (needs torch).
+
+    Example: pytracker demo --epochs 3
+    """
+    from .demo import main as train
+
+    train.main(list(arguments), prog_name="pytracker demo", standalone_mode=False)
+
+
+def _find(run: str, directory: str) -> StoredRun:
+    from ..store import find_run
+
+    return find_run(run, directory)
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    metric, found, level = text.rpartition("=")
+    try:
+        if not found:
+            raise ValueError
+        return metric, float(level)
+    except ValueError:
+        raise InvalidValueError(f"--threshold: expected METRIC=VALUE, such as val_loss=0.5, got {text!r}") from None
+
+
+def _header(run: StoredRun) -> dict[str, Any]:
+    names = ("name", "path", "state", "error", "created", "ended", "seconds", "last_step", "config", "meta", "facts")
+    document = {name: getattr(run, name) for name in names}
+    document["series"] = {name: vars(summary) for name, summary in run.summaries.items()}
+    document["findings"] = len(run.findings)
+    document["dropped"] = {"points": run.dropped_points, "blobs": run.dropped_blobs}
+    return document
+
+
+def _print_json(document: Any) -> None:
+    from ..store import jsonable
+
+    click.echo(json.dumps(jsonable(document), indent=2, allow_nan=False))

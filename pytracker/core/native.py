@@ -1,0 +1,154 @@
+"""The native core, or what stands in for it: everything above takes plans, step logs and operators from here.
+
+The core is compiled against one version of torch. Where it is missing or does not load, the reference implementation
+in plain torch does the same work more slowly, and a warning says so once, with the reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..columns import COLUMNS, METER_COLUMNS, TOTALS, row_width
+from ..errors import ParameterError
+from . import reference
+
+RENEW = -1
+"""``StepLog.append`` recorded nothing: the log has too few slots, or the parameters moved. Make a new one."""
+CAPTURED = -2
+"""``StepLog.append`` was captured in a CUDA graph, whose replays record."""
+
+
+@functools.cache
+def load() -> tuple[ModuleType | None, str]:
+    """Return the native core and "", or None and the reason why it is not there."""
+    try:
+        core = importlib.import_module("pytracker._C")
+    except ImportError as error:
+        return None, _reason(error)
+    if tuple(core.COLUMNS) != COLUMNS or core.TOTALS != TOTALS or len(METER_COLUMNS) != core.METER_COLUMNS:
+        return None, f"it was compiled from another version of the sources: its columns are {core.COLUMNS}; reinstall"
+    return core, ""
+
+
+def _reason(error: ImportError) -> str:
+    try:
+        info = json.loads(Path(__file__).parents[1].joinpath("_build_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"it was never compiled ({error})"
+    if not info.get("built"):
+        return str(info.get("reason") or error)
+    if info.get("torch") != torch.__version__:
+        return (
+            f"it was compiled for torch {info.get('torch')} and this is torch {torch.__version__}; "
+            "reinstall pytracker with --no-build-isolation"
+        )
+    return str(error)
+
+
+@functools.cache
+def _warn_once() -> None:
+    warnings.warn(
+        f"pytracker runs without its native core, more slowly: {load()[1]}. `pytracker doctor` says more.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _core_for(tensors: Sequence[Tensor]) -> Any:
+    """Return the module whose classes can read these tensors: the native core, or the reference."""
+    core, _ = load()
+    if core is None:
+        _warn_once()
+        return reference
+    if all(core.has_backend(str(device)) for device in {tensor.device for tensor in tensors}):
+        return core
+    return reference
+
+
+def make_plan(
+    parameters: Sequence[Tensor],
+    names: Sequence[str],
+    source: str = "gradient",
+    windows: Sequence[tuple[int, int]] = (),
+) -> Any:
+    """Return a plan for reducing the gradients of ``parameters``, or with source="value" the parameters themselves.
+
+    ``windows``: for each, the offset and the length of what is read of it where it is one of several in a flat tensor;
+    a length of -1 reads all. None: all of every parameter.
+
+    Raises:
+        ParameterError: a parameter has no data (the meta device).
+    """
+    for name, parameter in zip(names, parameters, strict=True):
+        if parameter.device.type == "meta":
+            raise ParameterError(
+                f"parameter {name!r} is on the meta device and has no data; materialize the model first "
+                "(model.to_empty(device=...) and load its weights)"
+            )
+    return _core_for(parameters).Plan(list(parameters), list(names), source, list(windows))
+
+
+def make_step_log(plan: Any, capacity: int, slots: int) -> Any:
+    """Return a log of at most ``capacity`` undrained rows, with ``slots`` scalars a row, beside the plan's tensors."""
+    return _module_of(plan).StepLog(plan, capacity, slots)
+
+
+def make_reader(
+    plan: Any, optimizer: Any, name_groups: Callable[[list[dict[str, Any]]], list[str]], reserved: set[str]
+) -> Any:
+    """Return what turns the keywords of a step and the optimizer's learning rates into scalars of a log.
+
+    ``name_groups`` names the series of each parameter group. A keyword may have none of these names, nor a ``reserved``
+    one.
+    """
+    return _module_of(plan).StepReader(optimizer, name_groups, set(reserved))
+
+
+def watch_module(model: torch.nn.Module) -> Any:
+    """Return a watch with ``unchanged(model)``: whether the modules and parameters are still the same."""
+    core, _ = load()
+    return (core or reference).ModuleWatch(model)
+
+
+def tensor_moments(row: Tensor) -> NDArray[np.float64]:
+    """Return the moments of each tensor of a row, float64 [T, 6] on the host. Waits for the device."""
+    return row.cpu().numpy()[TOTALS:].reshape(-1, len(COLUMNS)).astype(np.float64)
+
+
+def _module_of(plan: Any) -> Any:
+    core, _ = load()
+    return core if core is not None and isinstance(plan, core.Plan) else reference
+
+
+def _register() -> None:
+    """Give the operators their fake kernels; without the native core, define them on top of the reference."""
+    core, _ = load()
+    if core is None:
+        reference.define_operators()
+
+    @torch.library.register_fake("pytracker::gradient_moments")  # type: ignore[untyped-decorator]  # torch has no types here
+    def _gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
+        return gradients[0].new_empty((row_width(len(gradients)),), dtype=torch.float64)
+
+    @torch.library.register_fake("pytracker::scale_gradients_")  # type: ignore[untyped-decorator]
+    def _scale_gradients(gradients: list[Tensor], factor: Tensor) -> None:
+        return None
+
+    @torch.library.register_fake("pytracker::meter_update_")  # type: ignore[untyped-decorator]
+    def _update_meters(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
+        return None
+
+
+_register()

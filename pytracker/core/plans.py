@@ -1,0 +1,135 @@
+"""From what the user points at (a module, parameters, named parameters) to a plan, made once and kept."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidTypeError, ParameterError
+from . import native
+from .shards import Held, held, held_in
+
+Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
+
+_KEPT_LISTS = 4  # plans of the latest lists of parameters; a training has one or two
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The parameters of a target as this rank holds them, and the plan that reduces their gradients."""
+
+    held: list[Held]
+    plan: Any
+
+    @functools.cached_property
+    def sharded(self) -> bool:
+        """Whether this rank has only a piece of some gradient."""
+        return any(each.groups for each in self.held)
+
+    @functools.cached_property
+    def rewritten(self) -> bool:
+        """Whether a wrapper may exchange the parameters of the modules as it goes: FSDP does so."""
+        return any(each.window[1] >= 0 or each.piece.ranks for each in self.held)
+
+
+_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any, Planned]] = weakref.WeakKeyDictionary()
+_list_plans: list[Planned] = []
+
+
+def held_by(target: Target) -> list[Held]:
+    """Return the parameters of a target as this rank holds them; one that occurs twice counts once.
+
+    Raises:
+        InvalidTypeError: the target is nothing of the kind.
+        ParameterError: two parameters have the same name.
+        LayoutError: it cannot be told which piece of a parameter this rank holds.
+    """
+    if isinstance(target, torch.nn.Module):
+        found = held_in(target)
+    else:
+        named = [("0", target)] if isinstance(target, Tensor) else _named(target)
+        unique = {id(parameter): (name, parameter) for name, parameter in reversed(named)}
+        found = [held(name, parameter) for name, parameter in reversed(unique.values())]
+    for name, count in Counter(each.name for each in found).items():
+        if count > 1:
+            raise ParameterError(f"the name {name!r} is used for {count} parameters; give each its own")
+    return found
+
+
+def make_plan(parameters: list[Held], source: str = "gradient") -> Any:
+    """Return a plan that reduces the gradients of these parameters, or with ``source="value"`` the parameters."""
+    windows = [each.window for each in parameters]
+    return native.make_plan(
+        [each.parameter for each in parameters],
+        [each.name for each in parameters],
+        source,
+        windows if any(length >= 0 for _, length in windows) else [],
+    )
+
+
+def _named(target: Any) -> list[tuple[str, Tensor]]:
+    try:
+        items = list(target)
+    except TypeError:
+        raise InvalidTypeError(
+            f"the target is {target!r:.80}, of type {type(target).__name__}; "
+            "give a module, an iterable of parameters, or an iterable of (name, parameter) pairs"
+        ) from None
+    named = []
+    for index, item in enumerate(items):
+        name, parameter = item if isinstance(item, tuple) and len(item) == 2 else (str(index), item)
+        if not isinstance(name, str) or not isinstance(parameter, Tensor):
+            raise InvalidTypeError(
+                f"element {index} of the target is {item!r:.80}, of type {type(item).__name__}; "
+                "expected a parameter or a (name, parameter) pair"
+            )
+        named.append((name, parameter))
+    return named
+
+
+def norms_of_known(target: Target) -> tuple[float, float] | None:
+    """Return the two norms of a module whose plan is at hand and fits, by the shortest way; else None. Waits."""
+    known = _module_plans.get(target) if isinstance(target, torch.nn.Module) else None
+    norms: tuple[float, float] | None = None if known is None else known[1].norm_and_max_of(known[0], target)
+    return norms
+
+
+def plan_for(target: Target) -> Planned:
+    """Return the parameters of a target and their plan; the same again while the parameters are the same.
+
+    Raises:
+        InvalidTypeError: the target is nothing of the kind.
+        ParameterError: two parameters have the same name, or one has no data.
+        LayoutError: it cannot be told which piece of a parameter this rank holds.
+    """
+    if isinstance(target, torch.nn.Module):
+        known = _module_plans.get(target)
+        if known is not None and known[0].unchanged(target):
+            return known[2]
+        planned = _planned(held_by(target))
+        _module_plans[target] = (native.watch_module(target), planned.plan, planned)
+        return planned
+    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    for planned in _list_plans:
+        if planned.plan.is_for(items):
+            return planned
+    planned = _planned(held_by(items))
+    if planned.plan.is_for(items):  # not so for named pairs, whose names may differ next time
+        _list_plans.insert(0, planned)
+        del _list_plans[_KEPT_LISTS:]
+    return planned
+
+
+def _planned(parameters: list[Held]) -> Planned:
+    return Planned(parameters, make_plan(parameters))
+
+
+def _iterable(target: Any) -> Iterable[Any]:
+    return [target] if isinstance(target, Tensor) or not hasattr(target, "__iter__") else target

@@ -1,0 +1,170 @@
+"""What this rank holds of each parameter, read from the modules and the parameters themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import LayoutError, ParameterError
+
+_WRAPPERS = (
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+    "_orig_mod.",
+)  # FSDP1, checkpointing, torch.compile
+_REPLICATING_WRAPPERS = ("DistributedDataParallel", "DataParallel")  # hold the model as an attribute `module`
+_ALL = (0, -1)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What this rank holds of a parameter, in words that other ranks understand."""
+
+    counts: bool = True  # this rank's piece is added; False on the replicas of a rank that adds the same
+    replicated: bool = True  # every rank that has the name has the whole gradient
+    ranks: tuple[int, ...] = ()  # those that share a sharded parameter; another such set holds a copy of it
+    copies: tuple[int, ...] = ()  # those that hold the same piece of a sharded parameter, this rank among them
+    everywhere: bool = False  # a wrapper says that all ranks of the training have the whole gradient
+
+
+@dataclass(frozen=True)
+class Held:
+    """A parameter as this rank holds it."""
+
+    name: str  # in the model, without the wrappers around it
+    parameter: Tensor  # has the gradient
+    shape: tuple[int, ...]  # of the whole parameter
+    piece: Piece = Piece()
+    window: tuple[int, int] = _ALL  # offset and length in a gradient that holds several parameters; length -1: all
+    groups: tuple[str, ...] = ()  # names of those over which, one after another, the pieces add up to the whole
+
+
+def held_in(model: torch.nn.Module) -> list[Held]:
+    """Return every parameter of a model as this rank holds it; one that occurs twice counts once.
+
+    Raises:
+        LayoutError: a layout cannot be told.
+    """
+    for module in model.modules():
+        if _is_a(module, ("FSDPModule",)):  # FSDP2: after a forward its root holds the whole parameters in their place
+            module.reshard()  # type: ignore[operator]
+    replicas = {
+        f"{path}.".lstrip("."): module for path, module in model.named_modules() if _is_a(module, _REPLICATING_WRAPPERS)
+    }
+    flattened = [held for path, module in model.named_modules() for held in _of_fsdp1(path, module)]
+    known = {id(held.parameter) for held in flattened}
+    others = [
+        _of_ddp(held(name, parameter), replicas)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in known
+    ]
+    return [replace(each, name=_plain_name(each.name, list(replicas))) for each in flattened + others]
+
+
+def _is_a(module: torch.nn.Module, names: Iterable[str]) -> bool:
+    """Tell whether a module is of a class of these names, or derived from one; torch may lack them."""
+    return any(kind.__name__ in names for kind in type(module).__mro__)
+
+
+def _of_ddp(each: Held, replicas: dict[str, torch.nn.Module]) -> Held:
+    """Return a parameter with what a DistributedDataParallel around it says: it is reduced over the wrapper's ranks."""
+    for prefix, wrapper in replicas.items():
+        inside = each.name.removeprefix(f"{prefix}module.")
+        group: Any = getattr(wrapper, "process_group", None)
+        if each.piece.replicated and inside != each.name and group is not None:
+            ignored: Any = getattr(wrapper, "parameters_to_ignore", ())
+            if inside not in ignored and dist.get_world_size(group) == dist.get_world_size():
+                return replace(each, piece=replace(each.piece, everywhere=True))
+    return each
+
+
+def held(name: str, parameter: Tensor) -> Held:
+    """Return a parameter as this rank holds it, judged by itself.
+
+    Raises:
+        LayoutError: it is a DTensor that is a partial sum, or belongs to an FSDP1 module.
+        ParameterError: it is a parameter of a lazy module and has no shape yet.
+    """
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise LayoutError(
+            f"parameter {name!r} belongs to a FullyShardedDataParallel, and does not tell by itself which piece of it "
+            "this rank holds; give the model instead of its parameters"
+        )
+    if torch.nn.parameter.is_lazy(parameter):
+        raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is measured")
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return Held(name, parameter, tuple(parameter.shape))
+    coordinate = mesh.get_coordinate()
+    counts = coordinate is not None
+    same: list[Any] = []
+    for dimension, placement in enumerate(parameter.placements):  # type: ignore[attr-defined]
+        if placement.is_partial():
+            raise LayoutError(
+                f"parameter {name!r} is a DTensor with placement {placement}: a partial sum has no moments of its own; "
+                "redistribute it to Shard or Replicate before it is tracked"
+            )
+        if coordinate is not None:
+            counts &= not placement.is_replicate() or coordinate[dimension] == 0
+            same.append(slice(None) if placement.is_replicate() else coordinate[dimension])
+    piece = Piece(
+        counts=counts,
+        replicated=False,
+        ranks=tuple(mesh.mesh.flatten().tolist()),
+        copies=tuple(mesh.mesh[tuple(same)].flatten().tolist()) if coordinate is not None else (),
+    )
+    groups = tuple(mesh.get_group(d).group_name for d in range(mesh.ndim)) if mesh.size() > 1 else ()
+    return Held(name, parameter, tuple(parameter.shape), piece, groups=groups)
+
+
+def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[Held]:
+    """Return what a FullyShardedDataParallel has flattened and sharded; nothing for any other module.
+
+    FSDP1 says it in attributes of its own only (torch 2.10 to 2.14), so another version may end in an error.
+    """
+    handle: Any = getattr(module, "_handle", None)
+    if not _is_a(module, ("FullyShardedDataParallel",)) or handle is None:
+        return []
+    try:
+        flat, sharded = handle.flat_param, handle.uses_sharded_strategy
+        ranks = tuple(dist.get_process_group_ranks(handle.process_group))
+        other_shards = getattr(module, "_inter_node_pg", None)  # of the hybrid strategies: this piece's copies
+        copies = tuple(dist.get_process_group_ranks(other_shards)) if other_shards else (dist.get_rank(),)
+        unsharded = Piece(everywhere=len(ranks) == dist.get_world_size())
+        piece = Piece(replicated=False, ranks=ranks, copies=copies) if sharded else unsharded
+        groups = (handle.process_group.group_name,) if sharded else ()
+        found = []
+        described = zip(flat._fqns, flat._shapes, flat._shard_param_infos, strict=True)
+        for index, (name, shape, shard) in enumerate(described):
+            if handle._use_orig_params:
+                parameter = flat._params[index]
+                window = (0, parameter.numel()) if sharded else _ALL
+            else:
+                parameter = flat
+                window = (shard.offset_in_shard, shard.numel_in_shard) if shard.in_shard else (0, 0)
+            found.append(Held(f"{path}.{name}".lstrip("."), parameter, tuple(shape), piece, window, groups))
+    except AttributeError as error:
+        raise LayoutError(
+            f"module {path or 'model'!r} is a FullyShardedDataParallel of a torch that pytracker cannot read "
+            f"(torch {torch.__version__}: {error}); shard with torch.distributed.fsdp.fully_shard instead"
+        ) from error
+    return found
+
+
+def _plain_name(name: str, replicas: list[str]) -> str:
+    """Return a parameter's name without the wrappers: that of the same model on one device, so that runs compare.
+
+    >>> _plain_name("module.block._orig_mod.weight", [""])
+    'block.weight'
+    """
+    for prefix in sorted(replicas, key=len, reverse=True):
+        if name.startswith(f"{prefix}module."):
+            name = prefix + name[len(prefix) + len("module.") :]
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name

@@ -1,0 +1,1 @@
+"""The rules that come with pytracker, a family each file. Importing them registers them."""

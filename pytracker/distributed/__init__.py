@@ -1,0 +1,14 @@
+"""What ranks do together: groups, merging, checks of copies, drift, the noise scale."""
+
+from __future__ import annotations
+
+from .noise_scale import NOISE_SERIES, GradientNoiseScale
+from .shard_moments import merge_pieces
+from .team import team_of
+
+__all__ = [
+    "NOISE_SERIES",
+    "GradientNoiseScale",
+    "merge_pieces",
+    "team_of",
+]

@@ -1,0 +1,25 @@
+"""What a Tracker is made of."""
+
+from __future__ import annotations
+
+from .arguments import check_arguments
+from .epoch_means import EpochMeans
+from .live_diagnosis import Judge
+from .model_watch import ModelWatch
+from .recorder import Memory, opened
+from .series import as_number, facts_for_rules, gradient_series, parameter_infos, warned_of_no_gradients, weight_moments
+
+__all__ = [
+    "EpochMeans",
+    "Judge",
+    "Memory",
+    "ModelWatch",
+    "as_number",
+    "check_arguments",
+    "facts_for_rules",
+    "gradient_series",
+    "opened",
+    "parameter_infos",
+    "warned_of_no_gradients",
+    "weight_moments",
+]

@@ -1,0 +1,99 @@
+"""From rows to named series, and from a model to what a run says of its parameters."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from ..core import Held, Rows, make_plan, native
+from ..diagnostics import Diagnosis
+from ..errors import InvalidTypeError, InvalidValueError
+from ..history import ParameterInfo
+
+
+def gradient_series(rows: Rows, numel: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return what is recorded of the gradients on every step, each [n]; ``numel`` [T]: elements of the parameters."""
+    totals, present = rows.totals, ~np.isnan(rows.tensors[:, :, ZEROS])
+    return {
+        "grad_norm": np.sqrt(totals[:, SUM_SQ]),
+        "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
+        "grad_abs_max": totals[:, ABS_MAX],
+        "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
+        "grad_zero_fraction": totals[:, ZEROS] / np.maximum(present @ numel, 1),
+    }
+
+
+def parameter_infos(parameters: list[Held], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
+    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
+    groups: dict[int, str] = {}
+    for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
+        groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
+    return [
+        ParameterInfo(
+            name=held.name,
+            shape=held.shape,
+            dtype=str(held.parameter.dtype).removeprefix("torch."),
+            group=groups.get(id(held.parameter), ""),
+            numel=math.prod(held.shape),
+        )
+        for held in parameters
+    ]
+
+
+def weight_moments(held: list[Held]) -> NDArray[np.float64]:
+    """Return the moments of the parameters themselves, [T, 6]. Waits for the device."""
+    plan = make_plan(held, "value")
+    moments = np.full((len(held), len(COLUMNS)), math.nan)
+    for of_device, row in zip(plan.members, plan.reduce(), strict=True):
+        moments[of_device] = native.tensor_moments(row)
+    return moments
+
+
+def warned_of_no_gradients(rows: Rows) -> bool:
+    """Say so where no parameter had a gradient in any of the steps, and return whether it was said."""
+    if not rows.tensors.shape[1] or not np.isnan(rows.tensors[:, :, ZEROS]).all():
+        return False
+    warnings.warn(
+        f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
+        "loss.backward() and before optimizer.zero_grad()",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return True
+
+
+def facts_for_rules(
+    optimizer: torch.optim.Optimizer | None, diagnosis: Diagnosis | None, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is noted in a run's meta: of the optimizer, and of the rules and settings where others were noted."""
+    changed = diagnosis.changed if diagnosis is not None else {}
+    differs = changed != (known.get("diagnosis") or {})
+    return _optimizer_facts(optimizer) | ({"diagnosis": changed or None} if differs else {})
+
+
+def _optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Return what the rules know of the optimizer: its name, and its momentum where it has one."""
+    if optimizer is None:
+        return {"optimizer": None}
+    momentum = optimizer.param_groups[0].get("momentum") if optimizer.param_groups else None
+    return {"optimizer": type(optimizer).__name__} | ({"momentum": float(momentum)} if momentum else {})
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return a metric as a float; a tensor's device is waited for."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise InvalidValueError(
+                f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; a metric has one"
+            )
+        return float(value.item())
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise InvalidTypeError(f"{name!r} is {value!r:.80}, of type {type(value).__name__}; expected a number")
+    return float(value)

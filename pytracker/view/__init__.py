@@ -1,0 +1,32 @@
+"""Runs made visible: in the terminal, as comparisons, exports and reports. No torch here.
+
+Names are imported when they are first used: a table in the terminal needs no report.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import attach
+
+if TYPE_CHECKING:
+    from . import console as console
+    from .comparison import Comparison as Comparison
+    from .comparison import compare as compare
+    from .export import export_run as export_run
+    from .report import build_charts as build_charts
+    from .report import write_report as write_report
+    from .watch import watch_run as watch_run
+
+_HOMES = {
+    "Comparison": "comparison",
+    "build_charts": "report",
+    "compare": "comparison",
+    "export_run": "export",
+    "watch_run": "watch",
+    "write_report": "report",
+}
+
+__all__ = ["Comparison", "build_charts", "compare", "console", "export_run", "watch_run", "write_report"]
+
+__getattr__, __dir__ = attach(__name__, _HOMES)

@@ -1,0 +1,186 @@
+"""Runs side by side: best and last values, what differs in the configs, how soon each got somewhere. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from ..errors import InvalidValueError
+from ..history import Series
+from ..store import StoredRun, load_run
+from .metric_names import goal, ordered
+
+_FACTS: Final = ("git_commit", "git_dirty", "host", "devices", "torch", "python", "pytracker", "command")
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of one run. ``best`` and its step are None where neither high nor low is good (a learning rate)."""
+
+    best: float | None
+    best_step: int | None
+    last: float
+    last_step: int
+
+
+@dataclass(frozen=True)
+class Reach:
+    """When each run first got to ``threshold`` in ``metric``: steps and training seconds, None where it never did."""
+
+    metric: str
+    threshold: float
+    steps: list[int | None]
+    seconds: list[float | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs compared. Every list has one element a run, in the order of ``names``."""
+
+    names: list[str]
+    states: list[str]
+    last_steps: list[int]
+    seconds: list[float]
+    steps_per_second: list[float | None]
+    goals: dict[str, str | None]
+    metrics: dict[str, list[MetricResult | None]]
+    reach: list[Reach]
+    config: dict[str, list[Any]]  # keys that differ only; None where a run has no such key
+    facts: dict[str, list[Any]]  # likewise: commit, host, versions, ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and lists."""
+        return asdict(self)
+
+
+def compare(
+    runs: Iterable[StoredRun | str | os.PathLike[str]], *, thresholds: Mapping[str, float] | None = None
+) -> Comparison:
+    """Compare runs.
+
+    Args:
+        runs: two or more, as ``load_run`` gives them or as paths; one alone works too.
+        thresholds: by metric, the level whose step and time to ask for. By default, for each metric with a goal, the
+            level that every run has reached: the worst of their best values.
+
+    Raises:
+        InvalidValueError: there are no runs, or a threshold is for a metric that no run has, or that has no goal.
+
+    >>> import tempfile
+    >>> from pytracker.store import Run
+    >>> folder, paths = tempfile.mkdtemp(), []
+    >>> for name, lr in (("slow", 0.1), ("fast", 0.5)):
+    ...     with Run(folder, name=name, config={"lr": lr}) as run:
+    ...         for step in range(4):
+    ...             run.log(step, loss=1 - step * lr / 2)
+    ...     paths.append(run.path)
+    >>> comparison = compare(paths, thresholds={"loss": 0.9})
+    >>> comparison.config, comparison.reach[0].steps
+    ({'lr': [0.1, 0.5]}, [2, 1])
+    """
+    loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in runs]
+    if not loaded:
+        raise InvalidValueError("compare: no runs were given")
+    names = ordered(dict.fromkeys(name for run in loaded for name in run.summaries))
+    clocks = [run.clock() for run in loaded]
+    metrics = {name: [_result(run, name) for run in loaded] for name in names}
+    return Comparison(
+        names=distinct_names(loaded),
+        states=[run.state for run in loaded],
+        last_steps=[run.last_step for run in loaded],
+        seconds=[run.seconds for run in loaded],
+        steps_per_second=[_speed(*clock) for clock in clocks],
+        goals={name: goal(name) for name in names},
+        metrics=metrics,
+        reach=_reaches(loaded, clocks, _levels(metrics) if thresholds is None else _checked(thresholds, names)),
+        config=_differences([flatten(run.config) for run in loaded]),
+        facts=_differences([{name: run.facts.get(name) for name in _FACTS} for run in loaded]),
+    )
+
+
+def distinct_names(runs: Sequence[StoredRun]) -> list[str]:
+    """Return the runs' names; where two share one, their whole paths."""
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else str(run.path) for name, run in zip(names, runs, strict=True)]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one level with dotted keys.
+
+    >>> flatten({"optimizer": {"name": "sgd", "lr": 0.1}, "seed": 0})
+    {'optimizer.name': 'sgd', 'optimizer.lr': 0.1, 'seed': 0}
+    """
+    if not isinstance(config, Mapping):
+        return {prefix or "config": config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def _result(run: StoredRun, name: str) -> MetricResult | None:
+    summary = run.summaries.get(name)
+    if summary is None:
+        return None
+    best, step = {
+        "min": (summary.minimum, summary.minimum_step),
+        "max": (summary.maximum, summary.maximum_step),
+        None: (None, None),
+    }[goal(name)]
+    return MetricResult(best, step, summary.last, summary.last_step)
+
+
+def _speed(steps: Any, seconds: Any) -> float | None:
+    elapsed = float(seconds[-1] - seconds[0]) if len(seconds) > 1 else 0.0
+    return float(steps[-1] - steps[0]) / elapsed if elapsed > 0 else None
+
+
+def _levels(metrics: dict[str, list[MetricResult | None]]) -> dict[str, float]:
+    levels = {}
+    for name, results in metrics.items():
+        bests = [result.best for result in results if result is not None and result.best is not None]
+        if len(bests) == len(results) > 1:
+            levels[name] = min(bests) if goal(name) == "max" else max(bests)
+    return levels
+
+
+def _checked(thresholds: Mapping[str, float], names: list[str]) -> dict[str, float]:
+    for name in thresholds:
+        if name not in names:
+            raise InvalidValueError(f"threshold: no run has a metric {name!r}; there are {', '.join(names)}")
+        if goal(name) is None:
+            raise InvalidValueError(f"threshold: it can't be told whether {name!r} should rise or fall")
+    return dict(thresholds)
+
+
+def _reaches(runs: list[StoredRun], clocks: list[Any], levels: Mapping[str, float]) -> list[Reach]:
+    if not levels:
+        return []
+    histories = [run.load_history(parameters=False) for run in runs]
+    reaches = []
+    for name, level in levels.items():
+        steps = [_first_step(history.get(name), level, goal(name)) for history in histories]
+        seconds = [
+            None if step is None or not len(clock[0]) else float(np.interp(step, *clock))
+            for step, clock in zip(steps, clocks, strict=True)
+        ]
+        reaches.append(Reach(name, level, steps, seconds))
+    return reaches
+
+
+def _first_step(series: Series | None, level: float, aim: str | None) -> int | None:
+    if series is None:
+        return None
+    there = series.values >= level if aim == "max" else series.values <= level
+    return int(series.steps[np.argmax(there)]) if there.any() else None
+
+
+def _differences(tables: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    keys = dict.fromkeys(key for table in tables for key in table)
+    rows = {key: [table.get(key) for table in tables] for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}

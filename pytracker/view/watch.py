@@ -1,0 +1,100 @@
+"""Watch: a running training in the terminal, also one that another process writes. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..diagnostics import most_severe_first
+from ..history import Float64Array, History, Int64Array
+from ..store import StoredRun, Tail
+from . import console
+from .metric_names import ordered
+
+_SPEED_SECONDS: Final = 30.0  # how far back the speed looks
+_SERIES: Final = 10
+_FINDINGS: Final = 3
+
+
+def watch_run(path: str | os.PathLike[str], *, seconds: float = 1.0, once: bool = False) -> None:
+    """Show a run in the terminal, and go on until it ends or Ctrl-C is pressed.
+
+    Args:
+        path: the run's folder.
+        seconds: between two looks at the file. Each look reads only what is new.
+        once: look once and leave; so does a run that nobody writes.
+
+    Raises:
+        RunNotFoundError: there is no run.
+        RunFormatError: the file is not a run.
+    """
+    console = Console(highlight=False)
+    tail = Tail(Path(path))
+    tail.read()
+    if once or tail.run.state != "running":
+        console.print(screen(tail))
+        return
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        live.update(screen(tail), refresh=True)
+        while tail.run.state == "running":
+            time.sleep(seconds)
+            tail.read()
+            live.update(screen(tail), refresh=True)
+
+
+def screen(tail: Tail) -> RenderableType:
+    """Return what ``watch`` shows at one moment."""
+    history, parameters = tail.history, tail.history.parameters
+    parts: list[RenderableType] = [_head(tail.run, _speed(*tail.clock)), "", _series(history)]
+    if len(parameters):
+        title = f"Gradient norms of {len(parameters.infos)} parameters, loudest and quietest"
+        parts.append(console.norm_table(parameters.names, parameters.field("norm_mean"), title))
+    if history.findings:
+        parts.append(console.findings(most_severe_first(history.findings)[:_FINDINGS]))
+        if len(history.findings) > _FINDINGS:
+            more = f"and {len(history.findings) - _FINDINGS} less severe; all: pytracker show {tail.run.name}"
+            parts.append(console.literal(more))
+    return Group(*parts)
+
+
+def _head(run: StoredRun, speed: float | None) -> Text:
+    told = [
+        run.name,
+        run.state,
+        f"step {run.last_step}" if run.summaries else "no steps yet",
+        console.duration(run.seconds or None),
+        f"{speed:.4g} steps/s" if speed else "",
+    ]
+    if run.state == "running" and run.sessions:
+        told.append(f"written {console.age(run.sessions[-1].last_written)} ago")
+    return console.literal("   ".join(filter(None, told)), "bold")
+
+
+def _speed(steps: Int64Array, seconds: Float64Array) -> float | None:
+    """Steps for each second, over the last half minute."""
+    if len(steps) < 2:
+        return None
+    start = min(int(np.searchsorted(seconds, seconds[-1] - _SPEED_SECONDS)), len(steps) - 2)
+    elapsed = float(seconds[-1] - seconds[start])
+    return float(steps[-1] - steps[start]) / elapsed if elapsed > 0 else None
+
+
+def _series(history: History) -> Table:
+    table = console.plain_table("series", "last", "lowest", "highest", "course", numbers=("last", "lowest", "highest"))
+    for name in ordered(history)[:_SERIES]:
+        values = history[name].values
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (None, None)
+        shown = np.log10(np.where(values > 0, values, np.nan)) if name in ("grad_norm", "grad_max") else values
+        cells = (console.number(float(values[-1])), console.number(low), console.number(high))
+        table.add_row(name, *cells, console.sparkline(shown))
+    return table

@@ -1,0 +1,88 @@
+"""Exports, read back by other libraries."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from synthetic import gradient_rows
+
+from pytracker.errors import InvalidValueError
+from pytracker.history import FIELDS, summarize
+from pytracker.store import Run, load_run
+from pytracker.view import export_run
+
+
+@pytest.fixture
+def run(tmp_path, infos):
+    numel = np.array([info.numel for info in infos])
+    with Run(tmp_path, name="one", config={"lr": 0.1}) as run:
+        run.set_parameters(infos)
+        for step in range(10):
+            run.log(step, loss=math.nan if step == 3 else 1.0 / (step + 1))
+        run.log(4, val_loss=0.5)
+        run.log(9, val_loss=math.inf)
+        for first in (0, 5):
+            rows = gradient_rows(np.random.default_rng(first), 5, numel)
+            run.log_interval(summarize(np.arange(first, first + 5), rows, numel))
+    return load_run(run.path)
+
+
+def test_csv_has_a_row_a_step_and_gaps_where_a_series_has_none(run, tmp_path):
+    export_run(run, tmp_path / "out.csv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(10))
+    assert [float(row["loss"]) for row in rows][4:] == run.history["loss"][4:]
+    assert rows[3]["loss"] == "nan"
+    assert [row["val_loss"] for row in rows] == ["", "", "", "", "0.5", "", "", "", "", "inf"]
+
+
+def test_json_is_strict_and_holds_config_and_series(run):
+    text = io.StringIO()
+    export_run(run, text, format="json")
+    document = json.loads(text.getvalue(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert document["config"] == {"lr": 0.1}
+    assert document["series"]["val_loss"] == {"steps": [4, 9], "values": [0.5, None]}
+    assert document["series"]["loss"]["values"][4:] == run.history["loss"][4:]
+
+
+def test_parquet_is_read_by_pandas_with_the_same_values(run, tmp_path):
+    pandas = pytest.importorskip("pandas", reason="reads the file back")
+    pytest.importorskip("pyarrow", reason="writes Parquet")
+    export_run(run, tmp_path / "out.parquet")
+    frame = pandas.read_parquet(tmp_path / "out.parquet").set_index("step")
+    pandas.testing.assert_frame_equal(frame, run.history.to_pandas())
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "parquet"])
+def test_parameters_are_a_long_table(run, tmp_path, format):
+    pandas = pytest.importorskip("pandas", reason="reads the file back")
+    path = tmp_path / f"out.{format}"
+    export_run(run, path, parameters=True)
+    if format == "json":
+        frame = pandas.DataFrame(json.loads(path.read_text())["intervals"])
+    else:
+        frame = {"csv": pandas.read_csv, "parquet": pandas.read_parquet}[format](path)
+    assert frame["parameter"].tolist() == [info.name for info in run.parameters] * 2
+    assert frame["first_step"].tolist() == [0] * 3 + [5] * 3
+    for name in FIELDS:
+        expected = run.history.parameters.field(name).reshape(-1)
+        np.testing.assert_allclose(frame[name].to_numpy(dtype=float), expected, rtol=1e-6, err_msg=name)
+
+
+def test_an_empty_run_exports_its_header(tmp_path):
+    with Run(tmp_path) as run:
+        pass
+    export_run(load_run(run.path), tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "step\n"
+
+
+def test_an_unknown_format_is_named(run, tmp_path):
+    with pytest.raises(InvalidValueError, match="format: expected one of csv, json, parquet, got 'xlsx'"):
+        export_run(run, tmp_path / "out.xlsx")
+    with pytest.raises(InvalidValueError, match="Parquet needs a path"):
+        export_run(run, io.StringIO(), format="parquet")
