@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .core import Planned, Target, norms_of_known, plan_for, total_moments
-from .distributed import merge_pieces
+from .core import Target, TrackedParameters, norms_of_known, plan_for, total_moments
+from .distributed import merge_shards
 from .errors import InvalidTypeError, InvalidValueError
 
 
@@ -47,12 +47,12 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     """
     norms = norms_of_known(model)
     if norms is None:
-        planned = plan_for(model)
-        if planned.sharded:
-            totals = GradientStats(planned)._totals
+        tracked = plan_for(model)
+        if tracked.sharded:
+            totals = GradientStats(tracked)._totals
             norms = totals[SUM_SQ].sqrt().item(), totals[MAX_SUM_SQ_TOTAL].sqrt().item()
         else:
-            norms = planned.plan.norm_and_max()
+            norms = tracked.plan.norm_and_max()
     return {"grad_norm": norms[0], "grad_max": norms[1]}
 
 
@@ -102,23 +102,23 @@ class GradientStats:
     first); reading a value from one waits, as with any tensor.
     """
 
-    def __init__(self, planned: Planned, grad_scale: Tensor | None = None) -> None:
+    def __init__(self, tracked: TrackedParameters, grad_scale: Tensor | None = None) -> None:
         """Reduce the gradients as they are."""
-        self._planned = planned  # asked for names and sizes only when they are wanted: there may be thousands
-        self._rows: list[Tensor] = planned.plan.reduce(grad_scale)  # of each device
-        if planned.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
+        self._tracked = tracked  # asked for names and sizes only when they are wanted: there may be thousands
+        self._rows: list[Tensor] = tracked.plan.reduce(grad_scale)  # of each device
+        if tracked.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
-            self._tensors = merge_pieces(planned.held, local)
+            self._tensors = merge_shards(tracked.parameters, local)
             self._totals = total_moments(self._tensors)
             self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
 
     @functools.cached_property
     def _names(self) -> list[str]:
-        return [held.name for held in self._planned.held]
+        return [each.name for each in self._tracked.parameters]
 
     @functools.cached_property
     def _numel(self) -> list[int]:
-        return [math.prod(held.shape) for held in self._planned.held]
+        return [math.prod(each.shape) for each in self._tracked.parameters]
 
     @property
     def names(self) -> list[str]:
@@ -132,7 +132,7 @@ class GradientStats:
         if len(parts) == 1:
             return parts[0]
         gathered = parts[0].new_empty((len(self._names), len(COLUMNS)))
-        for members, part in zip(self._planned.plan.members, parts, strict=True):
+        for members, part in zip(self._tracked.plan.members, parts, strict=True):
             gathered[members] = part.to(gathered.device)
         return gathered
 
@@ -208,7 +208,7 @@ class GradientStats:
 
     def _on_host(self) -> GradientStats:
         host = GradientStats.__new__(GradientStats)
-        host._planned = self._planned
+        host._tracked = self._tracked
         host._rows = [row.cpu() for row in self._rows]
         return host
 

@@ -219,13 +219,13 @@ class GradientMeter:
             ParameterError: two parameters have the same name, or one has no data.
             LayoutError: parameters are sharded over ranks.
         """
-        planned = plan_for(target)
-        if planned.sharded:
+        tracked = plan_for(target)
+        if tracked.sharded:
             raise LayoutError(
                 "a GradientMeter sees only this rank's pieces of sharded parameters; use a Tracker instead"
             )
-        self.names: list[str] = [held.name for held in planned.held]
-        self._log = DeviceLog(planned.plan, every=every, on_rows=self._receive)
+        self.names: list[str] = [each.name for each in tracked.parameters]
+        self._log = DeviceLog(tracked.plan, every=every, on_rows=self._receive)
         self._updates = 0
         self._counted_from = 0
         self._clear()

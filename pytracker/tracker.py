@@ -33,8 +33,8 @@ from .meters import checked_weight
 from .sinks import Sink, Sinks
 from .tracking import (
     EpochMeans,
-    Judge,
-    Memory,
+    InMemoryRun,
+    LiveDiagnosis,
     ModelWatch,
     as_number,
     check_arguments,
@@ -135,13 +135,13 @@ class Tracker:
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout)
-        planned = plan_for(model)
-        self._held, self._plan = planned.held, planned.plan
-        self._watch = ModelWatch(None if planned.rewritten else model, self._held)
+        tracked = plan_for(model)
+        self._held, self._plan = tracked.parameters, tracked.plan
+        self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
         every = checked_interval(every)
         infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
-            planned,
+            tracked,
             infos,
             every=every,
             group=process_group,
@@ -153,9 +153,9 @@ class Tracker:
         self._log = DeviceLog(self._plan, every, self._take, optimizer=optimizer, reserved=_RESERVED, slots=slots)
         self._append = self._append_and_poll if self._team.polls else self._log.append
         first = self._team.is_first
-        self._run: Any = opened(run) if first else Memory()
+        self._run: Any = opened(run) if first else InMemoryRun()
         diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
-        self._judge = Judge(diagnosis if first else None, self._run, on_finding if first else None)
+        self._judge = LiveDiagnosis(diagnosis if first else None, self._run, on_finding if first else None)
         self._sinks = Sinks(sinks if first else ())
         self._steps = self._epochs = 0
         self._closed = self._warned = False

@@ -50,9 +50,9 @@ def clip_grad_norm_(
     max_norm = float(max_norm)
     if not max_norm >= 0:
         raise InvalidValueError(f"max_norm is {max_norm}; it is the largest norm allowed, zero or more")
-    planned = plan_for(parameters)
-    plan = planned.plan
-    if any(held.groups and not hasattr(held.parameter, "device_mesh") for held in planned.held):
+    tracked = plan_for(parameters)
+    plan = tracked.plan
+    if any(each.groups and not hasattr(each.parameter, "device_mesh") for each in tracked.parameters):
         raise LayoutError(
             "a FullyShardedDataParallel is clipped by its own method, model.clip_grad_norm_(max_norm, norm_type); "
             "gradient_stats(model) and a Tracker measure it"
@@ -60,7 +60,7 @@ def clip_grad_norm_(
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0)
-    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or planned.sharded:
+    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or tracked.sharded:
         return torch.nn.utils.clip_grad_norm_(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)
     norm: Tensor = norm_and_factor[0]

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from . import native
 from .device_log import FIRST_SLOTS, DeviceLog, Rows, checked_interval
-from .plans import Planned, Target, held_by, make_plan, norms_of_known, plan_for
+from .plans import Target, TrackedParameters, make_plan, norms_of_known, parameters_of, plan_for
 from .reference import total_moments
-from .shards import Held, held, held_in
+from .shards import LocalParameter, local_parameter, parameters_of_module
 
 __all__ = [
     "FIRST_SLOTS",
     "DeviceLog",
-    "Held",
-    "Planned",
+    "LocalParameter",
     "Rows",
     "Target",
+    "TrackedParameters",
     "checked_interval",
-    "held",
-    "held_by",
-    "held_in",
+    "local_parameter",
     "make_plan",
     "native",
     "norms_of_known",
+    "parameters_of",
+    "parameters_of_module",
     "plan_for",
     "total_moments",
 ]

@@ -40,7 +40,7 @@ class Rows:
 
 
 @dataclass
-class _Flight:
+class PendingCopy:
     """Rows on their way to the host."""
 
     steps: list[int]
@@ -50,7 +50,7 @@ class _Flight:
     events: list[torch.cuda.Event]
 
 
-class _Lane:
+class CopyStream:
     """The way of one CUDA device's rows to the host: a side stream, and two pinned buffers taken in turn."""
 
     def __init__(self, rows: torch.Tensor, every: int) -> None:
@@ -113,7 +113,7 @@ class DeviceLog:
         self._every = checked_interval(every)
         self._on_rows = on_rows
         self._reader = native.make_reader(plan, optimizer, name_rates, set(reserved))
-        self._flights: deque[_Flight] = deque()
+        self._pending: deque[PendingCopy] = deque()
         self._turn = 0
         self._captured = False
         self.waits = 0
@@ -124,8 +124,8 @@ class DeviceLog:
         self._generation = self._plan.generation
         self._members = self._plan.members  # of the rows in this log, wherever the parameters move to
         self._reader.reset()
-        self._lanes = [_Lane(rows, self._every) if rows.is_cuda else None for rows in self._log.rows]
-        self._mixed = len(self._lanes) > 1
+        self._streams = [CopyStream(rows, self._every) if rows.is_cuda else None for rows in self._log.rows]
+        self._mixed = len(self._streams) > 1
 
     @property
     def every(self) -> int:
@@ -159,7 +159,7 @@ class DeviceLog:
             self._append_anew(step, scalars)
         elif pending == native.CAPTURED:
             self._captured = True
-        elif self._flights:
+        elif self._pending:
             self._land()
 
     def _append_anew(self, step: int, scalars: dict[str, Any]) -> None:
@@ -204,26 +204,26 @@ class DeviceLog:
 
     def flush(self) -> None:
         """Deliver every row. Waits for the device."""
-        for lane in self._lanes:
+        for lane in self._streams:
             if lane is not None:  # rows may have been written on a stream that is no longer the current one
                 torch.cuda.synchronize(lane.device)
-        while self._flights:  # first, so that the drain below finds a free buffer and counts no wait
+        while self._pending:  # first, so that the drain below finds a free buffer and counts no wait
             self._land(wait=True)
         self._drain()
-        while self._flights:
+        while self._pending:
             self._land(wait=True)
 
     def _drain(self) -> None:
         """Send what is pending on its way to the host, and deliver what has arrived."""
         self._land()
-        if len(self._flights) > 1:
+        if len(self._pending) > 1:
             self._wait_and_tell()
         first = self._log.drained
         steps, given = self._log.take(self._every)
         if not steps:
             return
         parts, events = [], []
-        for rows, lane in zip(self._log.rows, self._lanes, strict=True):
+        for rows, lane in zip(self._log.rows, self._streams, strict=True):
             pieces = ring_pieces(rows, first, len(steps))
             if lane is not None:
                 part, event = lane.copy(pieces, self._turn)
@@ -234,7 +234,7 @@ class DeviceLog:
                 part = torch.cat(pieces).cpu()
             parts.append(part)
         self._turn = 1 - self._turn
-        self._flights.append(_Flight(steps, given, list(self._log.scalar_names), parts, events))
+        self._pending.append(PendingCopy(steps, given, list(self._log.scalar_names), parts, events))
         if not events:
             self._land()
 
@@ -251,15 +251,15 @@ class DeviceLog:
 
     def _land(self, wait: bool = False) -> None:
         """Deliver the flights that have arrived; with ``wait``, the next one in any case."""
-        while self._flights and (wait or all(map(_is_done, self._flights[0].events))):
-            flight = self._flights.popleft()
+        while self._pending and (wait or all(map(_is_done, self._pending[0].events))):
+            flight = self._pending.popleft()
             if wait:
                 for event in flight.events:
                     event.synchronize()
             wait = False
             self._on_rows(self._unpack(flight))
 
-    def _unpack(self, flight: _Flight) -> Rows:
+    def _unpack(self, flight: PendingCopy) -> Rows:
         """Copy a flight's rows out of the pinned buffers, merging the devices."""
         parts = [part.numpy().astype(np.float64) for part in flight.parts]  # always a copy
         given = np.array(flight.given, np.uint64)  # [rows, devices]

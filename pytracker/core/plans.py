@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InvalidTypeError, ParameterError
 from . import native
-from .shards import Held, held, held_in
+from .shards import LocalParameter, local_parameter, parameters_of_module
 
 Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
 
@@ -22,28 +22,30 @@ _KEPT_LISTS = 4  # plans of the latest lists of parameters; a training has one o
 
 
 @dataclass(frozen=True)
-class Planned:
+class TrackedParameters:
     """The parameters of a target as this rank holds them, and the plan that reduces their gradients."""
 
-    held: list[Held]
+    parameters: list[LocalParameter]
     plan: Any
 
     @functools.cached_property
     def sharded(self) -> bool:
         """Whether this rank has only a piece of some gradient."""
-        return any(each.groups for each in self.held)
+        return any(each.groups for each in self.parameters)
 
     @functools.cached_property
     def rewritten(self) -> bool:
         """Whether a wrapper may exchange the parameters of the modules as it goes: FSDP does so."""
-        return any(each.window[1] >= 0 or each.piece.ranks for each in self.held)
+        return any(each.window[1] >= 0 or each.shard.shard_ranks for each in self.parameters)
 
 
-_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any, Planned]] = weakref.WeakKeyDictionary()
-_list_plans: list[Planned] = []
+_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any, TrackedParameters]] = (
+    weakref.WeakKeyDictionary()
+)
+_list_plans: list[TrackedParameters] = []
 
 
-def held_by(target: Target) -> list[Held]:
+def parameters_of(target: Target) -> list[LocalParameter]:
     """Return the parameters of a target as this rank holds them; one that occurs twice counts once.
 
     Raises:
@@ -52,18 +54,18 @@ def held_by(target: Target) -> list[Held]:
         LayoutError: it cannot be told which piece of a parameter this rank holds.
     """
     if isinstance(target, torch.nn.Module):
-        found = held_in(target)
+        found = parameters_of_module(target)
     else:
         named = [("0", target)] if isinstance(target, Tensor) else _named(target)
         unique = {id(parameter): (name, parameter) for name, parameter in reversed(named)}
-        found = [held(name, parameter) for name, parameter in reversed(unique.values())]
+        found = [local_parameter(name, parameter) for name, parameter in reversed(unique.values())]
     for name, count in Counter(each.name for each in found).items():
         if count > 1:
             raise ParameterError(f"the name {name!r} is used for {count} parameters; give each its own")
     return found
 
 
-def make_plan(parameters: list[Held], source: str = "gradient") -> Any:
+def make_plan(parameters: list[LocalParameter], source: str = "gradient") -> Any:
     """Return a plan that reduces the gradients of these parameters, or with ``source="value"`` the parameters."""
     windows = [each.window for each in parameters]
     return native.make_plan(
@@ -101,7 +103,7 @@ def norms_of_known(target: Target) -> tuple[float, float] | None:
     return norms
 
 
-def plan_for(target: Target) -> Planned:
+def plan_for(target: Target) -> TrackedParameters:
     """Return the parameters of a target and their plan; the same again while the parameters are the same.
 
     Raises:
@@ -113,22 +115,22 @@ def plan_for(target: Target) -> Planned:
         known = _module_plans.get(target)
         if known is not None and known[0].unchanged(target):
             return known[2]
-        planned = _planned(held_by(target))
-        _module_plans[target] = (native.watch_module(target), planned.plan, planned)
-        return planned
+        tracked = _tracked(parameters_of(target))
+        _module_plans[target] = (native.watch_module(target), tracked.plan, tracked)
+        return tracked
     items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
-    for planned in _list_plans:
-        if planned.plan.is_for(items):
-            return planned
-    planned = _planned(held_by(items))
-    if planned.plan.is_for(items):  # not so for named pairs, whose names may differ next time
-        _list_plans.insert(0, planned)
+    for tracked in _list_plans:
+        if tracked.plan.is_for(items):
+            return tracked
+    tracked = _tracked(parameters_of(items))
+    if tracked.plan.is_for(items):  # not so for named pairs, whose names may differ next time
+        _list_plans.insert(0, tracked)
         del _list_plans[_KEPT_LISTS:]
-    return planned
+    return tracked
 
 
-def _planned(parameters: list[Held]) -> Planned:
-    return Planned(parameters, make_plan(parameters))
+def _tracked(parameters: list[LocalParameter]) -> TrackedParameters:
+    return TrackedParameters(parameters, make_plan(parameters))
 
 
 def _iterable(target: Any) -> Iterable[Any]:

@@ -22,29 +22,29 @@ _ALL = (0, -1)
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """What this rank holds of a parameter, in words that other ranks understand."""
 
-    counts: bool = True  # this rank's piece is added; False on the replicas of a rank that adds the same
+    is_counted: bool = True  # this rank's piece is added; False on the replicas of a rank that adds the same
     replicated: bool = True  # every rank that has the name has the whole gradient
-    ranks: tuple[int, ...] = ()  # those that share a sharded parameter; another such set holds a copy of it
-    copies: tuple[int, ...] = ()  # those that hold the same piece of a sharded parameter, this rank among them
+    shard_ranks: tuple[int, ...] = ()  # all ranks over which this parameter is sharded; another set holds a copy
+    replica_ranks: tuple[int, ...] = ()  # those that hold the same piece of a sharded parameter, this rank among them
     everywhere: bool = False  # a wrapper says that all ranks of the training have the whole gradient
 
 
 @dataclass(frozen=True)
-class Held:
+class LocalParameter:
     """A parameter as this rank holds it."""
 
     name: str  # in the model, without the wrappers around it
     parameter: Tensor  # has the gradient
     shape: tuple[int, ...]  # of the whole parameter
-    piece: Piece = Piece()
+    shard: Shard = Shard()
     window: tuple[int, int] = _ALL  # offset and length in a gradient that holds several parameters; length -1: all
     groups: tuple[str, ...] = ()  # names of those over which, one after another, the pieces add up to the whole
 
 
-def held_in(model: torch.nn.Module) -> list[Held]:
+def parameters_of_module(model: torch.nn.Module) -> list[LocalParameter]:
     """Return every parameter of a model as this rank holds it; one that occurs twice counts once.
 
     Raises:
@@ -56,10 +56,10 @@ def held_in(model: torch.nn.Module) -> list[Held]:
     replicas = {
         f"{path}.".lstrip("."): module for path, module in model.named_modules() if _is_a(module, _REPLICATING_WRAPPERS)
     }
-    flattened = [held for path, module in model.named_modules() for held in _of_fsdp1(path, module)]
-    known = {id(held.parameter) for held in flattened}
+    flattened = [each for path, module in model.named_modules() for each in _of_fsdp1(path, module)]
+    known = {id(each.parameter) for each in flattened}
     others = [
-        _of_ddp(held(name, parameter), replicas)
+        _of_ddp(local_parameter(name, parameter), replicas)
         for name, parameter in model.named_parameters()
         if id(parameter) not in known
     ]
@@ -71,19 +71,19 @@ def _is_a(module: torch.nn.Module, names: Iterable[str]) -> bool:
     return any(kind.__name__ in names for kind in type(module).__mro__)
 
 
-def _of_ddp(each: Held, replicas: dict[str, torch.nn.Module]) -> Held:
+def _of_ddp(each: LocalParameter, replicas: dict[str, torch.nn.Module]) -> LocalParameter:
     """Return a parameter with what a DistributedDataParallel around it says: it is reduced over the wrapper's ranks."""
     for prefix, wrapper in replicas.items():
         inside = each.name.removeprefix(f"{prefix}module.")
         group: Any = getattr(wrapper, "process_group", None)
-        if each.piece.replicated and inside != each.name and group is not None:
+        if each.shard.replicated and inside != each.name and group is not None:
             ignored: Any = getattr(wrapper, "parameters_to_ignore", ())
             if inside not in ignored and dist.get_world_size(group) == dist.get_world_size():
-                return replace(each, piece=replace(each.piece, everywhere=True))
+                return replace(each, shard=replace(each.shard, everywhere=True))
     return each
 
 
-def held(name: str, parameter: Tensor) -> Held:
+def local_parameter(name: str, parameter: Tensor) -> LocalParameter:
     """Return a parameter as this rank holds it, judged by itself.
 
     Raises:
@@ -99,7 +99,7 @@ def held(name: str, parameter: Tensor) -> Held:
         raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is measured")
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
-        return Held(name, parameter, tuple(parameter.shape))
+        return LocalParameter(name, parameter, tuple(parameter.shape))
     coordinate = mesh.get_coordinate()
     counts = coordinate is not None
     same: list[Any] = []
@@ -112,17 +112,17 @@ def held(name: str, parameter: Tensor) -> Held:
         if coordinate is not None:
             counts &= not placement.is_replicate() or coordinate[dimension] == 0
             same.append(slice(None) if placement.is_replicate() else coordinate[dimension])
-    piece = Piece(
-        counts=counts,
+    shard = Shard(
+        is_counted=counts,
         replicated=False,
-        ranks=tuple(mesh.mesh.flatten().tolist()),
-        copies=tuple(mesh.mesh[tuple(same)].flatten().tolist()) if coordinate is not None else (),
+        shard_ranks=tuple(mesh.mesh.flatten().tolist()),
+        replica_ranks=tuple(mesh.mesh[tuple(same)].flatten().tolist()) if coordinate is not None else (),
     )
     groups = tuple(mesh.get_group(d).group_name for d in range(mesh.ndim)) if mesh.size() > 1 else ()
-    return Held(name, parameter, tuple(parameter.shape), piece, groups=groups)
+    return LocalParameter(name, parameter, tuple(parameter.shape), shard, groups=groups)
 
 
-def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[Held]:
+def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[LocalParameter]:
     """Return what a FullyShardedDataParallel has flattened and sharded; nothing for any other module.
 
     FSDP1 says it in attributes of its own only (torch 2.10 to 2.14), so another version may end in an error.
@@ -135,19 +135,19 @@ def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[Held]:
         ranks = tuple(dist.get_process_group_ranks(handle.process_group))
         other_shards = getattr(module, "_inter_node_pg", None)  # of the hybrid strategies: this piece's copies
         copies = tuple(dist.get_process_group_ranks(other_shards)) if other_shards else (dist.get_rank(),)
-        unsharded = Piece(everywhere=len(ranks) == dist.get_world_size())
-        piece = Piece(replicated=False, ranks=ranks, copies=copies) if sharded else unsharded
+        unsharded = Shard(everywhere=len(ranks) == dist.get_world_size())
+        shard = Shard(replicated=False, shard_ranks=ranks, replica_ranks=copies) if sharded else unsharded
         groups = (handle.process_group.group_name,) if sharded else ()
         found = []
         described = zip(flat._fqns, flat._shapes, flat._shard_param_infos, strict=True)
-        for index, (name, shape, shard) in enumerate(described):
+        for index, (name, shape, within) in enumerate(described):
             if handle._use_orig_params:
                 parameter = flat._params[index]
                 window = (0, parameter.numel()) if sharded else _ALL
             else:
                 parameter = flat
-                window = (shard.offset_in_shard, shard.numel_in_shard) if shard.in_shard else (0, 0)
-            found.append(Held(f"{path}.{name}".lstrip("."), parameter, tuple(shape), piece, window, groups))
+                window = (within.offset_in_shard, within.numel_in_shard) if within.in_shard else (0, 0)
+            found.append(LocalParameter(f"{path}.{name}".lstrip("."), parameter, tuple(shape), shard, window, groups))
     except AttributeError as error:
         raise LayoutError(
             f"module {path or 'model'!r} is a FullyShardedDataParallel of a torch that pytracker cannot read "

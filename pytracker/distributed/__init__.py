@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .noise_scale import NOISE_SERIES, GradientNoiseScale
-from .shard_moments import merge_pieces
+from .shard_moments import merge_shards
 from .team import team_of
 
 __all__ = [
     "NOISE_SERIES",
     "GradientNoiseScale",
-    "merge_pieces",
+    "merge_shards",
     "team_of",
 ]

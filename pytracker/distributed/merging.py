@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS, selection
-from ..core import Held, Rows
+from ..core import LocalParameter, Rows
 from ..errors import RankMismatchError
 from ..history import ParameterInfo
 from .copy_check import copies_of
@@ -68,7 +68,7 @@ def check_stamps(summed: NDArray[np.float64], ranks: int, steps: NDArray[np.int6
 
 
 @dataclass
-class Merge:
+class PendingMerge:
     """Rows of one interval that are being merged."""
 
     rows: Rows
@@ -76,21 +76,21 @@ class Merge:
     works: list[Any]
 
 
-class Merging:
+class RowMerger:
     """Intervals of rows on their way through the other ranks: merged one after the other, handed on in order."""
 
     def __init__(self, ranks: Ranks, infos: list[ParameterInfo]) -> None:
         """Begin with none. ``infos`` says what the parameters of merged rows are."""
         self.infos = infos
         self._ranks = ranks
-        self._merges: deque[Merge] = deque()
+        self._merges: deque[PendingMerge] = deque()
         self._drains = 0
 
-    def begin(self, rows: Rows) -> Merge:
+    def begin(self, rows: Rows) -> PendingMerge:
         """Enqueue the collectives of an interval. Their number and size are the same on every rank and drain."""
         raise NotImplementedError
 
-    def finish(self, merge: Merge, drain: int) -> Rows:
+    def finish(self, merge: PendingMerge, drain: int) -> Rows:
         """Return the merged rows, of collectives that are over."""
         raise NotImplementedError
 
@@ -177,7 +177,7 @@ class _Set:
 
 
 @dataclass(frozen=True)
-class _Told:
+class ParameterClaim:
     """What a rank tells the others of a parameter."""
 
     info: ParameterInfo
@@ -185,7 +185,7 @@ class _Told:
     holders: int  # which of the sets of ranks that this rank knows shares it; -1: none
 
 
-class Merger(Merging):
+class MomentMerger(RowMerger):
     """Merges the rows of all ranks, two collectives an interval, and hands them on in order.
 
     Making one is a collective of its own, and waits: the ranks tell each other what they hold. A description that many
@@ -193,7 +193,7 @@ class Merger(Merging):
 
     Args:
         ranks: those among which the parameters are spread.
-        held: the parameters as this rank holds them.
+        parameters: the parameters as this rank holds them.
         infos: what each is.
         every: rows of an interval; the same on all ranks.
         watched: copies are compared elsewhere, so they are not here.
@@ -203,19 +203,27 @@ class Merger(Merging):
     """
 
     def __init__(
-        self, ranks: Ranks, held: list[Held], infos: list[ParameterInfo], *, every: int, watched: bool = False
+        self,
+        ranks: Ranks,
+        parameters: list[LocalParameter],
+        infos: list[ParameterInfo],
+        *,
+        every: int,
+        watched: bool = False,
     ) -> None:
         """Agree with the other ranks on what there is."""
         self._every = every
         self._any_merged = self._warned = False
-        sets = list(dict.fromkeys(each.piece.ranks for each in held if each.piece.ranks))
+        sets = list(dict.fromkeys(each.shard.shard_ranks for each in parameters if each.shard.shard_ranks))
         mine = [
-            _Told(info, each.piece.replicated, sets.index(each.piece.ranks) if each.piece.ranks else -1)
-            for info, each in zip(infos, held, strict=True)
+            ParameterClaim(
+                info, each.shard.replicated, sets.index(each.shard.shard_ranks) if each.shard.shard_ranks else -1
+            )
+            for info, each in zip(infos, parameters, strict=True)
         ]
         own = [_Set(min(each), len(each), dist.get_rank() in each) for each in sets]
         sets_of: dict[int, list[_Set]] = dict(zip(ranks.members, ranks.gather(own), strict=True))
-        described: list[tuple[list[_Told], list[int]]] = ranks.exchange(mine)
+        described: list[tuple[list[ParameterClaim], list[int]]] = ranks.exchange(mine)
         super().__init__(ranks, _agreed(described))
         place = {info.name: index for index, info in enumerate(self.infos)}
         places = np.array([place[info.name] for info in infos], np.intp)
@@ -225,20 +233,24 @@ class Merger(Merging):
             plain.update({told.info.name: len(givers) for told in all_told if told.replicated})
         firsts = _firsts_of_sets(described, sets_of)
         self._replicated = np.array([info.name in plain for info in self.infos], bool)
-        self._pieces = np.array([each.piece.counts for each in held], bool)
+        self._pieces = np.array([each.shard.is_counted for each in parameters], bool)
         # A parameter that several sets of ranks share is a copy in all but the first.
         self._counting = self._pieces & [
-            each.piece.replicated or min(each.piece.ranks) == firsts[each.name][0] for each in held
+            each.shard.replicated or min(each.shard.shard_ranks) == firsts[each.name][0] for each in parameters
         ]
-        shared = {each.name: (firsts[each.name], min(each.piece.ranks)) for each in held if not each.piece.replicated}
+        shared = {
+            each.name: (firsts[each.name], min(each.shard.shard_ranks))
+            for each in parameters
+            if not each.shard.replicated
+        }
         shared |= {name: (all_firsts, -1) for name, all_firsts in firsts.items() if name not in shared}
-        self._copies = copies_of(place, [each.name for each in held], *(({}, {}) if watched else (plain, shared)))
+        self._copies = copies_of(place, [each.name for each in parameters], *(({}, {}) if watched else (plain, shared)))
 
-    def begin(self, rows: Rows) -> Merge:
+    def begin(self, rows: Rows) -> PendingMerge:
         """Enqueue a sum and a maximum over the raw moments."""
         return self._begin(rows.tensors, rows)
 
-    def _begin(self, tensors: NDArray[np.float64], rows: Rows) -> Merge:
+    def _begin(self, tensors: NDArray[np.float64], rows: Rows) -> PendingMerge:
         """Enqueue the two collectives over [n, T, 6] of this rank. Their size is the same on every rank and drain."""
         count, length, width = len(tensors), max(self._every, len(tensors)), len(self.infos)
         having = ~np.isnan(tensors[:, :, ZEROS])
@@ -261,16 +273,16 @@ class Merger(Merging):
             dist.all_reduce(tensor, operation, group=self._ranks.group, async_op=True)
             for tensor, operation in zip(reduced, (dist.ReduceOp.SUM, dist.ReduceOp.MAX), strict=True)
         ]
-        return Merge(rows, reduced, works)
+        return PendingMerge(rows, reduced, works)
 
-    def finish(self, merge: Merge, drain: int) -> Rows:
+    def finish(self, merge: PendingMerge, drain: int) -> Rows:
         """Return the rows of the whole model."""
         steps = merge.rows.steps
         check_stamps(merge.tensors[0][:HEADER].numpy(), len(self._ranks.members), steps, drain)
         tensors = self._derive(merge, len(steps), "the gradient of")
         return Rows(steps, totals_of(tensors), tensors, merge.rows.scalars)
 
-    def _derive(self, merge: Merge, count: int, what: str) -> NDArray[np.float64]:
+    def _derive(self, merge: PendingMerge, count: int, what: str) -> NDArray[np.float64]:
         """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks, in place of the sums."""
         packed, maxima = (tensor.numpy() for tensor in merge.tensors)
         end = HEADER + maxima.size * len(COLUMNS)
@@ -320,13 +332,13 @@ class Merger(Merging):
         return merged
 
 
-def _agreed(described: list[tuple[list[_Told], list[int]]]) -> list[ParameterInfo]:
+def _agreed(described: list[tuple[list[ParameterClaim], list[int]]]) -> list[ParameterInfo]:
     """Return every parameter that some rank has, once.
 
     Raises:
         RankMismatchError: a name stands for different parameters.
     """
-    known: dict[str, tuple[int, _Told]] = {}
+    known: dict[str, tuple[int, ParameterClaim]] = {}
     for all_told, ranks in described:
         for told in all_told:
             first, other = known.setdefault(told.info.name, (ranks[0], told))
@@ -338,12 +350,12 @@ def _agreed(described: list[tuple[list[_Told], list[int]]]) -> list[ParameterInf
     return [told.info for _, told in known.values()]
 
 
-def _looks(told: _Told) -> str:
+def _looks(told: ParameterClaim) -> str:
     return f"{told.info.dtype} {list(told.info.shape)}{'' if told.replicated else ', spread over ranks,'}"
 
 
 def _firsts_of_sets(
-    described: list[tuple[list[_Told], list[int]]], sets_of: dict[int, list[_Set]]
+    described: list[tuple[list[ParameterClaim], list[int]]], sets_of: dict[int, list[_Set]]
 ) -> dict[str, list[int]]:
     """Return the first ranks of the sets that share each parameter, in order.
 

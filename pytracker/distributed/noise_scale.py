@@ -16,7 +16,7 @@ from ..columns import SUM_SQ
 from ..core import Rows, native
 from ..errors import InvalidTypeError, InvalidValueError, LayoutError
 from ..history import ParameterInfo
-from .merging import HEADER, Merge, Merging, check_stamps, stamp
+from .merging import HEADER, PendingMerge, RowMerger, check_stamps, stamp
 from .ranks import Ranks
 
 NOISE_SERIES = ("noise_scale", "grad_sq_estimate", "grad_variance_estimate")
@@ -145,7 +145,7 @@ def _default_hook() -> Hook:
     return hook
 
 
-class NoiseMerging(Merging):
+class NoiseMerger(RowMerger):
     """Averages what the ranks measured, one collective an interval, and adds the noise scale to the rows."""
 
     def __init__(self, ranks: Ranks, infos: list[ParameterInfo], noise: GradientNoiseScale, *, every: int) -> None:
@@ -159,15 +159,15 @@ class NoiseMerging(Merging):
         """Return what this rank measured in the latest backward."""
         return self._noise.scalars()
 
-    def begin(self, rows: Rows) -> Merge:
+    def begin(self, rows: Rows) -> PendingMerge:
         """Enqueue the sum of this rank's squared norms."""
         squares = np.zeros(HEADER + max(self._every, len(rows.steps)))
         squares[:HEADER] = stamp(rows.steps)
         squares[HEADER : HEADER + len(rows.steps)] = self._of(rows, _LOCAL)
         tensor = torch.from_numpy(squares)
-        return Merge(rows, [tensor], [dist.all_reduce(tensor, group=self._ranks.group, async_op=True)])
+        return PendingMerge(rows, [tensor], [dist.all_reduce(tensor, group=self._ranks.group, async_op=True)])
 
-    def finish(self, merge: Merge, drain: int) -> Rows:
+    def finish(self, merge: PendingMerge, drain: int) -> Rows:
         """Return the rows, with the noise scale in place of what it is made of."""
         rows = merge.rows
         summed, ranks = merge.tensors[0].numpy(), len(self._ranks.members)

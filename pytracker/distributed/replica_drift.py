@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..columns import SUM_SQ
-from ..core import Held
+from ..core import LocalParameter
 from ..diagnostics import Finding
 from ..errors import RankMismatchError
 from .ranks import Ranks, abandon
@@ -123,20 +123,22 @@ class ReplicaWatch:
 
     Args:
         ranks: all ranks of the training.
-        held: the parameters as this rank holds them.
+        parameters: the parameters as this rank holds them.
         every: rows of an interval.
         timeout: seconds until a rank that does not come is missing.
         tolerance: the relative difference of ``sum_sq`` that is no drift. Copies that were reduced alike have the same
             bits; those that each rank computes for itself may differ in the last.
     """
 
-    def __init__(self, ranks: Ranks, held: list[Held], *, every: int, timeout: float, tolerance: float = 1e-6) -> None:
+    def __init__(
+        self, ranks: Ranks, parameters: list[LocalParameter], *, every: int, timeout: float, tolerance: float = 1e-6
+    ) -> None:
         """Find out who holds copies of what."""
         self._all = ranks
-        names = [each.name for each in held]
+        names = [each.name for each in parameters]
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (each, plain) in enumerate(zip(held, self._holders(held), strict=True)):
-            alike[plain if each.piece.replicated else each.piece.copies].append(index)
+        for index, (each, plain) in enumerate(zip(parameters, self._holders(parameters), strict=True)):
+            alike[plain if each.shard.replicated else each.shard.replica_ranks].append(index)
         self._all.keep_agreed(members for members in alike if len(members) > 1)
         # Every rank makes its groups in the same order, so that none waits for another in a circle.
         self._copies = [
@@ -148,13 +150,13 @@ class ReplicaWatch:
         self._tells = not all(self._all.gather(first_sees_all))
         self._messages: tuple[list[Tensor], Any] | None = None
 
-    def _holders(self, held: list[Held]) -> list[tuple[int, ...]]:
+    def _holders(self, parameters: list[LocalParameter]) -> list[tuple[int, ...]]:
         """Return the ranks that have each plain parameter, by its name."""
         having: dict[str, list[int]] = defaultdict(list)
-        for names, ranks in self._all.exchange([each.name for each in held if each.piece.replicated]):
+        for names, ranks in self._all.exchange([each.name for each in parameters if each.shard.replicated]):
             for name in names:
                 having[name] += ranks
-        return [tuple(sorted(having[each.name])) for each in held]
+        return [tuple(sorted(having[each.name])) for each in parameters]
 
     def start(self, what: str, steps: NDArray[np.int64], tensors: NDArray[np.float64]) -> list[Finding]:
         """Begin to compare moments [n, T, 6], and return what earlier ones have shown."""

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..columns import ABS_MAX, NANS, ZEROS
-from ..core import Held
+from ..core import LocalParameter
 from .ranks import group_named
 
 
-def merge_pieces(parameters: list[Held], tensors: Tensor) -> Tensor:
+def merge_shards(parameters: list[LocalParameter], tensors: Tensor) -> Tensor:
     """Merge the moments [T, 6] of local pieces over the ranks that hold the others; waits as collectives do.
 
     Every rank must call it. Plain parameters are taken as they are: each rank has all of them.
@@ -25,7 +25,7 @@ def merge_pieces(parameters: list[Held], tensors: Tensor) -> Tensor:
         if each.groups:
             alike[each.groups].append(index)
     for groups, members in alike.items():
-        counting = torch.tensor([parameters[i].piece.counts for i in members], device=tensors.device)
+        counting = torch.tensor([parameters[i].shard.is_counted for i in members], device=tensors.device)
         local = tensors[members]
         present = ~local[:, ZEROS].isnan() & counting
         sums = torch.where(present[:, None], local, torch.zeros_like(local))

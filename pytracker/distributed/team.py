@@ -1,4 +1,4 @@
-"""A tracker's other ranks: `Team` where there are some to talk to, `Alone` where this rank has every whole gradient."""
+"""A tracker's other ranks: `Team` where it talks to some, `SingleRank` where this rank has every whole gradient."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ..core import Planned, Rows
+from ..core import Rows, TrackedParameters
 from ..diagnostics import Finding
 from ..errors import InvalidTypeError, LayoutError, RankMismatchError, in_words
 from ..history import ParameterInfo
-from .merging import Merger, Merging
-from .noise_scale import GradientNoiseScale, NoiseMerging
+from .merging import MomentMerger, RowMerger
+from .noise_scale import GradientNoiseScale, NoiseMerger
 from .ranks import RESCUE, Ranks, has_others, is_first_rank
 from .replica_drift import ReplicaWatch
 
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Alone:
+class SingleRank:
     """Nobody to talk to: a single process, or DDP, whose ranks all have the whole gradient."""
 
     polls = False  # whether rows are merged
@@ -88,13 +88,13 @@ def _together(method: Callable[Concatenate[Team, P], T]) -> Callable[Concatenate
     return guarded
 
 
-class Team(Alone):
+class Team(SingleRank):
     """Ranks among which the gradients are spread, or whose copies are compared."""
 
     talks = True
 
     def __init__(
-        self, ranks: Ranks, infos: list[ParameterInfo], merger: Merging | None, replicas: ReplicaWatch | None
+        self, ranks: Ranks, infos: list[ParameterInfo], merger: RowMerger | None, replicas: ReplicaWatch | None
     ) -> None:
         super().__init__(infos if merger is None else merger.infos)
         self._ranks = ranks
@@ -186,7 +186,7 @@ class Team(Alone):
 
 
 def team_of(
-    planned: Planned,
+    tracked: TrackedParameters,
     infos: list[ParameterInfo],
     *,
     every: int,
@@ -194,7 +194,7 @@ def team_of(
     check_replicas: bool,
     noise_scale: GradientNoiseScale | None,
     timeout: float,
-) -> Alone:
+) -> SingleRank:
     """Return the ranks that a tracker must talk to. A collective where there are some; waits.
 
     Raises:
@@ -203,30 +203,30 @@ def team_of(
             that are spread.
         RankMismatchError: the ranks were given different arguments or models, or one does not come.
     """
-    spread = planned.sharded or group is not None
+    spread = tracked.sharded or group is not None
     if noise_scale is not None:
         _check_noise_scale(noise_scale, spread)
         group = noise_scale.group
     if not spread and (group is None or dist.get_world_size(group) < dist.get_world_size()):
-        _check_told(planned)
+        _check_told(tracked)
     members = dist.get_process_group_ranks(group) if group is not None else None
     if members is not None:
-        _check_members(planned, members)
+        _check_members(tracked, members)
         if len(members) == 1:
-            return Alone(infos, is_first=True)
+            return SingleRank(infos, is_first=True)
     if not spread and noise_scale is None and not (check_replicas and has_others()):
-        return Alone(infos)
+        return SingleRank(infos)
     ranks = Ranks(members, timeout=timeout)
     try:
         ranks.check_settings(
             every=every, check_replicas=check_replicas, noise_scale=noise_scale is not None, spread=spread
         )
-        merger: Merging | None = None
+        merger: RowMerger | None = None
         if noise_scale is not None:
-            merger = NoiseMerging(ranks, infos, noise_scale, every=every)
+            merger = NoiseMerger(ranks, infos, noise_scale, every=every)
         elif spread:
-            merger = Merger(ranks, planned.held, infos, every=every, watched=check_replicas)
-        replicas = ReplicaWatch(ranks, planned.held, every=every, timeout=timeout) if check_replicas else None
+            merger = MomentMerger(ranks, tracked.parameters, infos, every=every, watched=check_replicas)
+        replicas = ReplicaWatch(ranks, tracked.parameters, every=every, timeout=timeout) if check_replicas else None
         return Team(ranks, infos, merger, replicas)
     except RankMismatchError:  # told to all alike: the next tracker can have the groups; or discarded already
         ranks.close()
@@ -236,12 +236,12 @@ def team_of(
         raise
 
 
-def _check_told(planned: Planned) -> None:
+def _check_told(tracked: TrackedParameters) -> None:
     """Make sure that of many ranks every one has the whole gradient."""
     if not has_others():
         return
-    for each in planned.held:
-        if each.parameter.requires_grad and not each.piece.everywhere:
+    for each in tracked.parameters:
+        if each.parameter.requires_grad and not each.shard.everywhere:
             raise LayoutError(
                 f"parameter {each.name!r} is a plain tensor on one of {dist.get_world_size()} ranks, in no "
                 "DistributedDataParallel of all of them, so it cannot be told whether the others have copies of its "
@@ -252,16 +252,17 @@ def _check_told(planned: Planned) -> None:
             )
 
 
-def _check_members(planned: Planned, members: list[int]) -> None:
+def _check_members(tracked: TrackedParameters, members: list[int]) -> None:
     """Make sure that the ranks which share a parameter are all among those that merge."""
     if dist.get_rank() not in members:
         raise LayoutError(f"rank {dist.get_rank()} is not in process_group, whose ranks are {members}")
-    for each in planned.held:
-        left_out = sorted(set(each.piece.ranks) - set(members))
+    for each in tracked.parameters:
+        left_out = sorted(set(each.shard.shard_ranks) - set(members))
         if left_out:
             raise LayoutError(
-                f"parameter {each.name!r} is spread over ranks {list(each.piece.ranks)}, and process_group leaves out "
-                f"{left_out}; leave process_group away, or give one of all ranks that have a piece of the model"
+                f"parameter {each.name!r} is spread over ranks {list(each.shard.shard_ranks)}, and process_group "
+                f"leaves out {left_out}; leave process_group away, or give one of all ranks that have a piece of the "
+                "model"
             )
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from .arguments import check_arguments
 from .epoch_means import EpochMeans
-from .live_diagnosis import Judge
+from .live_diagnosis import LiveDiagnosis
 from .model_watch import ModelWatch
-from .recorder import Memory, opened
+from .recorder import InMemoryRun, opened
 from .series import as_number, facts_for_rules, gradient_series, parameter_infos, warned_of_no_gradients, weight_moments
 
 __all__ = [
     "EpochMeans",
-    "Judge",
-    "Memory",
+    "InMemoryRun",
+    "LiveDiagnosis",
     "ModelWatch",
     "as_number",
     "check_arguments",

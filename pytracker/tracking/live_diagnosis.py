@@ -16,7 +16,7 @@ _SHARE = 0.02
 """The rules take at most this share of the time, but for the looks that ``diagnose`` would take as well."""
 
 
-class Judge:
+class LiveDiagnosis:
     """Runs the rules over a history that grows; writes what is found to the run, and tells it.
 
     A history that begins with steps, or goes back to an earlier one, is judged anew, and what was told of it before is

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from ..core import Held, held_by, native
+from ..core import LocalParameter, native, parameters_of
 from ..errors import ParameterError
 
 
 class ModelWatch:
     """Notices, once, that a module has got other parameters. ``model`` may be something that cannot be watched."""
 
-    def __init__(self, model: object, held: list[Held]) -> None:
+    def __init__(self, model: object, parameters: list[LocalParameter]) -> None:
         self._model = model if isinstance(model, torch.nn.Module) else None
-        self._before = {each.name: id(each.parameter) for each in held}
+        self._before = {each.name: id(each.parameter) for each in parameters}
         self._modules: Any = None if self._model is None else native.watch_module(self._model)
 
     def check(self, *, closed: bool) -> None:
@@ -27,7 +27,7 @@ class ModelWatch:
         """
         if self._model is None or self._modules.unchanged(self._model):
             return
-        now = {each.name: id(each.parameter) for each in held_by(self._model)}
+        now = {each.name: id(each.parameter) for each in parameters_of(self._model)}
         if now == self._before:  # another activation, say
             self._modules = native.watch_module(self._model)
             return

@@ -21,7 +21,7 @@ def opened(run: Any) -> Any:
         InvalidTypeError: ``run`` is none of these.
     """
     if run is None:
-        return Memory()
+        return InMemoryRun()
     if isinstance(run, (str, Path)):
         return Run(run)
     if not hasattr(run, "log_many"):
@@ -29,7 +29,7 @@ def opened(run: Any) -> Any:
     return run
 
 
-class Memory:
+class InMemoryRun:
     """Stands in for a run where there is none: keeps what a ``Run`` would, in memory only."""
 
     every_step = False

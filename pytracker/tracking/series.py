@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
-from ..core import Held, Rows, make_plan, native
+from ..core import LocalParameter, Rows, make_plan, native
 from ..diagnostics import Diagnosis
 from ..errors import InvalidTypeError, InvalidValueError
 from ..history import ParameterInfo
@@ -30,27 +30,27 @@ def gradient_series(rows: Rows, numel: NDArray[np.float64]) -> dict[str, NDArray
     }
 
 
-def parameter_infos(parameters: list[Held], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
+def parameter_infos(parameters: list[LocalParameter], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
     """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
     groups: dict[int, str] = {}
     for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
         groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
     return [
         ParameterInfo(
-            name=held.name,
-            shape=held.shape,
-            dtype=str(held.parameter.dtype).removeprefix("torch."),
-            group=groups.get(id(held.parameter), ""),
-            numel=math.prod(held.shape),
+            name=each.name,
+            shape=each.shape,
+            dtype=str(each.parameter.dtype).removeprefix("torch."),
+            group=groups.get(id(each.parameter), ""),
+            numel=math.prod(each.shape),
         )
-        for held in parameters
+        for each in parameters
     ]
 
 
-def weight_moments(held: list[Held]) -> NDArray[np.float64]:
+def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
     """Return the moments of the parameters themselves, [T, 6]. Waits for the device."""
-    plan = make_plan(held, "value")
-    moments = np.full((len(held), len(COLUMNS)), math.nan)
+    plan = make_plan(parameters, "value")
+    moments = np.full((len(parameters), len(COLUMNS)), math.nan)
     for of_device, row in zip(plan.members, plan.reduce(), strict=True):
         moments[of_device] = native.tensor_moments(row)
     return moments

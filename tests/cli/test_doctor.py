@@ -41,7 +41,7 @@ def test_the_instruction_set_in_use_is_told() -> None:
 def test_a_missing_or_damaged_build_record_is_told(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "_doctor.py"))
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "cli" / "doctor.py"))
     without_core(monkeypatch, "")
     if content is not None:
         (tmp_path / "_build_info.json").write_text(content)

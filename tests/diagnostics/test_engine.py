@@ -11,7 +11,7 @@ from pytracker import Run, load_run
 from pytracker.diagnostics import RULES, Diagnosis, Finding, diagnose, rule
 from pytracker.errors import InvalidTypeError, InvalidValueError
 from pytracker.history import History, ParameterInfo, summarize
-from pytracker.tracking import Judge, Memory
+from pytracker.tracking import InMemoryRun, LiveDiagnosis
 
 
 def spiky(steps=400, at=(200, 300)):
@@ -107,7 +107,7 @@ GARBAGE = {
 def test_whatever_a_rule_gives_wrongly_is_a_failed_rule_and_the_run_keeps_that(what, scratch_rule, tmp_path):
     rule("g\ud800" if what == "an error that cannot be written" else "g")(GARBAGE[what])
     run = Run(tmp_path, name="a")
-    judge = Judge(Diagnosis([list(RULES)[-1]]), run, [].append)
+    judge = LiveDiagnosis(Diagnosis([list(RULES)[-1]]), run, [].append)
     for _ in range(3):
         run.log_many(np.arange(run.history.last_step + 1, run.history.last_step + 21), {"loss": np.ones(20)})
         judge.look(run.history, now=True)
@@ -275,7 +275,7 @@ def test_a_look_taken_again_of_a_history_that_went_back_is_of_what_is_left(looks
 
 def test_a_judge_that_looks_again_tells_what_late_values_show_once():
     heard, values = [], healthy_loss(180)
-    history, judge = History(), Judge(Diagnosis(["overfitting"]), Memory(), heard.append)
+    history, judge = History(), LiveDiagnosis(Diagnosis(["overfitting"]), InMemoryRun(), heard.append)
     for epoch, validation in enumerate([2.0, 1.2, 1.0, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8]):
         history["loss"].extend(values[epoch * 20 : epoch * 20 + 20])
         judge.look(history, now=True)
