@@ -8,14 +8,14 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ._checks import real_number
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
 from .core import Target, TrackedParameters, norms_of_known, plan_for, total_moments
 from .distributed import merge_shards
-from .errors import InvalidTypeError, InvalidValueError
+from .errors import InvalidValueError
 
 
 def compute_gradient_stats(model: Target) -> dict[str, float]:
@@ -87,11 +87,10 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
 def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
     if grad_scale is None or isinstance(grad_scale, Tensor):
         return grad_scale
-    if not isinstance(grad_scale, (int, float, np.generic)):
-        raise InvalidTypeError(f"grad_scale is {grad_scale!r}; expected a float or a tensor of one element")
-    if grad_scale == 0:
+    scale = real_number("grad_scale", grad_scale)
+    if scale == 0:
         raise InvalidValueError("grad_scale is 0; the statistics are divided by it")
-    return torch.tensor(float(grad_scale), dtype=torch.float64)
+    return torch.tensor(scale, dtype=torch.float64)
 
 
 class GradientStats:

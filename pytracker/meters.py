@@ -11,27 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._checks import number_of_samples, wrong_type
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .core import DeviceLog, Rows, Target, native, plan_for
-from .errors import InvalidTypeError, InvalidValueError, LayoutError
+from .errors import InvalidValueError, LayoutError
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
-
-
-def checked_weight(n: Any) -> float:
-    """Return ``n`` where it is a number of samples, 0 or more; a NumPy scalar as a Python number.
-
-    Raises:
-        InvalidTypeError: it is not a number.
-        InvalidValueError: it is negative or not finite.
-    """
-    if isinstance(n, np.generic):
-        n = n.item()
-    if not isinstance(n, (int, float)):
-        raise InvalidTypeError(f"n is {n!r:.80}, of type {type(n).__name__}; expected a number of samples")
-    if not 0 <= n < math.inf:
-        raise InvalidValueError(f"n is {n}; expected a number of samples, 0 or more")
-    return n
 
 
 class AverageMeter:
@@ -74,7 +59,7 @@ class AverageMeter:
             InvalidTypeError: ``val`` is neither, or ``n`` is not a number.
             InvalidValueError: ``val`` has more than one element, or ``n`` is negative or not finite.
         """
-        n = checked_weight(n)
+        n = number_of_samples("n", n)
         if isinstance(val, Tensor):
             if val.numel() != 1:
                 raise InvalidValueError(
@@ -88,7 +73,7 @@ class AverageMeter:
         elif isinstance(val, (np.generic, np.ndarray)):
             val = val.item() if val.size == 1 else val
         if not isinstance(val, (int, float)):
-            raise InvalidTypeError(f"val is {val!r:.80}, of type {type(val).__name__}; expected a number or a tensor")
+            raise wrong_type("val", val, "a number or a tensor")
         self._latest = None
         self._val = val
         if val != val:

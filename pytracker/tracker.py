@@ -23,20 +23,19 @@ import torch
 from numpy.typing import NDArray
 
 from ._atexit import CloseAtExit
+from ._checks import number_of_samples, real_number, whole_number
 from .columns import MAX_SCALARS, SUM_SQ
-from .core import FIRST_SLOTS, DeviceLog, Rows, Target, checked_interval, plan_for
+from .core import FIRST_SLOTS, DeviceLog, Rows, Target, plan_for
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
 from .errors import ClosedError, InvalidValueError, in_words
 from .history import History, summarize
-from .meters import checked_weight
 from .sinks import Sink, Sinks
 from .tracking import (
     EpochMeans,
     InMemoryRun,
     LiveDiagnosis,
     ModelWatch,
-    as_number,
     check_arguments,
     facts_for_rules,
     gradient_series,
@@ -138,7 +137,7 @@ class Tracker:
         tracked = plan_for(model)
         self._held, self._plan = tracked.parameters, tracked.plan
         self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
-        every = checked_interval(every)
+        every = whole_number("every", every, low=1)
         infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
             tracked,
@@ -221,7 +220,7 @@ class Tracker:
         """
         self._check_open()
         step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
-        self._means.weigh(step, checked_weight(n))
+        self._means.weigh(step, number_of_samples("n", n))
         self._append(step, scalars)
         if self._steps % self._log.every == 0:  # at the same step on every rank
             self._watch.check(closed=False)
@@ -235,7 +234,7 @@ class Tracker:
         self._check_open()
         self._log.check_captured()
         step, self._steps = self._steps, self._steps + 1
-        self._means.weigh(step, checked_weight(n))
+        self._means.weigh(step, number_of_samples("n", n))
         self._log.replayed(step)
         self._team.poll(self._receive)
 
@@ -253,7 +252,7 @@ class Tracker:
             InvalidTypeError, InvalidValueError: a metric is nothing that can be recorded. No metric is.
         """
         self._check_open()
-        values = {name: as_number(name, value) for name, value in metrics.items() if value is not None}
+        values = {name: real_number(repr(name), value) for name, value in metrics.items() if value is not None}
         for name in values:
             if name in _RESERVED or name in self._log.names:
                 raise InvalidValueError(f"{name!r} is recorded on each step already; give the epoch's another name")

@@ -7,8 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
+from .._checks import real_number, wrong_value
 from ..core import Target, plan_for
-from ..errors import InvalidValueError, LayoutError
+from ..errors import LayoutError
 
 
 def clip_grad_norm_(
@@ -47,9 +48,9 @@ def clip_grad_norm_(
         >>> round(weight.grad.norm().item(), 4)
         1.0
     """
-    max_norm = float(max_norm)
+    max_norm = real_number("max_norm", max_norm)
     if not max_norm >= 0:
-        raise InvalidValueError(f"max_norm is {max_norm}; it is the largest norm allowed, zero or more")
+        raise wrong_value("max_norm", max_norm, "the largest norm allowed, zero or more")
     tracked = plan_for(parameters)
     plan = tracked.plan
     if any(each.groups and not hasattr(each.parameter, "device_mesh") for each in tracked.parameters):

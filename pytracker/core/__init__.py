@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import native
-from .device_log import FIRST_SLOTS, DeviceLog, Rows, checked_interval
+from .device_log import FIRST_SLOTS, DeviceLog, Rows
 from .plans import Target, TrackedParameters, make_plan, norms_of_known, parameters_of, plan_for
 from .reference import total_moments
 from .shards import LocalParameter, local_parameter, parameters_of_module
@@ -15,7 +15,6 @@ __all__ = [
     "Rows",
     "Target",
     "TrackedParameters",
-    "checked_interval",
     "local_parameter",
     "make_plan",
     "native",

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .._checks import whole_number
 from ..columns import COLUMNS, MAX_SCALARS, TOTALS, merge_totals
-from ..errors import InvalidTypeError, InvalidValueError
+from ..errors import InvalidValueError
 from . import native
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
@@ -110,7 +111,7 @@ class DeviceLog:
         There is room for so many scalars (``slots``) before rows must be delivered to make more, MAX_SCALARS at most.
         """
         self._plan = plan
-        self._every = checked_interval(every)
+        self._every = whole_number("every", every, low=1)
         self._on_rows = on_rows
         self._reader = native.make_reader(plan, optimizer, name_rates, set(reserved))
         self._pending: deque[PendingCopy] = deque()
@@ -134,7 +135,7 @@ class DeviceLog:
 
     @every.setter
     def every(self, every: int) -> None:
-        every = checked_interval(every)
+        every = whole_number("every", every, low=1)
         if every != self._every:
             self.flush()
             self._every = every
@@ -303,16 +304,3 @@ def ring_pieces(rows: torch.Tensor, first: int, count: int) -> list[torch.Tensor
     begin = first % len(rows)
     before_end = rows[begin : begin + count]
     return [before_end] if len(before_end) == count else [before_end, rows[: count - len(before_end)]]
-
-
-def checked_interval(every: int) -> int:
-    """Return ``every`` where it is a whole number of one or more.
-
-    Raises:
-        InvalidTypeError, InvalidValueError: it is not.
-    """
-    if isinstance(every, bool) or not isinstance(every, int):
-        raise InvalidTypeError(f"every is {every!r}, of type {type(every).__name__}; expected a whole number of steps")
-    if every < 1:
-        raise InvalidValueError(f"every is {every}; expected at least 1 step from one drain to the next")
-    return every

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import real_number
 from ..columns import ABS_MAX, COLUMNS, SUM_SQ, TOTALS, ZEROS, row_width
 from ..errors import InvalidTypeError, InvalidValueError, ParameterError
 from .dtensor import local_pieces
@@ -79,15 +80,7 @@ def checked_scalar(name: str, value: Any, devices: Sequence[torch.device]) -> Te
         InvalidValueError: it has not one element, is complex, or lies on none of ``devices``.
     """
     if not isinstance(value, Tensor):
-        try:
-            if isinstance(value, (str, bytes)):
-                raise TypeError
-            return torch.tensor(float(value), dtype=torch.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidTypeError(
-                f"{name!r} is {value!r:.80}, of type {type(value).__name__}; "
-                "a recorded value is a number or a tensor of one element"
-            ) from error
+        return torch.tensor(real_number(repr(name), value), dtype=torch.float64)
     if value.numel() != 1:
         raise InvalidValueError(
             f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; "

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import writable
 from ..errors import in_words
 from ..history import History
-from .findings import Finding, most_severe_first, writable
+from .findings import Finding, most_severe_first
 from .registry import RULES, Rule, select
 from .view import Layout, View
 

@@ -8,8 +8,8 @@ from math import isnan, nan
 from numbers import Integral
 from typing import Any, Final
 
+from .._checks import real_number, writable
 from ..errors import InvalidTypeError, InvalidValueError, PytrackerError
-from ..history import as_float
 
 SEVERITIES: Final = ("info", "warning", "critical")
 """From the least to the most severe. ``info`` is worth knowing and no alarm."""
@@ -86,11 +86,8 @@ class Finding:
         made = {}
         for name, value in given.items():
             self._check_text("a name in numbers", name)
-            try:
-                number = as_float(value, f"finding {self.rule!r:.80}: numbers[{name!r:.80}]")
-            except OverflowError:
-                raise self._wrong(f"numbers[{name!r:.80}]", value, "a float", InvalidValueError) from None
-            made[name] = nan if isnan(number) else number  # one NaN for all: dicts that hold it are equal
+            known = real_number(f"finding {self.rule!r:.80}: numbers[{name!r:.80}]", value)
+            made[name] = nan if isnan(known) else known  # one NaN for all: dicts that hold it are equal
         return made
 
     @property
@@ -164,15 +161,6 @@ class Finding:
         if not isinstance(given, cls):
             raise InvalidTypeError(f"expected a finding, got {given!r:.80}")
         return cls(**{item.name: getattr(given, item.name) for item in fields(cls)})
-
-
-def writable(text: str) -> str:
-    r"""Return ``text`` as it can be written to a file: with lone surrogates escaped.
-
-    >>> writable("fc.weight"), writable("fc.\ud800")
-    ('fc.weight', 'fc.\\ud800')
-    """
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _mended(given: Mapping[str, Any]) -> dict[str, Any]:

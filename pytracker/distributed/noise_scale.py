@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .._checks import finite_number, real_number, wrong_value
 from ..columns import SUM_SQ
 from ..core import Rows, native
-from ..errors import InvalidTypeError, InvalidValueError, LayoutError
+from ..errors import InvalidTypeError, LayoutError
 from ..history import ParameterInfo
 from .merging import HEADER, PendingMerge, RowMerger, check_stamps, stamp
 from .ranks import Ranks
@@ -82,17 +83,18 @@ class GradientNoiseScale:
                 f"model is a {type(model).__name__}; the noise scale is measured where DistributedDataParallel "
                 "averages gradients: wrap the model in it, and give the wrapper"
             )
-        if not batch_size > 0:
-            raise InvalidValueError(f"batch_size is {batch_size!r}; expected the samples behind one rank's gradient")
-        if not 0 <= decay < 1:
-            raise InvalidValueError(f"decay is {decay!r}; expected a number from 0 to below 1")
+        samples = finite_number(
+            "batch_size", batch_size, above=0, expected="the samples behind one rank's gradient, above 0"
+        )
+        if not 0 <= (kept := real_number("decay", decay)) < 1:
+            raise wrong_value("decay", decay, "a number from 0 to below 1")
         self.group = model.process_group
         self.ranks = dist.get_world_size(self.group)
         if self.ranks == 1:
             raise LayoutError(
                 "there is one rank only, whose gradient is the average; the noise scale needs two or more"
             )
-        self.batch_size, self.decay = float(batch_size), decay
+        self.batch_size, self.decay = float(samples), kept
         self._hook = hook or _default_hook()
         self._squares = torch.zeros(0)
         self._fresh = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .history import History, Series, as_float
+from .history import History, Series
 from .parameters import (
     COLUMNS,
     DEFAULT_INTERVAL_BYTES,
@@ -35,7 +35,6 @@ __all__ = [
     "ParameterHistory",
     "ParameterInfo",
     "Series",
-    "as_float",
     "says_nothing",
     "summarize",
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import real_number
 from ..errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from .growing import GrowingArray
 from .parameters import Float64Array, Int64Array, ParameterHistory
@@ -59,7 +60,7 @@ class Series(MutableSequence[float]):
             InvalidTypeError: the value is not a number.
             InvalidValueError: the step comes before the last one.
         """
-        number = value if type(value) is float else as_float(value, self._label)
+        number = value if type(value) is float else real_number(self._label, value)
         if step is None:
             step = self._last_step() + 1
         else:
@@ -141,7 +142,7 @@ class Series(MutableSequence[float]):
     def __setitem__(self, index: Any, value: Any) -> None:
         """Change values in place; they keep their steps. A slice can be replaced by as many values as it has."""
         if not isinstance(index, slice):
-            self._values.writable[self._place(index)] = as_float(value, self._label)
+            self._values.writable[self._place(index)] = real_number(self._label, value)
             return
         numbers = self._numbers(value)
         places = range(*index.indices(len(self)))
@@ -164,7 +165,7 @@ class Series(MutableSequence[float]):
         if place == len(self):
             self.append(value)
             return
-        number = as_float(value, self._label)
+        number = real_number(self._label, value)
         steps = self._steps.view
         moved = np.concatenate([steps[: place + 1], steps[place:] + 1])
         self._values.replace(np.insert(self._values.view, place, number))
@@ -237,23 +238,7 @@ class Series(MutableSequence[float]):
             return values.values
         if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "fiub":
             return values.astype(np.float64)
-        return np.array([as_float(value, self._label) for value in values], np.float64)
-
-
-def as_float(value: Any, label: str) -> float:
-    """Return ``value`` as a float; reading a tensor waits for its device.
-
-    Raises:
-        InvalidTypeError: it is not a number; the message begins with ``label``.
-    """
-    if isinstance(value, (str, bytes)):
-        raise InvalidTypeError(f"{label}: expected a number, got {type(value).__name__} {value!r}")
-    try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidTypeError(
-            f"{label}: expected a number, got {type(value).__name__} {value!r:.80}: {error}"
-        ) from error
+        return np.array([real_number(self._label, value) for value in values], np.float64)
 
 
 class History(MutableMapping[str, Series]):

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._atexit import uncaught
+from .._checks import real_number
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
-from ..history import DEFAULT_INTERVAL_BYTES, History, Interval, ParameterHistory, ParameterInfo, as_float
+from ..history import DEFAULT_INTERVAL_BYTES, History, Interval, ParameterHistory, ParameterInfo
 from .encoding import decode, encode
 from .file import RunFile, check_same_parameters
 from .names import checked_name, readable_name
@@ -170,7 +171,7 @@ class Run:
         history = self.history
         values: dict[str, float] = {}
         for name, value in metrics.items():
-            values[name] = value if type(value) is float else as_float(value, f"metric {name!r}")
+            values[name] = value if type(value) is float else real_number(f"metric {name!r}", value)
             history[name].check_step(at)
         for name, number in values.items():
             history[name].append(number, at)

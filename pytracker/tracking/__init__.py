@@ -7,14 +7,13 @@ from .epoch_means import EpochMeans
 from .live_diagnosis import LiveDiagnosis
 from .model_watch import ModelWatch
 from .recorder import InMemoryRun, opened
-from .series import as_number, facts_for_rules, gradient_series, parameter_infos, warned_of_no_gradients, weight_moments
+from .series import facts_for_rules, gradient_series, parameter_infos, warned_of_no_gradients, weight_moments
 
 __all__ = [
     "EpochMeans",
     "InMemoryRun",
     "LiveDiagnosis",
     "ModelWatch",
-    "as_number",
     "check_arguments",
     "facts_for_rules",
     "gradient_series",

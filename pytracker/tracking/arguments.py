@@ -7,8 +7,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from .._checks import function, seconds, wrong_type
 from ..diagnostics import Diagnosis
-from ..errors import InvalidTypeError, InvalidValueError
+from ..errors import InvalidValueError
 
 
 def check_arguments(
@@ -21,19 +22,16 @@ def check_arguments(
         InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, or this rank isn't in ``process_group``.
     """
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
-        raise _wrong("optimizer", optimizer, "one with param_groups")
+        raise wrong_type("optimizer", optimizer, "one with param_groups")
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis) and diagnosis != "default":
-        raise _wrong("diagnosis", diagnosis, "a Diagnosis, or None for none")
-    if on_finding is not None and not callable(on_finding):
-        raise _wrong("on_finding", on_finding, "a function")
+        raise wrong_type("diagnosis", diagnosis, "a Diagnosis, or None for none")
+    if on_finding is not None:
+        function("on_finding", on_finding)
     if not isinstance(sinks, Iterable):
-        raise _wrong("sinks", sinks, "a list of sinks, as [CSVSink(path)]")
+        raise wrong_type("sinks", sinks, "a list of sinks, as [CSVSink(path)]")
     if meta is not None and not (isinstance(meta, Mapping) and all(isinstance(name, str) for name in meta)):
-        raise _wrong("meta", meta, 'a dictionary of names, as {"clip_threshold": 1.0}')
-    if isinstance(rank_timeout, bool) or not isinstance(rank_timeout, (int, float)):
-        raise _wrong("rank_timeout", rank_timeout, "a number of seconds")
-    if not 0 < rank_timeout < float("inf"):
-        raise InvalidValueError(f"rank_timeout is {rank_timeout!r}; expected a number of seconds above 0, and finite")
+        raise wrong_type("meta", meta, 'a dictionary of names, as {"clip_threshold": 1.0}')
+    seconds("rank_timeout", rank_timeout)
     if process_group is None:
         return
     if dist.is_available() and process_group == dist.GroupMember.NON_GROUP_MEMBER:
@@ -42,8 +40,4 @@ def check_arguments(
             "it the group of the ranks that it shares the model with, and make no tracker where there is none"
         )
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
-        raise _wrong("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")
-
-
-def _wrong(name: str, value: Any, expected: str) -> InvalidTypeError:
-    return InvalidTypeError(f"{name} is {value!r:.80}, of type {type(value).__name__}; expected {expected}")
+        raise wrong_type("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")

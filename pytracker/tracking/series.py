@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from ..core import LocalParameter, Rows, make_plan, native
 from ..diagnostics import Diagnosis
-from ..errors import InvalidTypeError, InvalidValueError
 from ..history import ParameterInfo
 
 
@@ -84,16 +83,3 @@ def _optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         return {"optimizer": None}
     momentum = optimizer.param_groups[0].get("momentum") if optimizer.param_groups else None
     return {"optimizer": type(optimizer).__name__} | ({"momentum": float(momentum)} if momentum else {})
-
-
-def as_number(name: str, value: Any) -> float:
-    """Return a metric as a float; a tensor's device is waited for."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1:
-            raise InvalidValueError(
-                f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; a metric has one"
-            )
-        return float(value.item())
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
-        raise InvalidTypeError(f"{name!r} is {value!r:.80}, of type {type(value).__name__}; expected a number")
-    return float(value)

@@ -170,9 +170,9 @@ def test_steps_follow_on_and_may_repeat_but_never_go_back():
 
 def test_a_refused_value_changes_nothing():
     series = Series([1.0], name="loss")
-    with pytest.raises(InvalidTypeError, match=r"series 'loss': expected a number, got str '0\.5'"):
+    with pytest.raises(InvalidTypeError, match=r"series 'loss' is '0\.5', of type str; expected a number"):
         series.append("0.5")
-    with pytest.raises(InvalidTypeError, match="expected a number, got NoneType"):
+    with pytest.raises(InvalidTypeError, match="series 'loss' is None, of type NoneType; expected a number"):
         series.extend([2.0, None])
     with pytest.raises(InvalidValueError, match="got 2 values and 1 steps"):
         series.extend([1.0, 2.0], steps=[5])

@@ -216,7 +216,7 @@ def test_a_script_that_forgets_to_finish_is_finished_at_its_exit(tmp_path, endin
 def test_a_bad_value_or_step_is_named_and_nothing_of_the_call_is_recorded(tmp_path):
     with Run(tmp_path) as run:
         run.log(5, loss=1.0)
-        with pytest.raises(InvalidTypeError, match="metric 'accuracy': expected a number, got str 'high'"):
+        with pytest.raises(InvalidTypeError, match="metric 'accuracy' is 'high', of type str"):
             run.log(6, loss=2.0, accuracy="high")
         with pytest.raises(InvalidValueError, match="'loss': step 4 comes before the last recorded step 5"):
             run.log(4, other=1.0, loss=2.0)
