@@ -14,9 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import click
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,11 +25,11 @@ from ..errors import MissingExtraError
 from ..history import History
 from ..store import Run
 from ..tracker import Tracker
-from ..view import write_report
+from ..view import console as terminal
+from ..view import sparkline, write_report
 
 BATCH = 32
 LOOP_EVERY = 5  # steps between two runs of the original loop, for comparison
-BARS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass
@@ -126,25 +124,13 @@ def train(epochs: int, run: Run, seed: int, console: Console) -> tuple[Tracker, 
     return tracker, costs
 
 
-def sparkline(values: NDArray[np.floating], width: int = 12) -> str:
-    """Draw values as a line of bars, each the mean of a part of them.
-
-    >>> sparkline(np.array([0.0, 1.0, 2.0, 7.0]))
-    '▁▂▃█'
-    """
-    parts = [float(part.mean()) for part in np.array_split(values, min(width, len(values)))]
-    low, high = min(parts), max(parts)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[int((part - low) * scale)] for part in parts)
-
-
 def series_table(history: History) -> Table:
     """Show the series of the training."""
     table = Table("series", "values", "first", "last", "min", "max", title="What was tracked at every step", box=SIMPLE)
     for name in ("loss", "accuracy", "lr", "grad_norm", "grad_max", "val_accuracy"):
         values = history[name].values
         figures = (values[0], values[-1], values.min(), values.max())
-        table.add_row(name, sparkline(values), *(f"{figure:.4g}" for figure in figures))
+        table.add_row(name, sparkline(values, width=12), *(f"{figure:.4g}" for figure in figures))
     return table
 
 
@@ -158,7 +144,7 @@ def layer_table(history: History) -> Table:
     for info, values in zip(parameters.infos, norms.T, strict=True):
         shape = " x ".join(map(str, info.shape))
         figures = (values[0], values[-1], values.max())
-        table.add_row(info.name, shape, sparkline(values), *(f"{figure:.4g}" for figure in figures))
+        table.add_row(info.name, shape, sparkline(values, width=12), *(f"{figure:.4g}" for figure in figures))
     return table
 
 
@@ -210,9 +196,7 @@ def main(epochs: int, seed: int, directory: str, report: str, picture: str | Non
         console.print(table)
     difference = agreement(history, costs)
     console.print(f"largest difference between the tracked norm and the original loop's: {difference:.1e} (relative)")
-    console.print("findings:", "" if tracker.findings else "none")
-    for finding in tracker.findings:
-        console.print(f"  {finding.severity}: {finding.rule}: {finding.evidence}")
+    console.print(terminal.findings(finding.to_dict() for finding in tracker.findings))
     console.print(f"the run: {run.path}")
     console.print(f"its report: {write_report([run.path], report)}")
     if picture is not None:

@@ -23,16 +23,16 @@ class _Group(click.Group):
         try:
             return super().invoke(context)
         except PytrackerError as error:
-            from ..view import console
+            from ..view import visible
 
-            raise click.ClickException(console.visible(str(error))) from error
+            raise click.ClickException(visible(str(error))) from error
 
 
 def _complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """Offer the names of the runs to the shell."""
     folder = Path(context.params.get("directory") or os.environ.get("PYTRACKER_RUNS", "runs"))
     names = (path.parent.name for path in folder.glob("*/run.sqlite"))
-    return sorted(name for name in names if name.startswith(incomplete))
+    return sorted(name for name in names if name.startswith(incomplete) and name.isprintable())
 
 
 _run = click.argument("run", shell_complete=_complete)
@@ -155,8 +155,14 @@ def watch(run: str, every: float, once: bool, directory: str) -> None:
     "--format", "format_", type=click.Choice(["csv", "json", "parquet"]), help="Default: as OUTPUT ends, or csv."
 )
 @click.option("--parameters", is_flag=True, help="The per-parameter intervals instead of the series.")
+@click.option(
+    "--guard/--no-guard",
+    default=True,
+    show_default=True,
+    help="In CSV, put ' before names that a spreadsheet would evaluate.",
+)
 @_directory
-def export(run: str, output: str, format_: str | None, parameters: bool, directory: str) -> None:
+def export(run: str, output: str, format_: str | None, parameters: bool, guard: bool, directory: str) -> None:
     """Write the numbers of a run as CSV, JSON or Parquet.
 
     Example: pytracker export brisk-otter -o curves.parquet
@@ -165,9 +171,9 @@ def export(run: str, output: str, format_: str | None, parameters: bool, directo
 
     found = _find(run, directory)
     if output == "-":
-        export_run(found, sys.stdout, format=format_ or "csv", parameters=parameters)
+        export_run(found, sys.stdout, format=format_ or "csv", parameters=parameters, guard=guard)
     else:
-        export_run(found, output, format=format_, parameters=parameters)
+        export_run(found, output, format=format_, parameters=parameters, guard=guard)
         click.echo(f"{output} ({Path(output).stat().st_size:,} bytes)", err=True)
 
 

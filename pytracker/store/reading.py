@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -131,6 +132,20 @@ class StoredRun:
         """Read the last ``count`` per-parameter intervals, without the rest of the history."""
         with self._open() as connection:
             return read_intervals(connection, read_infos(connection), latest=count)
+
+    def interval_parts(self, cells: int) -> Iterator[ParameterHistory]:
+        """Read the per-parameter intervals in parts of about ``cells`` intervals times parameters, in their order.
+
+        So a run of any length can be passed on within a bounded memory.
+        """
+        with self._open() as connection:
+            infos = read_infos(connection)
+            after = -1
+            while len(
+                part := read_intervals(connection, infos, after=after, limit=max(1, cells // max(1, len(infos))))
+            ):
+                yield part
+                after = int(part.first_step[-1])
 
     def clock(self) -> tuple[Int64Array, Float64Array]:
         """Return steps and the training seconds at which they were logged, ascending; a few rows a second at most."""
@@ -279,16 +294,20 @@ def read_infos(connection: sqlite3.Connection) -> list[ParameterInfo]:
 
 
 def read_intervals(
-    connection: sqlite3.Connection, infos: list[ParameterInfo], *, latest: int | None = None
+    connection: sqlite3.Connection,
+    infos: list[ParameterInfo],
+    *,
+    latest: int | None = None,
+    after: int = -1,
+    limit: int = -1,
 ) -> ParameterHistory:
-    """Read the per-parameter intervals, or only the ``latest`` few."""
+    """Read the per-parameter intervals; only the ``latest`` few, or at most ``limit`` that begin ``after`` a step."""
     width = len(infos)
-    limit = -1 if latest is None else latest
-    chosen = "first_step IN (SELECT first_step FROM intervals ORDER BY first_step DESC LIMIT ?)"
-    steps = connection.execute(
-        f"SELECT first_step, last_step FROM intervals WHERE {chosen} ORDER BY first_step", (limit,)
-    ).fetchall()
-    rows = connection.execute(f"SELECT {', '.join(FIELDS)} FROM intervals WHERE {chosen} ORDER BY first_step", (limit,))
+    newest = "first_step IN (SELECT first_step FROM intervals ORDER BY first_step DESC LIMIT ?)"
+    chosen = f"FROM intervals WHERE {newest} AND first_step > ? ORDER BY first_step LIMIT ?"
+    which = (-1 if latest is None else latest, after, limit)
+    steps = connection.execute(f"SELECT first_step, last_step {chosen}", which).fetchall()
+    rows = connection.execute(f"SELECT {', '.join(FIELDS)} {chosen}", which)
     fields: dict[str, NDArray[Any]] = {}
     for index, row in enumerate(rows):
         for name, blob in zip(FIELDS, row, strict=True):

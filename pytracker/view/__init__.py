@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .comparison import Comparison as Comparison
     from .comparison import compare as compare
     from .export import export_run as export_run
+    from .formatting import sparkline as sparkline
+    from .formatting import visible as visible
     from .report import build_charts as build_charts
     from .report import write_report as write_report
     from .watch import watch_run as watch_run
@@ -23,10 +25,22 @@ _HOMES = {
     "build_charts": "report",
     "compare": "comparison",
     "export_run": "export",
+    "sparkline": "formatting",
+    "visible": "formatting",
     "watch_run": "watch",
     "write_report": "report",
 }
 
-__all__ = ["Comparison", "build_charts", "compare", "console", "export_run", "watch_run", "write_report"]
+__all__ = [
+    "Comparison",
+    "build_charts",
+    "compare",
+    "console",
+    "export_run",
+    "sparkline",
+    "visible",
+    "watch_run",
+    "write_report",
+]
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import InvalidValueError
 from ..history import Series
 from ..store import StoredRun, load_run
+from .formatting import steps_per_second
 from .metric_names import goal, ordered
 
 _FACTS: Final = ("git_commit", "git_dirty", "host", "devices", "torch", "python", "pytracker", "command")
@@ -93,7 +94,7 @@ def compare(
         states=[run.state for run in loaded],
         last_steps=[run.last_step for run in loaded],
         seconds=[run.seconds for run in loaded],
-        steps_per_second=[_speed(*clock) for clock in clocks],
+        steps_per_second=[steps_per_second(*clock) for clock in clocks],
         goals={name: goal(name) for name in names},
         metrics=metrics,
         reach=_reaches(loaded, clocks, _levels(metrics) if thresholds is None else _checked(thresholds, names)),
@@ -133,11 +134,6 @@ def _result(run: StoredRun, name: str) -> MetricResult | None:
         None: (None, None),
     }[goal(name)]
     return MetricResult(best, step, summary.last, summary.last_step)
-
-
-def _speed(steps: Any, seconds: Any) -> float | None:
-    elapsed = float(seconds[-1] - seconds[0]) if len(seconds) > 1 else 0.0
-    return float(steps[-1] - steps[0]) / elapsed if elapsed > 0 else None
 
 
 def _levels(metrics: dict[str, list[MetricResult | None]]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -19,24 +18,13 @@ from rich.text import Text
 from ..diagnostics import most_severe_first, span_of
 from ..store import StoredRun
 from .comparison import Comparison, flatten
+from .formatting import age, duration, number, sparkline, visible
 from .metric_names import goal, headline, ordered
 
 _STATE_STYLES: Final = {"running": "green", "failed": "red", "interrupted": "yellow", "unreadable": "red"}
 _SEVERITY_STYLES: Final = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
-_BARS: Final = "▁▂▃▄▅▆▇█"
 _SHOWN_PARAMETERS: Final = 5
 _COURSE_INTERVALS: Final = 100
-# What a terminal obeys instead of showing it, and the half characters of a file name that is no UTF-8.
-_UNSHOWABLE: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    r"""Write control characters as escapes; a line's end stays.
-
-    >>> print(visible("a\x1b[31m\tb"))
-    a\x1b[31m\tb
-    """
-    return _UNSHOWABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def literal(text: str, style: str = "") -> Text:
@@ -50,65 +38,6 @@ class _LiteralTable(Table):
     def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
         shown = (literal(cell) if isinstance(cell, str) else cell for cell in cells)
         super().add_row(*shown, style=style, end_section=end_section)
-
-
-def number(value: float | None) -> str:
-    """Write a number in at most ten characters; a dash for None.
-
-    >>> number(0.00012345), number(1234567.0), number(3.0), number(None)
-    ('0.0001234', '1.235e+06', '3', '-')
-    """
-    return "-" if value is None else f"{value:.4g}"
-
-
-def duration(seconds: float | None) -> str:
-    """Write a time span in its two largest units.
-
-    >>> duration(3.25), duration(75), duration(3 * 3600 + 61), duration(None)
-    ('3.2 s', '1 m 15 s', '3 h 1 m', '-')
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} m {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} m" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def age(moment: float) -> str:
-    """Write how long ago a moment (Unix seconds) was, in one unit."""
-    passed = time.time() - moment
-    if not math.isfinite(passed):
-        return "-"
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if passed >= length:
-            return f"{passed / length:.0f} {unit}"
-    return f"{max(passed, 0):.0f} s"
-
-
-def sparkline(values: NDArray[Any], width: int = 24) -> str:
-    """Draw a series as a row of bars; each bar is the part's value furthest from the whole's middle. Blank: no number.
-
-    >>> sparkline(np.array([1.0, 2.0, 8.0, 1.0]), width=4)
-    '▁▂█▁'
-    """
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return " " * min(width, len(values))
-    low, high = float(finite.min()), float(finite.max())
-    middle = float(np.median(finite))
-    bars = []
-    for part in np.array_split(values, min(width, len(values))):
-        part = part[np.isfinite(part)]
-        if not len(part):
-            bars.append(" ")
-            continue
-        value = float(part[np.argmax(np.abs(part - middle))])
-        bars.append(_BARS[round((value - low) / (high - low) * (len(_BARS) - 1)) if high > low else 0])
-    return "".join(bars)
 
 
 def state(name: str) -> Text:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -14,14 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidValueError, MissingExtraError
-from ..history import FIELDS, Float64Array, History, Int64Array
+from ..history import FIELDS, Float64Array, History, Int64Array, ParameterHistory
 from ..store import StoredRun, jsonable
+from .formatting import visible
 
 FORMATS: Final = ("csv", "json", "parquet")
+_HEADER: Final = ("name", "state", "created", "seconds", "config", "meta", "facts", "findings")
+_INTERVAL_COLUMNS: Final = ("first_step", "last_step", "parameter", *FIELDS)
+_PART_CELLS: Final = 20_000  # intervals times parameters in memory at one time
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a text that begins so
 
 
 def export_run(
-    run: StoredRun, target: str | os.PathLike[str] | IO[str], *, format: str | None = None, parameters: bool = False
+    run: StoredRun,
+    target: str | os.PathLike[str] | IO[str],
+    *,
+    format: str | None = None,
+    parameters: bool = False,
+    guard: bool = True,
 ) -> None:
     """Write a run's series, or its per-parameter intervals, to a file.
 
@@ -30,6 +40,8 @@ def export_run(
         target: a path, or an open text file (not for Parquet).
         format: "csv", "json" or "parquet"; by default what the path ends with.
         parameters: False: one row a step, one column a series. True: one row for each interval and parameter.
+        guard: in CSV, put ``'`` before a name that a spreadsheet would evaluate (it begins with ``=``, ``+``, ``-`` or
+            ``@``), and write what a terminal would obey as escapes. False leaves names as they are, for programs.
 
     In CSV a value that a series lacks is empty, and NaN is ``nan``. JSON has null for NaN and infinities.
 
@@ -45,30 +57,30 @@ def export_run(
         if not name:
             raise InvalidValueError("format: Parquet needs a path to write to, not an open text file")
         _write_parquet(run, name, parameters)
-    elif name:
-        with open(name, "w", newline="", encoding="utf-8") as file:
-            _write_text(run, file, chosen, parameters)
-    else:
-        _write_text(run, cast("IO[str]", target), chosen, parameters)
-
-
-def _write_text(run: StoredRun, file: IO[str], format: str, parameters: bool) -> None:
-    if format == "csv":
-        writer = csv.writer(file, lineterminator="\n")
-        if parameters:
-            columns = interval_columns(run.history)
-            writer.writerow(columns)
-            writer.writerows(zip(*(array.tolist() for array in columns.values()), strict=True))
-        else:
-            _write_series_csv(run, writer)
         return
-    json.dump(_document(run, parameters), file, allow_nan=False)
-    file.write("\n")
+    with open(name, "w", newline="", encoding="utf-8") if name else nullcontext(cast("IO[str]", target)) as file:
+        if chosen == "json":
+            _write_json(run, file, parameters)
+        else:
+            _write_csv(run, file, parameters, _guarded if guard else str)
 
 
-def _write_series_csv(run: StoredRun, writer: Any) -> None:
+def _guarded(text: str) -> str:
+    shown = visible(text)
+    return f"'{shown}" if text.startswith(_FORMULA_STARTS) else shown
+
+
+def _write_csv(run: StoredRun, file: IO[str], parameters: bool, as_text: Callable[[str], str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    if parameters:
+        names = [as_text(info.name) for info in run.parameters]
+        writer.writerow(_INTERVAL_COLUMNS)
+        for part in run.interval_parts(_PART_CELLS):
+            arrays = interval_columns(part, names).values()
+            writer.writerows(zip(*(array.tolist() for array in arrays), strict=True))
+        return
     steps, columns = series_columns(run.load_history(parameters=False))
-    writer.writerow(["step", *columns])
+    writer.writerow(["step", *map(as_text, columns)])
 
     def cells(column: tuple[Float64Array, NDArray[np.bool_]]) -> Iterator[float | str]:
         values, known = column
@@ -93,38 +105,36 @@ def series_columns(history: History) -> tuple[Int64Array, dict[str, tuple[Float6
     return steps, columns
 
 
-def interval_columns(history: History) -> dict[str, NDArray[Any]]:
-    """Return the per-parameter intervals as columns of one long table, m intervals times T parameters."""
-    parameters = history.parameters
-    count = len(parameters.infos)
+def interval_columns(parameters: ParameterHistory, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return per-parameter intervals as columns of one long table, m intervals times T parameters, called ``names``."""
+    count = len(names)
     columns: dict[str, NDArray[Any]] = {
         "first_step": np.repeat(parameters.first_step, count),
         "last_step": np.repeat(parameters.last_step, count),
-        "parameter": np.tile(np.array(parameters.names, object), len(parameters)),
+        "parameter": np.tile(np.array(names, object), len(parameters)),
     }
     return columns | {name: parameters.field(name).reshape(-1) for name in FIELDS}
 
 
-def _document(run: StoredRun, parameters: bool) -> dict[str, Any]:
-    kept = ("name", "state", "created", "seconds", "config", "meta", "facts", "findings")
-    document: dict[str, Any] = {name: jsonable(getattr(run, name)) for name in kept}
-    if parameters:
-        columns = interval_columns(run.history)
-        document["intervals"] = {name: _plain_list(array) for name, array in columns.items()}
-    else:
+def _write_json(run: StoredRun, file: IO[str], parameters: bool) -> None:
+    document = {name: jsonable(getattr(run, name)) for name in _HEADER}
+    if not parameters:
         history = run.load_history(parameters=False)
         document["series"] = {
-            name: {"steps": series.steps.tolist(), "values": _plain_list(series.values)}
+            name: {"steps": series.steps.tolist(), "values": jsonable(series.values.tolist())}
             for name, series in history.items()
         }
-    return document
-
-
-def _plain_list(values: Iterable[Any]) -> list[Any]:
-    return [
-        None if isinstance(value, float) and not math.isfinite(value) else value
-        for value in np.asarray(values).tolist()
-    ]
+        file.write(json.dumps(document, allow_nan=False) + "\n")
+        return
+    # A list of rows is written as it is read; the rest comes before it.
+    file.write(json.dumps(document, allow_nan=False)[:-1] + ', "intervals": [')
+    separator = ""
+    for part in run.interval_parts(_PART_CELLS):
+        columns = interval_columns(part, part.names)
+        for row in zip(*(array.tolist() for array in columns.values()), strict=True):
+            file.write(separator + json.dumps(jsonable(dict(zip(columns, row, strict=True))), allow_nan=False))
+            separator = ",\n"
+    file.write("]}\n")
 
 
 def _write_parquet(run: StoredRun, path: str, parameters: bool) -> None:
@@ -133,11 +143,19 @@ def _write_parquet(run: StoredRun, path: str, parameters: bool) -> None:
         import pyarrow.parquet
     except ImportError as error:
         raise MissingExtraError("export to Parquet", "pyarrow", "parquet") from error
+    note = json.dumps(jsonable({"name": run.name, "state": run.state, "config": run.config, "meta": run.meta}))
     if parameters:
-        table = pyarrow.table(interval_columns(run.history))
+        kinds = {"first_step": "int64", "last_step": "int64", "parameter": "string", "first_nonfinite": "int64"}
+        fields = [(name, pyarrow.type_for_alias(kinds.get(name, "float32"))) for name in _INTERVAL_COLUMNS]
+        parts = run.interval_parts(_PART_CELLS)
+        tables: Iterator[Any] = (pyarrow.table(interval_columns(part, part.names)) for part in parts)
+        schema = pyarrow.schema(fields)
     else:
         steps, columns = series_columns(run.load_history(parameters=False))
         arrays = {name: pyarrow.array(values, mask=~known) for name, (values, known) in columns.items()}
         table = pyarrow.table({"step": steps, **arrays})
-    note = json.dumps(jsonable({"name": run.name, "state": run.state, "config": run.config, "meta": run.meta}))
-    pyarrow.parquet.write_table(table.replace_schema_metadata({"pytracker": note}), path)
+        tables, schema = iter([table]), table.schema
+    schema = schema.with_metadata({"pytracker": note})
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema))

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..diagnostics import most_severe_first
-from ..history import Float64Array, History, Int64Array
+from ..history import History
 from ..store import StoredRun, Tail
 from . import console
+from .formatting import age, duration, number, sparkline, steps_per_second
 from .metric_names import ordered
 
 _SPEED_SECONDS: Final = 30.0  # how far back the speed looks
@@ -54,7 +55,11 @@ def watch_run(path: str | os.PathLike[str], *, seconds: float = 1.0, once: bool 
 def screen(tail: Tail) -> RenderableType:
     """Return what ``watch`` shows at one moment."""
     history, parameters = tail.history, tail.history.parameters
-    parts: list[RenderableType] = [_head(tail.run, _speed(*tail.clock)), "", _series(history)]
+    parts: list[RenderableType] = [
+        _head(tail.run, steps_per_second(*tail.clock, latest=_SPEED_SECONDS)),
+        "",
+        _series(history),
+    ]
     if len(parameters):
         title = f"Gradient norms of {len(parameters.infos)} parameters, loudest and quietest"
         parts.append(console.norm_table(parameters.names, parameters.field("norm_mean"), title))
@@ -71,21 +76,12 @@ def _head(run: StoredRun, speed: float | None) -> Text:
         run.name,
         run.state,
         f"step {run.last_step}" if run.summaries else "no steps yet",
-        console.duration(run.seconds or None),
-        f"{speed:.4g} steps/s" if speed else "",
+        duration(run.seconds or None),
+        f"{number(speed)} steps/s" if speed else "",
     ]
     if run.state == "running" and run.sessions:
-        told.append(f"written {console.age(run.sessions[-1].last_written)} ago")
+        told.append(f"written {age(run.sessions[-1].last_written)} ago")
     return console.literal("   ".join(filter(None, told)), "bold")
-
-
-def _speed(steps: Int64Array, seconds: Float64Array) -> float | None:
-    """Steps for each second, over the last half minute."""
-    if len(steps) < 2:
-        return None
-    start = min(int(np.searchsorted(seconds, seconds[-1] - _SPEED_SECONDS)), len(steps) - 2)
-    elapsed = float(seconds[-1] - seconds[start])
-    return float(steps[-1] - steps[start]) / elapsed if elapsed > 0 else None
 
 
 def _series(history: History) -> Table:
@@ -95,6 +91,6 @@ def _series(history: History) -> Table:
         finite = values[np.isfinite(values)]
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (None, None)
         shown = np.log10(np.where(values > 0, values, np.nan)) if name in ("grad_norm", "grad_max") else values
-        cells = (console.number(float(values[-1])), console.number(low), console.number(high))
-        table.add_row(name, *cells, console.sparkline(shown))
+        cells = (number(float(values[-1])), number(low), number(high))
+        table.add_row(name, *cells, sparkline(shown))
     return table

@@ -251,8 +251,8 @@ def test_findings_name_their_parameters_and_a_single_step_in_the_terminal(sick):
 
 
 SERIES = "loss[/x]b[red]:bug:"
-HOSTILE = f"{SERIES}\x1b[31m\x07\x9b\td"
-SHOWN = rf"{SERIES}\x1b[31m\x07\x9b\td"
+HOSTILE = f"{SERIES}\x1b[31m\x07\x9b\t\u202e\u2066d"
+SHOWN = rf"{SERIES}\x1b[31m\x07\x9b\t\u202e\u2066d"
 
 
 @pytest.fixture
@@ -295,7 +295,14 @@ def test_what_a_run_says_is_shown_as_it_stands_and_never_obeyed(hostile, verb, t
     shown = done.stdout + done.stderr
     assert "Traceback" not in shown
     assert [text for text in told if text not in shown] == []
-    assert set(re.findall(r"[\x00-\x1f\x7f-\x9f]", shown)) == {"\n"}
+    assert set(re.findall(r"[\x00-\x1f\x7f-\x9f\u202e\u2066]", shown)) == {"\n"}
+
+
+def test_exports_never_bring_orders_into_a_terminal_unless_asked_to(hostile):
+    done = call("export", "one", "--parameters", cwd=hostile, PYTRACKER_RUNS=".")
+    assert set(re.findall(r"[\x00-\x1f\x7f-\x9f\u202e\u2066]", done.stdout)) == {"\n"}
+    raw = call("export", "one", "--parameters", "--no-guard", cwd=hostile, PYTRACKER_RUNS=".")
+    assert f"p{HOSTILE}" in raw.stdout
 
 
 def test_watch_shows_the_most_severe_findings_and_how_many_there_are(tmp_path):

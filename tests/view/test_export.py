@@ -6,13 +6,16 @@ import csv
 import io
 import json
 import math
+import os
+import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from synthetic import gradient_rows
 
 from pytracker.errors import InvalidValueError
-from pytracker.history import FIELDS, summarize
+from pytracker.history import FIELDS, ParameterInfo, summarize
 from pytracker.store import Run, load_run
 from pytracker.view import export_run
 
@@ -56,6 +59,44 @@ def test_parquet_is_read_by_pandas_with_the_same_values(run, tmp_path):
     export_run(run, tmp_path / "out.parquet")
     frame = pandas.read_parquet(tmp_path / "out.parquet").set_index("step")
     pandas.testing.assert_frame_equal(frame, run.history.to_pandas())
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_name_in_a_csv_is_a_formula_and_no_number_is_changed(tmp_path, start):
+    name = f"{start}HYPERLINK(1)"
+    with Run(tmp_path) as run:
+        run.set_parameters([ParameterInfo(name, (2,), "float32", "", 2)])
+        run.log(0, **({name: -1.5} if name.isprintable() else {"loss": -1.5}))
+        run.log_interval(summarize([0], np.ones((1, 1, 6)), np.array([2])))
+
+    def cells(**options):
+        text = io.StringIO()
+        export_run(load_run(run.path), text, format="csv", **options)
+        return list(csv.reader(io.StringIO(text.getvalue(), newline="")))
+
+    assert cells()[1][1] == "-1.5"
+    for table in (cells(), cells(parameters=True)):
+        texts = [cell for row in table for cell in row if not cell.lstrip("-")[:1].isdigit()]
+        assert [text for text in texts if text.startswith(("=", "+", "-", "@", "\t", "\r"))] == []
+    if start != "\r":  # Python's own writer does not quote it before 3.13
+        assert cells(parameters=True, guard=False)[1][2] == name
+
+
+def test_the_parameters_of_a_long_run_are_exported_within_a_bounded_memory(tmp_path):
+    infos = [ParameterInfo(f"layer.{index}", (2,), "float32", "", 2) for index in range(300)]
+    interval = summarize([0], np.ones((1, 300, 6)), np.full(300, 2))
+    with Run(tmp_path) as run:
+        run.set_parameters(infos)
+        for step in range(1000):
+            run.log_interval(replace(interval, first_step=step, last_step=step))
+    stored = load_run(run.path)
+    tracemalloc.start()
+    try:
+        with open(os.devnull, "w") as nowhere:
+            export_run(stored, nowhere, format="csv", parameters=True)
+        assert tracemalloc.get_traced_memory()[1] < 25 * 2**20  # all cells at once take 300 MB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("format", ["csv", "json", "parquet"])
