@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ._atexit import CloseAtExit
 from ._checks import number_of_samples, real_number, whole_number
@@ -30,7 +29,7 @@ from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
 from .errors import ClosedError, InvalidValueError, in_words
 from .history import History, summarize
-from .sinks import Sink, Sinks
+from .sinks import SinkLike, mirrors_of
 from .tracking import (
     EpochMeans,
     InMemoryRun,
@@ -80,7 +79,8 @@ class Tracker:
         diagnosis: looks for trouble in what has been recorded, at each drain; None for none, default: all rules.
         on_finding: called with each finding that is new or has grown; by default new ones are logged as warnings
             (logger ``pytracker``).
-        sinks: other places that are told every value.
+        sinks: mirrors in other tools, e.g. ``["tensorboard", WandbSink(project="x")]``: sinks, names of them, or
+            functions that make one. They are opened on the first rank alone, and work on threads of their own.
         meta: facts for the diagnosis and the report, e.g. ``{"clip_threshold": 1.0, "scheduler": True}``.
         process_group: the ranks over which plain parameters or gradients are spread (pipeline stages, a ZeRO
             optimizer): those of one name are copies. DDP, FSDP, HSDP and tensor parallel say it themselves. Every rank
@@ -125,7 +125,7 @@ class Tracker:
         every: int = 50,
         diagnosis: Diagnosis | str | None = "default",
         on_finding: Callable[[Finding], None] | None = None,
-        sinks: Iterable[Sink] = (),
+        sinks: Sequence[SinkLike] = (),
         meta: dict[str, Any] | None = None,
         process_group: torch.distributed.ProcessGroup | None = None,
         check_replicas: bool = False,
@@ -154,8 +154,9 @@ class Tracker:
         first = self._team.is_first
         self._run: Any = opened(run) if first else InMemoryRun()
         diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
-        self._judge = LiveDiagnosis(diagnosis if first else None, self._run, on_finding if first else None)
-        self._sinks = Sinks(sinks if first else ())
+        self._sinks = mirrors_of(sinks, is_first=first)
+        tell = on_finding if first else None
+        self._judge = LiveDiagnosis(diagnosis if first else None, self._run, tell, self._sinks.finding)
         self._steps = self._epochs = 0
         self._closed = self._warned = False
         self._at_exit = CloseAtExit(self, self._run)
@@ -165,6 +166,7 @@ class Tracker:
             self._run.set_parameters(self._team.infos)
             facts = facts_for_rules(optimizer, diagnosis, self.history.meta)
             self._run.set_meta(**{**facts, **(meta or {}), "every": every})
+            self._sinks.begin(self._run)
             self._measure_weights()
         except Exception as error:
             self.close(error=in_words(error))
@@ -221,6 +223,7 @@ class Tracker:
         self._check_open()
         step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
         self._means.weigh(step, number_of_samples("n", n))
+        self._sinks.stamp(step)
         self._append(step, scalars)
         if self._steps % self._log.every == 0:  # at the same step on every rank
             self._watch.check(closed=False)
@@ -235,6 +238,7 @@ class Tracker:
         self._log.check_captured()
         step, self._steps = self._steps, self._steps + 1
         self._means.weigh(step, number_of_samples("n", n))
+        self._sinks.stamp(step)
         self._log.replayed(step)
         self._team.poll(self._receive)
 
@@ -259,8 +263,9 @@ class Tracker:
         self._epochs += 1
         self.flush()
         self._measure_weights()
-        at = np.array([max(self._steps - 1, 0)], np.int64)
-        self._record(at, {name: np.array([value]) for name, value in {**values, "epoch": self._epochs}.items()})
+        at, late = max(self._steps - 1, 0), {**values, "epoch": float(self._epochs)}
+        self._run.log_many(np.array([at], np.int64), {name: np.array([value]) for name, value in late.items()})
+        self._sinks.late(at, late)
         self._judge.look(self.history, again=True)
         return {**self._means.take(), **values}
 
@@ -274,6 +279,7 @@ class Tracker:
         self._log.flush()
         self._add(self._team.finish(self._receive))
         self._judge.look(self.history, now=True)
+        self._sinks.flush()
         self._watch.check(closed=self._closed)
 
     def close(self, *, error: str | None = None) -> None:
@@ -301,7 +307,7 @@ class Tracker:
         finally:
             if error is None:
                 self._team.close()
-            self._sinks.close()
+            self._sinks.close(error)
             self._run.finish("finished" if error is None else "failed", error=error)
 
     def _flush_alone(self) -> None:
@@ -354,6 +360,7 @@ class Tracker:
         self.flush()
         if self.history.last_step >= steps:
             self._run.truncate(steps)
+        self._sinks.truncate(steps)
         self._steps, self._epochs = steps, epochs
         self._means = EpochMeans()
 
@@ -370,19 +377,21 @@ class Tracker:
         """Hand rows that have arrived to everyone who wants them."""
         self._means.add(rows)
         complete = {name: values for name, (where, values) in rows.scalars.items() if len(where) == len(rows.steps)}
-        self._record(rows.steps, {**gradient_series(rows, self._numel), **complete})
+        gradients = gradient_series(rows, self._numel)
+        self._run.log_many(rows.steps, {**gradients, **complete})
         for name, (where, values) in rows.scalars.items():
             if name not in complete:
-                self._record(rows.steps[where], {name: values})
+                self._run.log_many(rows.steps[where], {name: values})
+        everywhere = np.arange(len(rows.steps))
+        series = {name: (everywhere, values) for name, values in gradients.items()}
+        self._sinks.write(rows.steps, {**series, **rows.scalars}, rows.tensors)
         if len(self._numel):
             self._run.log_rows(rows.steps, rows.tensors)
-            self._run.log_interval(summarize(rows.steps, rows.tensors, self._numel, self._weight_norms))
+            interval = summarize(rows.steps, rows.tensors, self._numel, self._weight_norms)
+            self._run.log_interval(interval)
+            self._sinks.parameters(interval)
         self._warned = self._warned or warned_of_no_gradients(rows)
         self._judge.look(self.history)
-
-    def _record(self, steps: NDArray[np.int64], series: dict[str, NDArray[np.float64]]) -> None:
-        self._run.log_many(steps, series)
-        self._sinks.write(steps, series)
 
     def _add(self, findings: list[Finding]) -> None:
         for finding in findings:

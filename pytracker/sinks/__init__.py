@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from .csv import CSVSink
-from .sink import Sink, Sinks
+from collections.abc import Callable, Iterable
+from typing import Any
 
-__all__ = ["CSVSink", "Sink", "Sinks"]
+from .csv import CSVSink
+from .layers import Layers
+from .mirrors import NoSinks, Sinks
+from .sink import RunInfo, Sink, SinkLike, SinkRows, check_sinks
+from .tensorboard import TensorBoardSink
+
+__all__ = [
+    "SINKS",
+    "CSVSink",
+    "Layers",
+    "NoSinks",
+    "RunInfo",
+    "Sink",
+    "SinkLike",
+    "SinkRows",
+    "Sinks",
+    "TensorBoardSink",
+    "check_sinks",
+    "mirrors_of",
+]
+
+SINKS: dict[str, Callable[[], Sink]] = {"csv": CSVSink, "tensorboard": TensorBoardSink}
+"""The sinks that can be given by name."""
+
+
+def mirrors_of(sinks: Iterable[SinkLike], *, is_first: bool) -> NoSinks:
+    """Return what gives ``sinks`` all that is recorded: nothing is made or opened unless this rank ``is_first``."""
+    given: list[Any] = list(sinks) if is_first else []
+    return Sinks([SINKS[sink] if isinstance(sink, str) else sink for sink in given]) if given else NoSinks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from .._checks import function, seconds, wrong_type
 from ..diagnostics import Diagnosis
 from ..errors import InvalidValueError
+from ..sinks import SINKS, check_sinks
 
 
 def check_arguments(
@@ -27,8 +28,7 @@ def check_arguments(
         raise wrong_type("diagnosis", diagnosis, "a Diagnosis, or None for none")
     if on_finding is not None:
         function("on_finding", on_finding)
-    if not isinstance(sinks, Iterable):
-        raise wrong_type("sinks", sinks, "a list of sinks, as [CSVSink(path)]")
+    check_sinks(sinks, SINKS)
     if meta is not None and not (isinstance(meta, Mapping) and all(isinstance(name, str) for name in meta)):
         raise wrong_type("meta", meta, 'a dictionary of names, as {"clip_threshold": 1.0}')
     seconds("rank_timeout", rank_timeout)

@@ -28,12 +28,19 @@ class LiveDiagnosis:
         on_finding: called with each finding that is new or has grown; without it, new ones, and those that have become
             more severe, are logged as warnings. Where it raises, these are logged beside the error, and the training
             goes on.
+        mirror: given each finding that is kept in the run.
     """
 
-    def __init__(self, diagnosis: Diagnosis | None, run: Any, on_finding: Callable[[Finding], None] | None) -> None:
+    def __init__(
+        self,
+        diagnosis: Diagnosis | None,
+        run: Any,
+        on_finding: Callable[[Finding], None] | None,
+        mirror: Callable[[Finding], None] | None = None,
+    ) -> None:
         self._diagnosis = None if diagnosis is None else diagnosis.for_training()
         self._run = run
-        self._on_finding = on_finding
+        self._on_finding, self._mirror = on_finding, mirror or (lambda finding: None)
         self._others: dict[str, Finding] = {}  # found by other means than the rules
         self._told = {str(kept.get("key")): severity_rank(kept) for kept in run.history.findings}
         self._unheard: set[str] = set()  # told to an on_finding that raised
@@ -83,6 +90,7 @@ class LiveDiagnosis:
         """Keep what has ``changed``, all of it before anyone is told: who is told may close the tracker."""
         for finding in changed:
             self._run.log_finding(finding.to_dict())
+            self._mirror(finding)
         for finding in findings:
             worse = finding.rank > self._told.get(finding.key, -1)
             self._told[finding.key] = max(finding.rank, self._told.get(finding.key, -1))

@@ -321,10 +321,10 @@ def first_writes(rank: int, world: int, folder: str) -> None:
     class Counting:
         written = 0
 
-        def write(self, steps, series):
-            self.written += len(steps)
+        def write(self, rows):
+            self.written += len(rows)
 
-        def close(self):
+        def close(self, error):
             self.written += 1000
 
     for number, wrap in enumerate((nn.parallel.DistributedDataParallel, fully_shard)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -211,37 +210,6 @@ def test_a_state_of_something_else_is_refused() -> None:
         pytest.raises(InvalidValueError, match=r"expected what Tracker.state_dict"),
     ):
         tracker.load_state_dict({"step": 3})
-
-
-class Collecting:
-    def __init__(self) -> None:
-        self.values: dict[str, list[tuple[int, float]]] = {}
-        self.closed = False
-
-    def write(self, steps: np.ndarray, series: dict[str, np.ndarray]) -> None:
-        for name, values in series.items():
-            self.values.setdefault(name, []).extend(zip(steps.tolist(), values.tolist(), strict=True))
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Failing(Collecting):
-    def write(self, steps: np.ndarray, series: dict[str, np.ndarray]) -> None:
-        raise OSError("no space")
-
-
-def test_a_sink_that_fails_is_switched_off_and_the_others_go_on() -> None:
-    good, bad = Collecting(), Failing()
-    with Tracker(model_with_gradients(), every=2, sinks=[bad, good], diagnosis=None) as tracker:
-        tracker.step(loss=0)
-        with pytest.warns(RuntimeWarning, match="the sink Failing failed and is switched off: OSError: no space"):
-            tracker.step(loss=1)
-        for step in range(2, 5):
-            tracker.step(loss=step)
-    assert good.values["loss"] == [(step, float(step)) for step in range(5)]
-    assert good.closed
-    assert len(tracker.history["loss"]) == 5
 
 
 def test_training_without_gradients_is_told_once() -> None:
