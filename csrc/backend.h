@@ -23,9 +23,9 @@ class Backend {
   // Multiplies every gradient by *factor (float64, in the back end's memory); touches nothing where it is 1.
   virtual void scale(const Layouts& layouts, void* const* gradients, const double* factor) = 0;
 
-  // Feeds `count` values to the meters that they name by slot. state: [meters, kMeterColumns] in the back end's memory;
-  // weights: on the host.
-  virtual void update_meters(double* state, const Scalar* values, const double* weights, int64_t count) = 0;
+  // Feeds `count` values, each with its weight, to the meters that the values name by slot. state: [meters,
+  // kMeterColumns] in the back end's memory.
+  virtual void update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count) = 0;
 };
 
 using BackendFactory = std::unique_ptr<Backend> (*)(c10::Device);

@@ -7,15 +7,15 @@
 
 #include "cpu/kernel.h"
 #include "errors.h"
-#include "plan.h"
 #include "operators.h"
-#include "step_reader.h"
+#include "plan.h"
 #include "step_log.h"
+#include "step_reader.h"
 
 TORCH_LIBRARY(pytracker, m) {
   m.def("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor");
   m.def("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()");
-  m.def("meter_update_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()");
+  m.def("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()");
 }
 
 #define PYTRACKER_REGISTER(key)                              \

@@ -72,7 +72,7 @@ void scale_gradients_(at::TensorList gradients, const at::Tensor& factor) {
   });
 }
 
-void meter_update_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights) {
+void meter_update_(const at::Tensor& state, at::TensorList values, at::TensorList weights) {
   const auto count = static_cast<int64_t>(values.size());
   if (state.scalar_type() != at::kDouble || state.dim() != 2 || state.size(1) != kMeterColumns ||
       !state.is_contiguous())
@@ -81,18 +81,19 @@ void meter_update_(const at::Tensor& state, at::TensorList values, at::ArrayRef<
   if (count > state.size(0) || count > kMaxScalars || weights.size() != values.size())
     throw InvalidValueError(c10::str(count, " values with ", weights.size(), " weights for ", state.size(0),
                                      " meters; give one weight for each value, and at most ", kMaxScalars, " values"));
-  std::vector<Scalar> scalars;
+  std::vector<Scalar> scalars, weighted;
   std::vector<at::Tensor> kept;
   for (int64_t i = 0; i < count; ++i) {
     scalars.push_back(scalar_of(values[i], c10::str("values[", i, "]"), state.device(), kept));
     scalars.back().slot = static_cast<int32_t>(i);
+    weighted.push_back(scalar_of(weights[i], c10::str("weights[", i, "]"), state.device(), kept));
   }
   static std::mutex mutex;
   static auto* const backends = new std::map<std::string, std::unique_ptr<Backend>>();
   const std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<Backend>& backend = (*backends)[state.device().str()];
   if (backend == nullptr) backend = make_backend(state.device());
-  backend->update_meters(state.mutable_data_ptr<double>(), scalars.data(), weights.data(), count);
+  backend->update_meters(state.mutable_data_ptr<double>(), scalars.data(), weighted.data(), count);
 }
 
 }  // namespace pytracker

@@ -13,7 +13,8 @@ at::Tensor gradient_moments(at::TensorList gradients, const std::optional<at::Te
 // Multiplies every gradient by `factor` (float64, one element, same device) in place; touches none where it is 1.
 void scale_gradients_(at::TensorList gradients, const at::Tensor& factor);
 
-// Feeds values[i], with weights[i], to the meter of row i of `state` (float64 [K, kMeterColumns]).
-void meter_update_(const at::Tensor& state, at::TensorList values, at::ArrayRef<double> weights);
+// Feeds values[i], with weights[i], to the meter of row i of `state` (float64 [K, kMeterColumns]). Each is one element,
+// on the state's device or on the CPU; a weight of 0 adds nothing.
+void meter_update_(const at::Tensor& state, at::TensorList values, at::TensorList weights);
 
 }  // namespace pytracker

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,33 +13,80 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._checks import number_of_samples, wrong_type
+from ._checks import number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .core import DeviceLog, Rows, Target, native, plan_for
-from .errors import InvalidValueError, LayoutError
+from .errors import InvalidTypeError, InvalidValueError, LayoutError
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
+_STATE = ("val", "sum", "count", "nans")
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a number of Python, NumPy or torch as a float, or an int where it is an integer. Waits for its device."""
+    if isinstance(value, Tensor):
+        _check_one_real_element(name, value)
+        value = value.item()
+    number = real_number(name, value)
+    return int(value) if isinstance(value, Integral) else number
+
+
+def _weight(n: Any) -> float:
+    return number_of_samples("n", _number("n", n) if isinstance(n, Tensor) else n)
+
+
+def _check_one_real_element(name: str, tensor: Tensor) -> None:
+    if tensor.numel() != 1:
+        raise InvalidValueError(
+            f"{name} is a tensor of shape {list(tensor.shape)} with {tensor.numel()} elements; expected one: reduce "
+            "it first, e.g. with .mean()"
+        )
+    if tensor.is_complex():
+        raise InvalidTypeError(f"{name} is a complex tensor ({tensor.dtype}); give its .real, .imag or .abs()")
+    if tensor.is_meta:
+        raise InvalidValueError(f"{name} is a tensor on the meta device, which has no value")
 
 
 class AverageMeter:
     """Keeps the latest value, the sum, the count and the average of what it is fed.
 
-    Python numbers (and tensors on the CPU, which are as near) are added in Python, with its own exact integers. A
-    tensor on another device is added there, in float64, by one launch; only reading a value waits for it.
+    The meter of the ImageNet example, with the same arguments and attributes. Python numbers (and tensors on the CPU)
+    are added in Python, with its own exact integers. A tensor on another device is added there, in float64, by one
+    launch; only reading a value waits for it.
 
-    A NaN is counted in ``nans`` and left out of the sum and the count, so that one bad batch does not spoil an epoch.
+    A NaN is counted in ``nans`` and left out of the sum and the count, so that one bad batch does not spoil an epoch. A
+    weight of 0 adds nothing, whatever the value.
+
+    ``val``, ``sum``, ``count`` and ``avg`` may be assigned, as after an all-reduce of the sum and the count.
+
+    Args:
+        name: shown by ``str(meter)``.
+        fmt: how ``str(meter)`` shows the value and the average: a format of ``str.format``, with its colon.
+
+    Raises:
+        InvalidTypeError: ``name`` or ``fmt`` is no text.
+        InvalidValueError: ``fmt`` is no format of a float.
 
     Example:
-        >>> losses = AverageMeter()
+        >>> losses = AverageMeter("Loss", ":.4e")
         >>> losses.update(0.5, n=32)
         >>> losses.update(1.0, n=96)
         >>> losses.val, losses.avg, losses.sum, losses.count
         (1.0, 0.875, 112.0, 128)
+        >>> str(losses)
+        'Loss 1.0000e+00 (8.7500e-01)'
     """
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, name: str = "", fmt: str = ":f") -> None:
+        self.name = text("name", name)
+        self.fmt = text("fmt", fmt)
         self.reset()
+        try:
+            self._shown(0.0, 0.0)
+        except (ValueError, KeyError, IndexError, AttributeError):
+            raise InvalidValueError(
+                f"fmt is {fmt!r:.80}; expected the format of a float, as ':.4e' or ':6.2f'"
+            ) from None
 
     def reset(self) -> None:
         """Forget everything."""
@@ -45,84 +94,182 @@ class AverageMeter:
         self._sum: Any = 0
         self._count: Any = 0
         self._nans = 0
+        self._assigned_avg: float | None = None
         self._states: dict[torch.device, Tensor] = {}
-        self._latest: torch.device | None = None  # where the latest value is; None: here
+        self._latest: torch.device | None = None  # where the latest value is; None: on the host
 
-    def update(self, val: Any, n: float = 1) -> None:
+    def update(self, val: Any, n: Any = 1) -> None:
         """Add a value that stands for ``n`` samples. Never waits.
 
         Args:
-            val: a number, or a tensor of one element of any dtype and device.
-            n: the weight, 0 or more; usually the number of samples in the batch.
+            val: a number, or a tensor of one element of any real dtype, on any device.
+            n: the weight, 0 or more: usually the number of samples in the batch, or of tokens that count
+                (``mask.sum()``). Of a tensor that is not on the CPU the value is not checked, since that would wait.
 
         Raises:
-            InvalidTypeError: ``val`` is neither, or ``n`` is not a number.
-            InvalidValueError: ``val`` has more than one element, or ``n`` is negative or not finite.
+            InvalidTypeError: ``val`` or ``n`` is not a real number.
+            InvalidValueError: one is a tensor of more than one element, or ``n`` is negative or not finite.
         """
-        n = number_of_samples("n", n)
-        if isinstance(val, Tensor):
-            if val.numel() != 1:
-                raise InvalidValueError(
-                    f"val is a tensor of shape {list(val.shape)} with {val.numel()} elements; a meter takes one: "
-                    "reduce it first, e.g. with .mean()"
-                )
-            if not val.is_cpu:
-                self._update_there(val, n)
-                return
-            val = val.item()
-        elif isinstance(val, (np.generic, np.ndarray)):
-            val = val.item() if val.size == 1 else val
-        if not isinstance(val, (int, float)):
-            raise wrong_type("val", val, "a number or a tensor")
+        on_device = _is_on_device("n", n)
+        n = n if on_device else _weight(n)
+        if _is_on_device("val", val):
+            self._update_on(val.device, val, n)
+            return
+        val = _number("val", val)
+        if on_device:
+            self._update_on(n.device, val, n)
+            return
+        self._assigned_avg = None
         self._latest = None
         self._val = val
+        if n == 0:
+            return
         if val != val:
             self._nans += 1
         else:
-            self._sum += val * n
-            self._count += n
+            self._sum = _added(self._sum, _times(val, n))
+            self._count = _added(self._count, n)
 
-    def _update_there(self, val: Tensor, n: float) -> None:
-        state = self._states.get(val.device)
+    def _update_on(self, device: torch.device, val: Any, n: Any) -> None:
+        state = self._states.get(device)
         if state is None:
-            state = self._states[val.device] = torch.zeros((1, len(METER_COLUMNS)), dtype=torch.float64).to(val.device)
-        torch.ops.pytracker.meter_update_(state, [val.detach()], [float(n)])
-        self._latest = val.device
+            zeros = torch.zeros((1, len(METER_COLUMNS)), dtype=torch.float64, device="cpu")
+            state = self._states[device] = zeros.to(device)
+        torch.ops.pytracker.meter_update_(state, [_as_tensor(val, device)], [_as_tensor(n, device)])
+        self._assigned_avg = None
+        self._latest = device
 
     def _read(self, column: int) -> float:
         return sum(float(state.cpu()[0, column]) for state in self._states.values())
+
+    def _bring_home(self) -> None:
+        """Hold on the host what is on devices. Waits for them."""
+        self._val, self._sum, self._count, self._nans = self.val, self.sum, self.count, self.nans
+        self._states, self._latest = {}, None
 
     @property
     def val(self) -> Any:
         """The latest value, 0 before the first. Waits where it is on a device."""
         return self._val if self._latest is None else float(self._states[self._latest].cpu()[0, _VAL])
 
+    @val.setter
+    def val(self, value: Any) -> None:
+        value = _number("val", value)
+        self._bring_home()
+        self._val = value
+
     @property
     def sum(self) -> Any:
         """The sum of val * n. Waits where values are on a device."""
-        return self._sum + self._read(_SUM) if self._states else self._sum
+        return _added(self._sum, self._read(_SUM)) if self._states else self._sum
+
+    @sum.setter
+    def sum(self, value: Any) -> None:
+        value = _number("sum", value)
+        self._bring_home()
+        self._sum = value
 
     @property
     def count(self) -> Any:
         """The sum of n. Waits where values are on a device."""
-        return self._count + self._read(_COUNT) if self._states else self._count
+        return _added(self._count, self._read(_COUNT)) if self._states else self._count
+
+    @count.setter
+    def count(self, value: Any) -> None:
+        value = _number("count", value)
+        self._bring_home()
+        self._count = value
 
     @property
     def avg(self) -> Any:
-        """Sum / count, 0 before the first value. Waits where values are on a device."""
+        """Sum / count, 0 before the first value; what was assigned until the next update. Waits as ``sum`` does."""
+        if self._assigned_avg is not None:
+            return self._assigned_avg
         count = self.count
         return self.sum / count if count else 0
+
+    @avg.setter
+    def avg(self, value: Any) -> None:
+        self._assigned_avg = _number("avg", value)
 
     @property
     def nans(self) -> int:
         """How many NaN were left out. Waits where values are on a device."""
         return self._nans + int(self._read(_NANS))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs, as numbers. Waits where values are on a device.
+
+        Example:
+            >>> losses = AverageMeter()
+            >>> losses.update(0.5, n=32)
+            >>> losses.state_dict()
+            {'val': 0.5, 'sum': 16.0, 'count': 32, 'nans': 0}
+        """
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned; the name and the format stay.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: ``state`` is nothing of the kind. The meter stays as it is.
+        """
+        if not isinstance(state, Mapping) or set(state) != set(_STATE):
+            raise wrong_value("state", state, "what AverageMeter.state_dict() returned")
+        numbers = {name: _number(f"state[{name!r}]", state[name]) for name in _STATE}
+        self.reset()
+        self._val, self._sum, self._count, self._nans = (numbers[name] for name in _STATE)  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "fmt": self.fmt, "avg": self._assigned_avg, "state": self.state_dict()}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.name, self.fmt = kept["name"], kept["fmt"]
+        self.load_state_dict(kept["state"])
+        self._assigned_avg = kept["avg"]
+
+    def __str__(self) -> str:
+        return self._shown(self.val, self.avg)
+
+    def _shown(self, val: float, avg: float) -> str:
+        shown = f"{{val{self.fmt}}} ({{avg{self.fmt}}})".format(val=val, avg=avg)
+        return f"{self.name} {shown}" if self.name else shown
+
     def __repr__(self) -> str:
         """Show the meter, without waiting for a device."""
+        named = f"{self.name!r}, " if self.name else ""
         if self._states:
-            return f"AverageMeter(values on {', '.join(map(str, self._states))})"
-        return f"AverageMeter(val={self.val}, avg={self.avg}, sum={self.sum}, count={self.count})"
+            return f"AverageMeter({named}values on {', '.join(map(str, self._states))})"
+        return f"AverageMeter({named}val={self.val}, avg={self.avg}, sum={self.sum}, count={self.count})"
+
+
+def _is_on_device(name: str, value: Any) -> bool:
+    """Whether ``value`` is a tensor, of one real element, that cannot be read without waiting for a device."""
+    if not isinstance(value, Tensor) or value.is_cpu:
+        return False
+    _check_one_real_element(name, value)
+    return True
+
+
+def _as_tensor(value: Any, device: torch.device) -> Tensor:
+    """Return a number as a tensor on the CPU, which the operator reads at once, and a tensor on ``device``."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, non_blocking=True)
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+
+
+def _times(val: float, n: float) -> float:
+    """Return val * n: exact for integers, in float64 where one is a float or the product would not fit one."""
+    product = val * n
+    return float(val) * float(n) if isinstance(product, int) and product.bit_length() > 1000 else product
+
+
+def _added(left: float, right: float) -> float:
+    """Return left + right; infinite where integers grow past what a float64 holds."""
+    try:
+        return left + right
+    except OverflowError:
+        return math.inf if left > 0 else -math.inf
 
 
 @dataclass

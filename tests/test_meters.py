@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -48,8 +51,10 @@ def test_a_tensor_of_one_element_counts_as_its_number(dtype: torch.dtype, shape:
     assert (meter.val, meter.sum, meter.count, meter.avg) == (1, 3, 3, 1)
 
 
-@pytest.mark.parametrize("n", [np.int64(3), np.float32(3), True + 2, 3.0])
-def test_any_number_of_python_or_numpy_is_a_weight(n) -> None:
+@pytest.mark.parametrize(
+    "n", [np.int64(3), np.float32(3), np.longdouble(3), True + 2, 3.0, Fraction(3), torch.tensor(3)]
+)
+def test_any_number_of_python_numpy_or_torch_is_a_weight(n) -> None:
     meter = AverageMeter()
     meter.update(2.0, n)
     assert (meter.sum, meter.count) == (6.0, 3)
@@ -80,6 +85,114 @@ def test_reset_forgets_everything() -> None:
     assert (meter.val, meter.avg, meter.sum, meter.count, meter.nans) == (0, 0, 0, 0, 0)
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan, torch.tensor(math.inf)])
+def test_a_weight_of_zero_adds_nothing(value) -> None:
+    meter = AverageMeter()
+    meter.update(2.0, 3)
+    meter.update(value, 0)
+    assert (meter.sum, meter.count, meter.avg, meter.nans) == (6.0, 3, 2.0, 0)
+    assert meter.val == pytest.approx(float(value), nan_ok=True)
+
+
+def test_integers_past_a_float_make_the_sum_infinite_and_not_an_error() -> None:
+    meter = AverageMeter()
+    for value in (2**1000, 0.5):
+        meter.update(value, 2**1000)
+    assert meter.avg == math.inf
+
+
+def test_a_meter_shows_itself_as_that_of_the_imagenet_example() -> None:
+    meter = AverageMeter("Loss", ":.4e")
+    meter.update(1.2345)
+    assert str(meter) == "Loss 1.2345e+00 (1.2345e+00)"
+    top1 = AverageMeter("Acc@1", ":6.2f")
+    top1.update(torch.tensor([50.0]), 2)
+    top1.update(100, 2)
+    assert f"{top1}" == "Acc@1 100.00 ( 75.00)"
+
+
+def test_the_all_reduce_of_the_imagenet_example_works() -> None:
+    meter = AverageMeter()
+    meter.update(1.0, 4)
+    total = torch.tensor([meter.sum, meter.count], dtype=torch.float32) * 2  # as if of two ranks
+    meter.sum, meter.count = total.tolist()
+    meter.avg = meter.sum / meter.count
+    assert (meter.sum, meter.count, meter.avg) == (8.0, 8.0, 1.0)
+    meter.update(3.0, 8)
+    assert meter.avg == 2.0
+    meter.sum, meter.val = total[0], np.float32(0.5)
+    assert (meter.sum, meter.val) == (8.0, 0.5)
+
+
+def test_an_average_that_was_assigned_holds_until_the_next_update() -> None:
+    meter = AverageMeter()
+    meter.update(1.0)
+    meter.avg = 5
+    meter.sum = 7.0
+    assert meter.avg == 5
+    meter.update(1.0)
+    assert meter.avg == 4.0
+
+
+@pytest.mark.parametrize("name", ["val", "sum", "count", "avg"])
+def test_what_cannot_be_assigned_is_named_and_changes_nothing(name: str) -> None:
+    meter = AverageMeter()
+    meter.update(2.0)
+    with pytest.raises(InvalidTypeError, match=f"{name} is 'x', of type str"):
+        setattr(meter, name, "x")
+    assert (meter.val, meter.sum, meter.count, meter.avg) == (2.0, 2.0, 1, 2.0)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda meter: pickle.loads(pickle.dumps(meter))])
+def test_a_meter_is_copied_with_all_it_holds(copied) -> None:
+    meter = AverageMeter("Loss", ":.4e")
+    for value in (1, 2.5, math.nan):
+        meter.update(value, 3)
+    twin = copied(meter)
+    meter.reset()
+    assert (str(twin), twin.sum, twin.count, twin.nans) == ("Loss nan (1.7500e+00)", 10.5, 6, 1)
+    twin.avg = 9.0
+    assert copied(twin).avg == 9.0
+
+
+def test_a_meter_goes_on_from_its_state() -> None:
+    meter, later = AverageMeter(), AverageMeter("Loss")
+    meter.update(10**20, 2)
+    later.load_state_dict(meter.state_dict())
+    later.update(1, 2)
+    assert (later.name, later.sum, later.count) == ("Loss", 2 * 10**20 + 2, 4)
+
+
+@pytest.mark.parametrize("state", [{}, None, 3, {"val": 1, "sum": 1, "count": 1}])
+def test_a_state_that_is_none_is_refused(state) -> None:
+    with pytest.raises(InvalidValueError, match=r"state is .*; expected what AverageMeter.state_dict"):
+        AverageMeter().load_state_dict(state)
+
+
+def test_a_state_with_a_wrong_value_changes_nothing() -> None:
+    meter = AverageMeter()
+    meter.update(2.0)
+    with pytest.raises(InvalidTypeError, match=r"state\['count'\] is 'x'"):
+        meter.load_state_dict({"val": 1, "sum": 1, "count": "x", "nans": 0})
+    assert meter.sum == 2.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        ((3,), InvalidTypeError, "name is 3, of type int"),
+        (("a", None), InvalidTypeError, "fmt is None"),
+        (("a", ":.4q"), InvalidValueError, "fmt is ':.4q'; expected the format of a float"),
+        (("a", ".4f"), InvalidValueError, "fmt is '.4f'"),
+        (("a", ":{x}"), InvalidValueError, "fmt is ':{x}'"),
+        (("a", ":d"), InvalidValueError, "fmt is ':d'"),
+    ],
+)
+def test_a_meter_that_cannot_be_made_says_why(arguments, error, named: str) -> None:
+    with pytest.raises(error, match=named):
+        AverageMeter(*arguments)
+
+
 def test_numpy_scalars_are_numbers() -> None:
     meter = AverageMeter()
     for value in (np.float32(0.5), np.int64(2), np.array([1.5])):
@@ -92,12 +205,21 @@ def test_numpy_scalars_are_numbers() -> None:
     [
         (("high",), InvalidTypeError, "val is 'high', of type str"),
         ((None,), InvalidTypeError, "val is None"),
+        (("1",), InvalidTypeError, "val is '1', of type str"),
         ((torch.ones(2),), InvalidValueError, r"shape \[2\] with 2 elements"),
         ((1.0, -1), InvalidValueError, "n is -1"),
         ((1.0, math.nan), InvalidValueError, "n is nan"),
         ((1.0, math.inf), InvalidValueError, "n is inf"),
-        ((1.0, torch.tensor(3)), InvalidTypeError, "n is tensor"),
-        ((torch.tensor(1j),), InvalidTypeError, "val is 1j, of type complex"),
+        ((1.0, torch.tensor(-3)), InvalidValueError, "n is -3"),
+        ((1.0, torch.ones(2)), InvalidValueError, r"n is a tensor of shape \[2\]"),
+        ((1.0, torch.ones(1, device="meta")), InvalidValueError, "n is a tensor on the meta device"),
+        ((torch.ones(1, device="meta"),), InvalidValueError, "val is a tensor on the meta device"),
+        ((torch.tensor(1j),), InvalidTypeError, "val is a complex tensor"),
+        ((1j,), InvalidTypeError, "val is 1j, of type complex"),
+        ((np.complex64(1j),), InvalidTypeError, "val is .*1j.*, of type complex64"),
+        ((10**400,), InvalidValueError, "val is 10+; expected a number that a float can hold"),
+        ((1.0, 10**400), InvalidValueError, "n is 10+; expected a number that a float can hold"),
+        ((1.0, Fraction(-1, 2)), InvalidValueError, r"n is Fraction\(-1, 2\)"),
         ((1.0, "3"), InvalidTypeError, "n is '3', of type str"),
     ],
 )

@@ -109,16 +109,17 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void update_meters(double* state, const Scalar* values, const double* weights, int64_t count) override {
+  void update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count) override {
     for (int64_t i = 0; i < count; ++i) {
       double* meter = state + values[i].slot * kMeterColumns;
-      const double value = read(values[i]);
+      const double value = read(values[i]), weight = read(weights[i]);
       meter[kVal] = value;
+      if (weight == 0) continue;  // adds nothing: 0 * inf would be NaN
       if (value != value) {
         meter[kMeterNans] += 1;
       } else {
-        meter[kMeterSum] += value * weights[i];
-        meter[kCount] += weights[i];
+        meter[kMeterSum] += value * weight;
+        meter[kCount] += weight;
       }
     }
   }

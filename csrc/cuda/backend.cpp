@@ -40,7 +40,7 @@ class CudaBackend final : public Backend {
     C10_CUDA_CHECK(cuda::scale(plan_->table, plan_->device_table.get(), gradients, factor, stream));
   }
 
-  void update_meters(double* state, const Scalar* values, const double* weights, int64_t count) override {
+  void update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count) override {
     const c10::cuda::CUDAGuard guard(device_);
     C10_CUDA_CHECK(
         cuda::update_meters(state, values, weights, count, c10::cuda::getCurrentCUDAStream(device_.index())));

@@ -35,7 +35,7 @@ cudaError_t scale(const Table& table, const void* device_table, void* const* gra
                   cudaStream_t stream);
 
 // Feeds `count` values to the meters that they name by slot, each slot at most once. state: [meters, kMeterColumns].
-cudaError_t update_meters(double* state, const Scalar* values, const double* weights, int64_t count,
+cudaError_t update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count,
                           cudaStream_t stream);
 
 }  // namespace pytracker::cuda

@@ -1,7 +1,8 @@
-// Feeds values to meters: the last value, the sum weighted by n, the count, and the NaNs, which are counted apart.
+// Feeds values to meters: the last value, the sum weighted by n, the count, and the NaNs, which are counted apart. A
+// weight of 0 adds nothing, whatever the value.
 //
-// What it costs: one launch for up to kMaxScalars values of any dtypes. The host learns nothing of the values, so it
-// needn't wait for them.
+// What it costs: one launch for up to kMaxScalars values and weights of any dtypes. The host learns nothing of them, so
+// it needn't wait.
 #include <algorithm>
 
 #include "../accumulator.h"
@@ -15,24 +16,24 @@ struct Parameters {
   double* state;
   int32_t count;
   Scalar values[kMaxScalars];
-  double weights[kMaxScalars];
+  Scalar weights[kMaxScalars];
 };
 
 __global__ void __launch_bounds__(kMaxScalars) update_meters_kernel(const __grid_constant__ Parameters parameters) {
   const int i = threadIdx.x;
   if (i >= parameters.count) return;
-  const double value = read(parameters.values[i]), weight = parameters.weights[i];
-  const bool nan = value != value;
+  const double value = read(parameters.values[i]), weight = read(parameters.weights[i]);
+  const bool nan = value != value, counts = !nan && weight != 0;
   double* meter = parameters.state + int64_t{parameters.values[i].slot} * kMeterColumns;
   meter[kVal] = value;
-  meter[kMeterSum] += nan ? 0 : value * weight;
-  meter[kCount] += nan ? 0 : weight;
-  meter[kMeterNans] += nan;
+  meter[kMeterSum] += counts ? value * weight : 0;
+  meter[kCount] += counts ? weight : 0;
+  meter[kMeterNans] += nan && weight != 0;
 }
 
 }  // namespace
 
-cudaError_t update_meters(double* state, const Scalar* values, const double* weights, int64_t count,
+cudaError_t update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count,
                           cudaStream_t stream) {
   for (int64_t done = 0; done < count; done += kMaxScalars) {
     Parameters parameters;

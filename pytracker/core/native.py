@@ -147,7 +147,7 @@ def _register() -> None:
         return None
 
     @torch.library.register_fake("pytracker::meter_update_")  # type: ignore[untyped-decorator]
-    def _update_meters(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
+    def _update_meters(state: Tensor, values: list[Tensor], weights: list[Tensor]) -> None:
         return None
 
 

@@ -334,7 +334,7 @@ def define_operators() -> None:
     library: Any = torch.library.Library("pytracker", "DEF")  # type: ignore[no-untyped-call]
     library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
     library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
-    library.define("meter_update_(Tensor(a!) state, Tensor[] values, float[] weights) -> ()")
+    library.define("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()")
 
     def gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
         names = [f"tensors[{i}]" for i in range(len(gradients))]
@@ -350,11 +350,14 @@ def define_operators() -> None:
     globals()["_library"] = library  # the operators live as long as this object
 
 
-def meter_update_(state: Tensor, values: list[Tensor], weights: list[float]) -> None:
-    """Feed values[i] with weights[i] to the meter of row i of ``state``, float64 [K, 4]: val, sum, count, nans."""
+def meter_update_(state: Tensor, values: list[Tensor], weights: list[Tensor]) -> None:
+    """Feed values[i] with weights[i] to the meter of row i of ``state``, float64 [K, 4]: val, sum, count, nans.
+
+    A weight of 0 adds nothing, whatever the value.
+    """
     for meter, value, weight in zip(state, values, weights, strict=False):
-        number = value.detach().reshape(()).to(state)
-        nan = number.isnan()
-        added = torch.where(nan, torch.zeros_like(number), number * weight)
-        counted = (~nan).to(state) * weight
-        meter.copy_(torch.stack([number, meter[1] + added, meter[2] + counted, meter[3] + nan]))
+        number, n = (tensor.detach().reshape(()).to(state) for tensor in (value, weight))
+        weighs, nothing = n != 0, torch.zeros_like(number)
+        added = torch.where(weighs & ~number.isnan(), torch.stack([number * n, n]), nothing)
+        nans = (weighs & number.isnan()).to(state)
+        meter.copy_(torch.stack([number, meter[1] + added[0], meter[2] + added[1], meter[3] + nans]))

@@ -24,8 +24,9 @@ class EpochMeans:
             if name in NOISE_SERIES:
                 continue  # means over many steps already
             here = weights[where]
+            counted = here != 0  # 0 * inf would be NaN
             total = self._sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(values @ here)
+            total[0] += float(values[counted] @ here[counted])
             total[1] += float(here.sum())
 
     def take(self) -> dict[str, float]:

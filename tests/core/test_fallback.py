@@ -34,7 +34,7 @@ with warnings.catch_warnings(record=True) as caught:
             tracker.step(loss=step, late=step if step > 2 else None)
     clipped = pytracker.clip_grad_norm_(model[0], 1.0).item()
     state = torch.zeros(1, 4, dtype=torch.float64)
-    torch.ops.pytracker.meter_update_(state, [torch.tensor(2.0)], [3.0])
+    torch.ops.pytracker.meter_update_(state, [torch.tensor(2.0)], [torch.tensor(3.0)])
     print(json.dumps({"stats": stats, "meter": meter.compute()["grad_norm"]["mean"], "clipped": clipped,
         "series": tracker.history.to_dict(), "state": state.flatten().tolist(),
         "after": pytracker.compute_gradient_stats(model[0]),

@@ -226,13 +226,17 @@ void meters() {
   const Buffer state(kMeters * kMeterColumns * sizeof(double));
   CHECK(cudaMemset(state.as(), 0, kMeters * kMeterColumns * sizeof(double)));
   std::vector<Scalar> values(kMeters);
-  std::vector<double> weights(kMeters);
+  std::vector<Scalar> weights(kMeters);
   const float x = 0.25f;
-  const Buffer on_device(&x, sizeof(x));
+  const int64_t two = 2;
+  const Buffer on_device(&x, sizeof(x)), two_on_device(&two, sizeof(two));
   for (int i = 0; i < kMeters; ++i) {
     values[i] = i % 3 ? Scalar{nullptr, i * 0.5, i} : Scalar{on_device.as(), 0, i, Dtype::kFloat32};
-    weights[i] = i % 7;
+    weights[i] = {nullptr, double(i % 7)};
+    if (i % 7 == 2) weights[i] = {two_on_device.as(), 0, 0, Dtype::kFloat64, /*is_integer=*/true};
   }
+  values[14] = {nullptr, INFINITY, 14};  // a weight of 0 adds nothing
+  values[28] = {nullptr, NAN, 28};
   values[10] = {nullptr, NAN, 10};
   CHECK(cuda::update_meters(state.as<double>(), values.data(), weights.data(), kMeters, nullptr));
   values[11] = {nullptr, NAN, 11};
@@ -240,10 +244,11 @@ void meters() {
   const std::vector<double> got = download(state, kMeters * kMeterColumns);
   for (int i = 0; i < kMeters; ++i) {
     const int times = i < 50 ? 2 : 1, nans = i == 10 ? 2 : i == 11 ? 1 : 0;
-    const double value = i % 3 ? i * 0.5 : 0.25, count = (times - nans) * weights[i];
+    const double value = i % 3 ? i * 0.5 : 0.25, count = (times - nans) * (i % 7);
     const double* meter = &got[i * kMeterColumns];
-    const bool ok = (nans ? std::isnan(meter[kVal]) : meter[kVal] == value) && meter[kMeterSum] == count * value &&
-                    meter[kCount] == count && meter[kMeterNans] == nans;
+    const double given = values[i].data == nullptr ? values[i].value : value;
+    const bool ok = (std::isnan(given) ? std::isnan(meter[kVal]) : meter[kVal] == given) &&
+                    meter[kMeterSum] == count * value && meter[kCount] == count && meter[kMeterNans] == nans;
     expect(ok, "meter " + std::to_string(i));
   }
 }

@@ -233,6 +233,17 @@ def test_a_grad_scale_divides_what_is_recorded() -> None:
     assert "grad_scale" not in tracker.history
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_step_without_samples_adds_nothing_to_the_mean_of_the_epoch(loss: float) -> None:
+    model = small_model()
+    set_gradients(model, 0)
+    with Tracker(model, diagnosis=None) as tracker:
+        tracker.step(loss=2.0, n=3)
+        tracker.step(loss=loss, n=0)
+        assert tracker.epoch() == {"loss": 2.0}
+    assert tracker.history["loss"][:] == pytest.approx([2.0, loss], nan_ok=True)
+
+
 def test_an_epoch_returns_means_weighted_by_the_samples() -> None:
     with Tracker(small_model(), every=3, diagnosis=None) as tracker:
         for loss, n in ((1.0, 10), (3.0, 30), (5.0, 0)):
