@@ -93,9 +93,9 @@ int64_t append(StepLog& log, Plan& plan, StepReader& reader, int64_t step, const
   return recorded ? log.written() - log.drained() : kCaptured;
 }
 
-py::tuple take(StepLog& log, int64_t count) {
+py::tuple notes(const StepLog& log, int64_t first, int64_t count) {
   py::list steps, given;
-  for (const RowNote& note : log.take(count)) {
+  for (const RowNote& note : log.notes(first, count)) {
     steps.append(note.step);
     given.append(py::cast(note.given));
   }
@@ -184,7 +184,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("slot_of", &StepLog::slot_of)
       .def("append", &append, py::arg("plan"), py::arg("reader"), py::arg("step"), py::arg("scalars"))
       .def("replayed", &StepLog::replayed, py::arg("step"))
-      .def("take", &take, py::arg("count"));
+      .def("notes", &notes, py::arg("first"), py::arg("count"))
+      .def("release", &StepLog::release, py::arg("end"));
 
   py::class_<ModuleWatch>(m, "ModuleWatch")
       .def(py::init<py::object>(), py::arg("root"))

@@ -81,12 +81,14 @@ void StepLog::replayed(int64_t step) {
   ++written_;
 }
 
-std::vector<RowNote> StepLog::take(int64_t count) {
-  count = std::min(count, written_ - drained_);
-  std::vector<RowNote> taken(notes_.begin(), notes_.begin() + count);
-  notes_.erase(notes_.begin(), notes_.begin() + count);
-  drained_ += count;
-  return taken;
+std::vector<RowNote> StepLog::notes(int64_t first, int64_t count) const {
+  const int64_t begin = std::max(first - drained_, int64_t{0});
+  const int64_t end = std::min(begin + std::max(count, int64_t{0}), static_cast<int64_t>(notes_.size()));
+  return {notes_.begin() + std::min(begin, end), notes_.begin() + end};
+}
+
+void StepLog::release(int64_t end) {
+  for (; drained_ < std::min(end, written_); ++drained_) notes_.pop_front();
 }
 
 }  // namespace pytracker

@@ -1,7 +1,7 @@
 // The log of steps that lives on the device: a ring of rows, one a step, that the host has not read yet.
 //
 // A row is written by the back end's launch; the host adds to it what it knows without asking (which step it was, which
-// scalars were given). pytracker/core/device_log.py copies rows to the host and frees them with drained().
+// scalars were given). pytracker/core/device_log.py copies rows to the host and frees them with release().
 #pragma once
 
 #include <deque>
@@ -54,8 +54,10 @@ class StepLog {
   const std::vector<at::Tensor>& rows() const { return rows_; }  // a device each: float64 [capacity, width]
   const Plan& plan() const { return *plan_; }
 
-  // Forgets the oldest `count` rows, whose copies to the host are under way, and returns their notes.
-  std::vector<RowNote> take(int64_t count);
+  // What the host knows of the rows from row `first` on, `count` at most. Rows are counted from the log's beginning.
+  std::vector<RowNote> notes(int64_t first, int64_t count) const;
+  // Makes the places of the rows before row `end` free: their copies to the host are under way.
+  void release(int64_t end);
 
  private:
   std::shared_ptr<Plan> plan_;

@@ -1,18 +1,20 @@
 """The log that stays on the device: rows are appended without waiting and arrive on the host some steps later.
 
-A drain happens when ``every`` rows are there. On a CUDA device it is one asynchronous copy to pinned memory, on a side
-stream, followed by an event; the rows are read at the first later step that finds the event done. What orders what:
+A drain happens when ``every`` rows are there, or some seconds have passed. On a CUDA device it is one asynchronous copy
+to pinned memory, on a side stream, followed by an event; the rows are read at the first later step that finds the event
+done. What orders what:
 
 * the side stream waits for the rows to be written (``side.wait_stream(main)``);
 * the training stream waits, on the device, for the copy before the last one, whose rows are written over next;
 * the host reads a pinned buffer only after its event, and hands it to a new copy only after having read it. There are
-  two, so the host waits only when the device is more than a whole interval behind: that wait is counted and told;
+  two, so the host waits only when the device is more than a whole interval behind: that is counted, and warned of once;
 * rows that lie on the host arrive at once where all do, and are copied at the drain where those of a device come later.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from .._checks import whole_number
+from .._warn import warn_user
 from ..columns import COLUMNS, MAX_SCALARS, TOTALS, merge_totals
 from ..errors import InvalidValueError
 from . import native
@@ -44,11 +47,19 @@ class Rows:
 class PendingCopy:
     """Rows on their way to the host."""
 
+    end: int  # the row after the last one
+    turn: int  # which of the two pinned buffers they are in
     steps: list[int]
     given: list[list[int]]  # for each row and device, which scalars are in that device's row: a bit for each slot
     names: list[str]
     parts: list[torch.Tensor]  # for each device, [n, width] in host memory
     events: list[torch.cuda.Event]
+    rows: Rows | None = None  # unpacked
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the copy is over. Never waits."""
+        return all(map(_is_done, self.events))
 
 
 class CopyStream:
@@ -90,8 +101,44 @@ def name_rates(groups: list[dict[str, Any]]) -> list[str]:
     return names
 
 
+class _Ring:
+    """The rows on the devices, and which of them are on their way to the host; replaced whole where they move."""
+
+    def __init__(self, plan: Any, every: int, slots: int) -> None:
+        self.log = native.make_step_log(plan, 2 * every, slots)
+        self.generation = plan.generation
+        self.members = plan.members  # of the rows in this log, wherever the parameters move to
+        self.streams = [CopyStream(rows, every) if rows.is_cuda else None for rows in self.log.rows]
+        self.on_host = not any(self.streams)
+        self.pending: deque[PendingCopy] = deque()
+        self.delivered = 0
+
+    @property
+    def sent(self) -> int:
+        """The first row that is not on its way to the host."""
+        return self.pending[-1].end if self.pending else self.delivered
+
+    def copies(self, first: int, count: int, turn: int) -> tuple[list[torch.Tensor], list[torch.cuda.Event]]:
+        """Return rows in host memory, of each device, and the events after which they are there."""
+        parts, events = [], []
+        for rows, stream in zip(self.log.rows, self.streams, strict=True):
+            pieces = ring_pieces(rows, first, count)
+            if stream is not None:
+                part, event = stream.copy(pieces, turn)
+                events.append(event)
+            elif len(pieces) == 1 and self.on_host:
+                part = pieces[0].cpu()  # unpacked at once
+            else:  # a copy: the ring is written over while the rows of other devices are on their way
+                part = torch.cat(pieces).cpu()
+            parts.append(part)
+        return parts, events
+
+
 class DeviceLog:
     """Appends a row for each step and calls ``on_rows`` with every row, exact and in order.
+
+    An exception can strike at any line (Ctrl-C). What it interrupts is done again by the next call: rows leave the
+    queue after they were delivered, so ``on_rows`` may get the same ``Rows`` once more.
 
     ``waits`` counts how often the host had to wait because the device was more than an interval behind.
     """
@@ -102,31 +149,25 @@ class DeviceLog:
         every: int,
         on_rows: Callable[[Rows], None],
         *,
+        seconds: float = math.inf,
         optimizer: torch.optim.Optimizer | None = None,
         reserved: Iterable[str] = (),
         slots: int = FIRST_SLOTS,
     ) -> None:
         """Allocate everything that the log will need. A scalar may not have a ``reserved`` name.
 
-        There is room for so many scalars (``slots``) before rows must be delivered to make more, MAX_SCALARS at most.
+        Rows are drained after ``every`` of them or ``seconds``, whichever is first. There is room for so many scalars
+        (``slots``) before rows must be delivered to make more, MAX_SCALARS at most.
         """
         self._plan = plan
         self._every = whole_number("every", every, low=1)
+        self._seconds = seconds
+        self._due = time.monotonic() + seconds
         self._on_rows = on_rows
         self._reader = native.make_reader(plan, optimizer, name_rates, set(reserved))
-        self._pending: deque[PendingCopy] = deque()
-        self._turn = 0
         self._captured = False
         self.waits = 0
-        self._allocate(slots)
-
-    def _allocate(self, slots: int) -> None:
-        self._log = native.make_step_log(self._plan, 2 * self._every, slots)
-        self._generation = self._plan.generation
-        self._members = self._plan.members  # of the rows in this log, wherever the parameters move to
-        self._reader.reset()
-        self._streams = [CopyStream(rows, self._every) if rows.is_cuda else None for rows in self._log.rows]
-        self._mixed = len(self._streams) > 1
+        self._ring = _Ring(plan, self._every, slots)
 
     @property
     def every(self) -> int:
@@ -138,13 +179,12 @@ class DeviceLog:
         every = whole_number("every", every, low=1)
         if every != self._every:
             self.flush()
-            self._every = every
-            self._renew(self._log.slots)
+            self._renew(every, self._ring.log.slots)
 
     @property
     def names(self) -> list[str]:
         """The scalars recorded so far."""
-        return list(self._log.scalar_names)
+        return list(self._ring.log.scalar_names)
 
     def append(self, step: int, scalars: dict[str, Any]) -> None:
         """Record one step: reduce all gradients, with the scalars beside them, in one launch. Never waits.
@@ -153,43 +193,47 @@ class DeviceLog:
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded; no row is written.
             ParameterError: a gradient cannot be read; no row is written.
         """
-        pending = self._log.append(self._plan, self._reader, step, scalars)
-        if pending >= self._every:
+        ring = self._ring
+        undrained = ring.log.append(self._plan, self._reader, step, scalars)
+        if undrained >= self._every:
             self._drain()
-        elif pending == native.RENEW:
-            self._append_anew(step, scalars)
-        elif pending == native.CAPTURED:
+        elif undrained == native.RENEW:
+            self._append_to_new(step, scalars)
+        elif undrained == native.CAPTURED:
             self._captured = True
-        elif self._pending:
-            self._land()
+        else:
+            self._drain_if_due()
 
-    def _append_anew(self, step: int, scalars: dict[str, Any]) -> None:
+    def _append_to_new(self, step: int, scalars: dict[str, Any]) -> None:
         """Append after making the log anew: with more slots, or where the parameters are now."""
         self.flush()
-        slots = self._log.slots
-        if self._generation == self._plan.generation:  # nothing moved: there are more scalars than slots
+        slots = self._ring.log.slots
+        if self._ring.generation == self._plan.generation:  # nothing moved: there are more scalars than slots
             if slots == MAX_SCALARS:
                 raise InvalidValueError(
                     f"more than {slots} different scalars were recorded, the last ones being {sorted(scalars)}; "
                     "names should be few and the same on each step"
                 )
             slots = min(2 * slots, MAX_SCALARS)
-        self._renew(slots)
+        self._renew(self._every, slots)
         self.append(step, scalars)
 
-    def _renew(self, slots: int) -> None:
-        names = self._log.scalar_names
-        self._allocate(slots)
-        for name in names:
-            self._log.slot_of(name)
+    def _renew(self, every: int, slots: int) -> None:
+        """Replace the ring, all of whose rows were delivered."""
+        ring = _Ring(self._plan, every, slots)
+        for name in self._ring.log.scalar_names:
+            ring.log.slot_of(name)
+        self._reader.reset()
+        self._every, self._ring = every, ring
 
     def replayed(self, step: int) -> None:
         """Note that a CUDA graph in which ``append`` was captured has been replayed: the device wrote a row."""
-        self._log.replayed(step)
-        if self._log.written - self._log.drained >= self._every:
+        log = self._ring.log
+        log.replayed(step)
+        if log.written - log.drained >= self._every:
             self._drain()
         else:
-            self._land()
+            self._drain_if_due()
 
     def check_captured(self) -> None:
         """Make sure that there is something to replay.
@@ -205,72 +249,83 @@ class DeviceLog:
 
     def flush(self) -> None:
         """Deliver every row. Waits for the device."""
-        for lane in self._streams:
-            if lane is not None:  # rows may have been written on a stream that is no longer the current one
-                torch.cuda.synchronize(lane.device)
-        while self._pending:  # first, so that the drain below finds a free buffer and counts no wait
+        for stream in self._ring.streams:
+            if stream is not None:  # rows may have been written on a stream that is no longer the current one
+                torch.cuda.synchronize(stream.device)
+        while self._ring.pending:  # first, so that the drain below finds a free buffer and counts no wait
             self._land(wait=True)
         self._drain()
-        while self._pending:
+        while self._ring.pending:
             self._land(wait=True)
 
+    def _drain_if_due(self) -> None:
+        """Deliver what has arrived; drain where that is due by the clock and a buffer is free."""
+        if self._ring.pending:
+            self._land()
+        if time.monotonic() >= self._due and len(self._ring.pending) < 2:
+            self._drain()
+
     def _drain(self) -> None:
-        """Send what is pending on its way to the host, and deliver what has arrived."""
+        """Send what is there on its way to the host, and deliver what has arrived.
+
+        Rows are sent by the append to ``pending`` and by nothing else: an interruption before it leaves them to the
+        next drain, and one after it leaves only their places to be released by that.
+        """
+        self._due = time.monotonic() + self._seconds
         self._land()
-        if len(self._pending) > 1:
-            self._wait_and_tell()
-        first = self._log.drained
-        steps, given = self._log.take(self._every)
-        if not steps:
-            return
-        parts, events = [], []
-        for rows, lane in zip(self._log.rows, self._streams, strict=True):
-            pieces = ring_pieces(rows, first, len(steps))
-            if lane is not None:
-                part, event = lane.copy(pieces, self._turn)
-                events.append(event)
-            elif len(pieces) == 1 and not self._mixed:
-                part = pieces[0].cpu()  # read at once, below
-            else:  # a copy: the ring is written over while the rows of other devices are on their way
-                part = torch.cat(pieces).cpu()
-            parts.append(part)
-        self._turn = 1 - self._turn
-        self._pending.append(PendingCopy(steps, given, list(self._log.scalar_names), parts, events))
-        if not events:
+        ring = self._ring
+        if len(ring.pending) > 1:
+            self._wait_and_warn()
+        first = ring.sent
+        steps, given = ring.log.notes(first, self._every)
+        if steps:
+            turn = 1 - ring.pending[-1].turn if ring.pending else 0
+            parts, events = ring.copies(first, len(steps), turn)
+            names = list(ring.log.scalar_names)
+            copy = PendingCopy(first + len(steps), turn, steps, given, names, parts, events)
+            if ring.on_host:
+                copy.rows = self._unpack(copy)
+            ring.pending.append(copy)
+        ring.log.release(ring.sent)
+        if ring.on_host:
             self._land()
 
-    def _wait_and_tell(self) -> None:
+    def _wait_and_warn(self) -> None:
         self.waits += 1
         if self.waits == 1:
-            warnings.warn(
+            warn_user(
                 f"the device is more than {self._every} steps behind, so pytracker waited for it to deliver its log; "
-                "a larger `every` gives it more room",
-                RuntimeWarning,
-                stacklevel=5,
+                "a larger `every` gives it more room"
             )
         self._land(wait=True)
 
     def _land(self, wait: bool = False) -> None:
-        """Deliver the flights that have arrived; with ``wait``, the next one in any case."""
-        while self._pending and (wait or all(map(_is_done, self._pending[0].events))):
-            flight = self._pending.popleft()
+        """Deliver the copies that have arrived; with ``wait``, the next one in any case."""
+        pending = self._ring.pending
+        while pending and (wait or pending[0].has_arrived):
+            copy = pending[0]
             if wait:
-                for event in flight.events:
+                for event in copy.events:
                     event.synchronize()
             wait = False
-            self._on_rows(self._unpack(flight))
+            if copy.rows is None:
+                copy.rows = self._unpack(copy)
+            self._on_rows(copy.rows)
+            if pending and pending[0] is copy:  # it is gone where on_rows has flushed
+                self._ring.delivered = copy.end
+                pending.popleft()
 
-    def _unpack(self, flight: PendingCopy) -> Rows:
-        """Copy a flight's rows out of the pinned buffers, merging the devices."""
-        parts = [part.numpy().astype(np.float64) for part in flight.parts]  # always a copy
-        given = np.array(flight.given, np.uint64)  # [rows, devices]
-        members = self._members
+    def _unpack(self, copy: PendingCopy) -> Rows:
+        """Copy rows out of the pinned buffers, merging the devices."""
+        parts = [part.numpy().astype(np.float64) for part in copy.parts]  # always a copy
+        given = np.array(copy.given, np.uint64)  # [rows, devices]
+        members = self._ring.members
         moments: list[NDArray[np.float64]] = []
         scalars: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
         for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):
             end = TOTALS + len(of_device) * len(COLUMNS)
             moments.append(part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS)))
-            for slot, name in enumerate(flight.names):
+            for slot, name in enumerate(copy.names):
                 having = np.flatnonzero(given[:, device] >> np.uint64(slot) & np.uint64(1))
                 if len(having):
                     before = scalars.get(name, (having[:0], part[:0, 0]))
@@ -278,10 +333,10 @@ class DeviceLog:
         totals = merge_totals([part[:, :TOTALS] for part in parts])
         tensors = moments[0]  # of a single device: every parameter, in order
         if len(moments) > 1:
-            tensors = np.empty((len(flight.steps), sum(map(len, members)), len(COLUMNS)))
+            tensors = np.empty((len(copy.steps), sum(map(len, members)), len(COLUMNS)))
             for of_device, its_moments in zip(members, moments, strict=True):
                 tensors[:, of_device] = its_moments
-        return Rows(np.array(flight.steps, np.int64), totals, tensors, scalars)
+        return Rows(np.array(copy.steps, np.int64), totals, tensors, scalars)
 
 
 def _is_done(event: torch.cuda.Event) -> bool:

@@ -268,11 +268,17 @@ class StepLog:
         """Note a row that a replayed CUDA graph has written; the reference can't be captured, so there is none."""
         raise InvalidValueError(f"step {step}: only the native core records CUDA graph replays")
 
-    def take(self, count: int) -> tuple[list[int], list[list[int]]]:
-        """Forget the oldest rows; return their steps and, for each device, a bit for each scalar in its row."""
-        taken = [self._notes.popleft() for _ in range(min(count, len(self._notes)))]
-        self.drained += len(taken)
-        return [step for step, _ in taken], [given for _, given in taken]
+    def notes(self, first: int, count: int) -> tuple[list[int], list[list[int]]]:
+        """Return the steps of the rows from ``first`` on and, for each device, a bit for each scalar in its row."""
+        begin = first - self.drained
+        noted = list(self._notes)[begin : begin + count]
+        return [step for step, _ in noted], [given for _, given in noted]
+
+    def release(self, end: int) -> None:
+        """Make the places of the rows before ``end`` free."""
+        while self.drained < min(end, self.written):
+            self._notes.popleft()
+            self.drained += 1
 
 
 class StepReader:
