@@ -148,30 +148,36 @@ class Tracker:
             noise_scale=noise_scale,
             timeout=rank_timeout,
         )
-        slots = MAX_SCALARS if self._team.talks else FIRST_SLOTS  # to make more is a drain: of one rank alone, perhaps
-        self._log = DeviceLog(self._plan, every, self._take, optimizer=optimizer, reserved=_RESERVED, slots=slots)
-        self._append = self._append_and_poll if self._team.polls else self._log.append
-        first = self._team.is_first
-        self._run: Any = opened(run) if first else InMemoryRun()
-        diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
-        self._sinks = mirrors_of(sinks, is_first=first)
-        tell = on_finding if first else None
-        self._judge = LiveDiagnosis(diagnosis if first else None, self._run, tell, self._sinks.finding)
-        self._steps = self._epochs = 0
-        self._closed = self._warned = False
-        self._at_exit = CloseAtExit(self, self._run)
-        self._means = EpochMeans()
-        self._numel = np.array([info.numel for info in self._team.infos], np.float64)
-        try:
+        self._closed = True  # until it is made
+        self._run: Any = InMemoryRun()
+        self._sinks = mirrors_of((), is_first=False)
+        try:  # the other ranks have come, and must not wait for one that fails alone
+            first = self._team.is_first
+            slots = MAX_SCALARS if self._team.talks else FIRST_SLOTS  # to make more is a drain, perhaps of one rank
+            self._log = DeviceLog(self._plan, every, self._take, optimizer=optimizer, reserved=_RESERVED, slots=slots)
+            self._append = self._append_and_poll if self._team.polls else self._log.append
+            self._run = opened(run) if first else InMemoryRun()
+            diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
+            self._sinks = mirrors_of(sinks, is_first=first)
+            tell = on_finding if first else None
+            self._judge = LiveDiagnosis(diagnosis if first else None, self._run, tell, self._sinks.finding)
+            self._steps = self._epochs = 0
+            self._warned = False
+            self._means = EpochMeans()
+            self._numel = np.array([info.numel for info in self._team.infos], np.float64)
             self._run.set_parameters(self._team.infos)
             facts = facts_for_rules(optimizer, diagnosis, self.history.meta)
             self._run.set_meta(**{**facts, **(meta or {}), "every": every})
             self._sinks.begin(self._run)
             self._measure_weights()
-        except Exception as error:
-            self.close(error=in_words(error))
+            self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
+        except BaseException as error:
+            self._team.leave(self._receive)
+            self._sinks.close(in_words(error))
+            self._run.finish("failed", error=in_words(error))
             raise
-        self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
+        self._closed = False
+        self._at_exit = CloseAtExit(self, self._run)
 
     @property
     def steps(self) -> int:

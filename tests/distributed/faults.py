@@ -21,7 +21,7 @@ from waiting import Collectives, train_two_more_steps, until_merged, waits_forbi
 
 import pytracker
 from pytracker.columns import COLUMNS
-from pytracker.errors import LayoutError, ParameterError, RankMismatchError
+from pytracker.errors import InvalidTypeError, LayoutError, ParameterError, RankMismatchError
 
 
 def nonfinite(rank: int, world: int) -> None:
@@ -313,6 +313,15 @@ def refused(rank: int, world: int) -> None:
             pytracker.Tracker(model.parameters())
         with pytest.raises(LayoutError, match=re.escape("model.clip_grad_norm_(max_norm, norm_type)")):
             pytracker.clip_grad_norm_(model, 1.0)
+
+
+def cannot_open(rank: int, world: int) -> None:
+    """What fails on the first rank after all have come is said there, and the others are told that it left."""
+    model = fully_shard(nn.Linear(4, 4))
+    expected, message = (RankMismatchError, "rank 0 has left the tracker") if rank else (InvalidTypeError, "run is 3")
+    with pytest.raises(expected, match=message):
+        pytracker.Tracker(model, run=3, diagnosis=None, rank_timeout=60.0)
+    dist.barrier()
 
 
 def first_writes(rank: int, world: int, folder: str) -> None:

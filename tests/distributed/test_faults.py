@@ -76,6 +76,10 @@ def test_parameters_whose_layout_cannot_be_told_are_refused() -> None:
     run("faults", "refused", 2)
 
 
+def test_a_first_rank_that_cannot_open_its_run_leaves_and_the_others_are_told() -> None:
+    run("faults", "cannot_open", 2)
+
+
 def test_only_the_first_rank_writes_judges_and_feeds_the_sinks(tmp_path: Path) -> None:
     run("faults", f"first_writes:{tmp_path}/runs", 2)
 
