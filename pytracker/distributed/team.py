@@ -91,7 +91,7 @@ def _together(method: Callable[Concatenate[Team, P], T]) -> Callable[Concatenate
 class Team(SingleRank):
     """Ranks among which the gradients are spread, or whose copies are compared."""
 
-    talks = True
+    talks = polls = True
 
     def __init__(
         self, ranks: Ranks, infos: list[ParameterInfo], merger: RowMerger | None, replicas: ReplicaWatch | None
@@ -102,15 +102,17 @@ class Team(SingleRank):
         self._replicas = replicas
         self._left = False
         self.is_first = ranks.is_first
-        self.polls = merger is not None
 
     def scalars(self) -> dict[str, Any]:
         return {} if self._merger is None else self._merger.scalars()
 
     def take(self, rows: Rows, receive: Receive) -> list[Finding]:
-        if self._left or self.fault is not None or self._merger is None:
+        alone = self._left or self.fault is not None
+        if alone or self._merger is None:
             self._receive_alone([*self._given_up(), rows], receive)
-        return [] if self._left else self._share(rows)
+        with contextlib.suppress(RankMismatchError):  # `poll` says so: the log would deliver the rows again
+            return [] if alone else self._share(rows)
+        return []
 
     @_together
     def _share(self, rows: Rows) -> list[Finding]:
