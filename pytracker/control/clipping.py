@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import functools
+import math
+import types
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._checks import real_number, wrong_value
+# Taken now: a program may put clip_grad_norm_ in the place of torch's, which must not be called from here then.
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from .._checks import real_number, wrong_type, wrong_value
+from ..columns import SUM_SQ
 from ..core import Target, plan_for
-from ..errors import LayoutError
+from ..errors import InvalidValueError, LayoutError
 
 
 def clip_grad_norm_(
@@ -23,19 +30,23 @@ def clip_grad_norm_(
 
     The drop-in for ``torch.nn.utils.clip_grad_norm_``: the same factor, min(1, max_norm / (norm + 1e-6)), from a norm
     that is exact. Where no clip is due the gradients are not touched, so their memory is read once and never written.
+    It may be put in the place of torch's, and works inside ``torch.compile(fullgraph=True)``.
 
     Args:
-        parameters: a tensor, an iterable of tensors, a module, or (name, parameter) pairs.
+        parameters: a tensor, an iterable of tensors, a module, or (name, parameter) pairs. A parameter that occurs
+            twice counts once.
         max_norm: the largest total norm, in the unit of the gradients.
         norm_type: 2.0, or any other that torch's function takes, which then does the work.
-        error_if_nonfinite: raise where the total norm is NaN or Inf. This waits for the device.
-        foreach: accepted for torch's sake, and passed on where torch's function does the work.
+        error_if_nonfinite: raise where the norm that would be returned is NaN or Inf. This waits for the device.
+        foreach: accepted for torch's sake, and passed on where torch's functions do the work.
 
     Returns:
-        The total norm before clipping: 0-d, on the device of the gradients, in the dtype that theirs are promoted to.
+        The total norm before clipping: 0-d, on the device of the gradients, in the dtype that theirs are promoted to,
+        and in float32 at least, so that the norm of float16 gradients fits. 0 where there are no gradients.
 
     Raises:
-        InvalidValueError: ``max_norm`` is negative or NaN.
+        InvalidTypeError: ``parameters`` or a number is nothing of the kind.
+        InvalidValueError: ``max_norm`` is negative or NaN, or ``norm_type`` is no number.
         LayoutError: the parameters are of a FullyShardedDataParallel (FSDP1).
         RuntimeError: ``error_if_nonfinite`` and the norm is not finite; the gradients are left as they are.
 
@@ -48,9 +59,15 @@ def clip_grad_norm_(
         >>> round(weight.grad.norm().item(), 4)
         1.0
     """
-    max_norm = real_number("max_norm", max_norm)
+    if torch.compiler.is_compiling():
+        return _clip_in_graph(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    max_norm, norm_type = real_number("max_norm", max_norm), _checked_norm_type(norm_type)
     if not max_norm >= 0:
         raise wrong_value("max_norm", max_norm, "the largest norm allowed, zero or more")
+    if isinstance(parameters, types.GeneratorType):
+        parameters = list(parameters)
+        if not parameters:
+            warnings.warn("parameters is an empty generator, so no gradient is clipped", stacklevel=2)
     tracked = plan_for(parameters)
     plan = tracked.plan
     if any(each.groups and not hasattr(each.parameter, "device_mesh") for each in tracked.parameters):
@@ -60,15 +77,80 @@ def clip_grad_norm_(
         )
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
-        return torch.tensor(0.0)
-    if float(norm_type) != 2.0 or max_norm == 0 or len(plan.devices) != 1 or tracked.sharded:
-        return torch.nn.utils.clip_grad_norm_(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+        return torch.tensor(0.0, device=plan.devices[0])
+    if norm_type != 2.0 or max_norm == 0 or len(plan.devices) != 1 or tracked.sharded:
+        return _clip_by_torch(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)
-    norm: Tensor = norm_and_factor[0]
+    norm: Tensor = norm_and_factor[0].to(_dtype_of_norm(gradients))
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(
-            f"the total norm of the gradients of {len(gradients)} parameters is {norm.item()}, so they cannot be "
-            "clipped; gradient_stats(...).nonfinite_names() says which are not finite"
+            f"The total norm of order 2.0 for gradients of {len(gradients)} parameters is {norm_and_factor[0]:g}, "
+            f"returned in {norm.dtype}: it is not finite, so they cannot be clipped. "
+            "gradient_stats(...).nonfinite_names() says which are not"
         )
     plan.scale(norm_and_factor[1])
-    return norm.to(functools.reduce(torch.promote_types, {gradient.dtype for gradient in gradients}).to_real())
+    return norm
+
+
+def _checked_norm_type(norm_type: Any) -> float:
+    """Return the order of a norm; torch takes ``"inf"`` for it, too."""
+    if isinstance(norm_type, str):
+        try:
+            norm_type = float(norm_type)
+        except ValueError:
+            raise wrong_type("norm_type", norm_type, "the order of a norm: a number, or 'inf'") from None
+    order = real_number("norm_type", norm_type)
+    if math.isnan(order):
+        raise wrong_value("norm_type", norm_type, "the order of a norm: a number, or 'inf'")
+    return order
+
+
+def _dtype_of_norm(gradients: list[Tensor]) -> torch.dtype:
+    """Return the real dtype that the gradients' are promoted to, and float32 at least."""
+    wide = any(gradient.dtype in (torch.float64, torch.complex128) for gradient in gradients)
+    return torch.float64 if wide else torch.float32
+
+
+def _clip_by_torch(
+    parameters: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool, foreach: bool | None
+) -> Tensor:
+    """Clip by torch's functions, but for a norm in float32 at least."""
+    gradients = [_widened(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm(gradients, norm_type, error_if_nonfinite, foreach)
+    clip_grads_with_norm_(parameters, max_norm, norm, foreach)
+    return norm
+
+
+def _widened(gradient: Tensor) -> Tensor:
+    return gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+
+
+def _clip_in_graph(
+    target: Any, max_norm: float, norm_type: Any, error_if_nonfinite: bool, foreach: bool | None
+) -> Tensor:
+    """Clip by what torch.compile can follow: the operators where they do, or torch's functions."""
+    if isinstance(max_norm, (int, float)) and not max_norm >= 0:
+        raise InvalidValueError("max_norm is negative or NaN; it is the largest norm allowed, zero or more")
+    parameters = _tensors_of(target)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.tensor(0.0)
+    plain = all(
+        gradient.layout == torch.strided and gradient.device == gradients[0].device and not hasattr(gradient, "_spec")
+        for gradient in gradients
+    )
+    if float(norm_type) != 2.0 or error_if_nonfinite or not plain:
+        return _clip_by_torch(parameters, max_norm, float(norm_type), error_if_nonfinite, foreach)
+    with torch.no_grad():
+        norm: Tensor = torch.ops.pytracker.gradient_moments(gradients)[SUM_SQ].sqrt()
+        torch.ops.pytracker.scale_gradients_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm.to(_dtype_of_norm(gradients))
+
+
+def _tensors_of(target: Any) -> list[Tensor]:
+    if isinstance(target, torch.nn.Module):
+        return list(target.parameters())
+    if isinstance(target, Tensor):
+        return [target]
+    tensors = [item[1] if isinstance(item, tuple) else item for item in target]
+    return list({id(tensor): tensor for tensor in tensors}.values())
