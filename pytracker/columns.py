@@ -1,6 +1,6 @@
-"""What each column of a row is: its unit, how two ranks' or devices' values are merged, what is derived from it.
+"""What each column of a row is: its unit, its power of the gradient, and the rule by which ``moments.py`` merges it.
 
-The native core holds the same order in ``csrc/accumulator.h``; ``_ops`` compares the two when it loads the core.
+The native core holds the same order in ``csrc/accumulator.h``; the two are compared when it is loaded.
 No torch here: the functions take NumPy arrays, and torch tensors as well.
 """
 
@@ -19,21 +19,22 @@ class Column:
 
     name: str
     unit: str
+    power: int  # of the gradient: what a gradient scale divides it by is raised to this
     merge: Literal["sum", "max"]
     meaning: str
 
 
 GRADIENT_COLUMNS: Final = (
-    Column("sum", "gradient", "sum", "sum of the elements (complex: of their real parts)"),
-    Column("sum_sq", "gradient squared", "sum", "sum of the squared moduli; its root is the L2 norm"),
-    Column("abs_max", "gradient", "max", "largest modulus; NaN if any element is"),
-    Column("zeros", "elements", "sum", "elements that are zero, those a sparse gradient does not store included"),
-    Column("nans", "elements", "sum", "elements that are NaN"),
-    Column("infs", "elements", "sum", "elements that are infinite"),
+    Column("sum", "gradient", 1, "sum", "sum of the elements (complex: of their real parts)"),
+    Column("sum_sq", "gradient squared", 2, "sum", "sum of the squared moduli; its root is the L2 norm"),
+    Column("abs_max", "gradient", 1, "max", "largest modulus; NaN if any element is"),
+    Column("zeros", "elements", 0, "sum", "elements that are zero, those a sparse gradient does not store included"),
+    Column("nans", "elements", 0, "sum", "elements that are NaN"),
+    Column("infs", "elements", 0, "sum", "elements that are infinite"),
 )
 """The columns of one tensor's row."""
 
-MAX_SUM_SQ: Final = Column("max_sum_sq", "gradient squared", "max", "largest sum_sq of one parameter")
+MAX_SUM_SQ: Final = Column("max_sum_sq", "gradient squared", 2, "max", "largest sum_sq of one parameter")
 TOTAL_COLUMNS: Final = (*GRADIENT_COLUMNS, MAX_SUM_SQ)
 """The columns of the totals row: those of a tensor, merged over all, and the largest ``sum_sq``."""
 
@@ -41,6 +42,8 @@ COLUMNS: Final = tuple(column.name for column in GRADIENT_COLUMNS)
 SUM, SUM_SQ, ABS_MAX, ZEROS, NANS, INFS = range(len(COLUMNS))
 MAX_SUM_SQ_TOTAL: Final = len(COLUMNS)
 TOTALS: Final = len(TOTAL_COLUMNS)
+POWERS: Final = tuple(column.power for column in TOTAL_COLUMNS)
+MAXIMA: Final = tuple(index for index, column in enumerate(TOTAL_COLUMNS) if column.merge == "max")
 
 MAX_SCALARS: Final = 64
 """Different scalars that the rows of a log can hold."""
@@ -64,20 +67,3 @@ def selection(indices: NDArray[np.intp]) -> Any:
     first = int(indices[0]) if len(indices) else 0
     end = first + len(indices)
     return slice(first, end) if np.array_equal(indices, np.arange(first, end)) else indices
-
-
-def merge_totals(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Merge totals [n, 7] of several devices or ranks, each column as it says.
-
-    Example:
-        >>> one = np.array([[1.0, 4.0, 2.0, 0.0, 0.0, 0.0, 4.0]])
-        >>> two = np.array([[1.0, 9.0, 3.0, 1.0, 0.0, 0.0, 9.0]])
-        >>> merge_totals([one, two]).tolist()
-        [[2.0, 13.0, 3.0, 1.0, 0.0, 0.0, 9.0]]
-    """
-    merged = parts[0].copy()
-    for part in parts[1:]:
-        for index, column in enumerate(TOTAL_COLUMNS):
-            into, values = merged[:, index], part[:, index]
-            merged[:, index] = into + values if column.merge == "sum" else np.maximum(into, values)
-    return merged

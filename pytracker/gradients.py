@@ -11,9 +11,10 @@ import math
 import torch
 from torch import Tensor
 
+from . import moments
 from ._checks import real_number
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .core import Target, TrackedParameters, norms_of_known, plan_for, total_moments
+from .core import Target, TrackedParameters, norms_of_known, plan_for
 from .distributed import merge_shards
 from .errors import InvalidValueError
 
@@ -108,7 +109,7 @@ class GradientStats:
         if tracked.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
             self._tensors = merge_shards(tracked.parameters, local)
-            self._totals = total_moments(self._tensors)
+            self._totals = moments.totals(self._tensors)
             self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
 
     @functools.cached_property
@@ -138,13 +139,7 @@ class GradientStats:
     @functools.cached_property
     def _totals(self) -> Tensor:
         """The moments of all gradients together, [7]."""
-        totals = self._rows[0][:TOTALS]
-        for row in self._rows[1:]:
-            other = row[:TOTALS].to(totals.device)
-            totals, left = totals + other, totals
-            for column in (ABS_MAX, MAX_SUM_SQ_TOTAL):
-                totals[column] = torch.maximum(left[column], other[column])
-        return totals
+        return moments.merge([row[:TOTALS].to(self._rows[0].device) for row in self._rows])
 
     @functools.cached_property
     def _elements(self) -> Tensor:
@@ -225,7 +220,7 @@ class GradientStats:
             {'grad_norm': 5.0, 'grad_max': 5.0, 'abs_max': 4.0, 'nonfinite': 0.0, 'zero_fraction': 0.5, 'norm/w': 5.0}
         """
         host = self._on_host()
-        present = ~host._tensors[:, ZEROS].isnan()
+        present = ~moments.is_missing(host._tensors)
         elements = sum(n for n, here in zip(self._numel, present.tolist(), strict=True) if here)
         result = {
             "grad_norm": host.total_norm.item(),

@@ -17,6 +17,7 @@ from ._checks import number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .core import DeviceLog, Rows, Target, native, plan_for
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
+from .moments import is_missing
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
 _STATE = ("val", "sum", "count", "nans")
@@ -380,7 +381,7 @@ class GradientMeter:
             np.concatenate([rows.totals[:, [SUM_SQ, MAX_SUM_SQ_TOTAL]], rows.tensors[:, :, SUM_SQ]], axis=1)[here]
         )
         given = np.ones(norms.shape, bool)
-        given[:, 2:] = ~np.isnan(rows.tensors[here][:, :, -1])
+        given[:, 2:] = ~is_missing(rows.tensors[here])
         if len(norms):
             self._spread.add(norms, given)
 

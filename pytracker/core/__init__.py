@@ -5,7 +5,6 @@ from __future__ import annotations
 from . import native
 from .device_log import FIRST_SLOTS, DeviceLog, Rows
 from .plans import Target, TrackedParameters, make_plan, norms_of_known, parameters_of, plan_for
-from .reference import total_moments
 from .shards import LocalParameter, local_parameter, parameters_of_module
 
 __all__ = [
@@ -22,5 +21,4 @@ __all__ = [
     "parameters_of",
     "parameters_of_module",
     "plan_for",
-    "total_moments",
 ]

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from .._checks import whole_number
 from .._warn import warn_user
-from ..columns import COLUMNS, MAX_SCALARS, TOTALS, merge_totals
+from ..columns import COLUMNS, MAX_SCALARS, TOTALS
 from ..errors import InvalidValueError
+from ..moments import merge
 from . import native
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
@@ -330,7 +331,7 @@ class DeviceLog:
                 if len(having):
                     before = scalars.get(name, (having[:0], part[:0, 0]))
                     scalars[name] = _in_order(*before, having, part[having, end + slot])
-        totals = merge_totals([part[:, :TOTALS] for part in parts])
+        totals = merge([part[:, :TOTALS] for part in parts])
         tensors = moments[0]  # of a single device: every parameter, in order
         if len(moments) > 1:
             tensors = np.empty((len(copy.steps), sum(map(len, members)), len(COLUMNS)))

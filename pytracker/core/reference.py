@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .._checks import real_number
-from ..columns import ABS_MAX, COLUMNS, SUM_SQ, TOTALS, ZEROS, row_width
+from ..columns import ABS_MAX, COLUMNS, POWERS, SUM_SQ, TOTALS, row_width
 from ..errors import InvalidTypeError, InvalidValueError, ParameterError
+from ..moments import merge, totals
 from .dtensor import local_pieces
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
@@ -51,20 +52,9 @@ def moments(tensor: Tensor) -> Tensor:
     return torch.stack([real.sum(), squares.sum(), abs_max, *(count.to(dtype) for count in counts)])
 
 
-def total_moments(rows: Tensor) -> Tensor:
-    """Return the totals row, float64 [7], of the tensors' rows [T, 6]; missing ones are left out."""
-    if not len(rows):
-        return rows.new_zeros(TOTALS)
-    missing = rows[:, ZEROS].isnan()[:, None]
-    present = torch.where(missing, torch.zeros_like(rows), rows)
-    totals = torch.cat([present.sum(0), present[:, SUM_SQ].max()[None]])
-    totals[ABS_MAX] = present[:, ABS_MAX].max()
-    return totals
-
-
 def divide(rows: Tensor, scale: Tensor | float) -> Tensor:
     """Return rows [..., 6 or 7] of gradients divided by ``scale``: counts stay."""
-    powers = torch.tensor([1, 2, 1, 0, 0, 0, 2][: rows.shape[-1]], device=rows.device)
+    powers = torch.tensor(POWERS[: rows.shape[-1]], device=rows.device)
     divisor = torch.as_tensor(scale, dtype=rows.dtype).to(rows.device)
     divisors = torch.where(powers == 2, divisor * divisor, torch.where(powers == 1, divisor, torch.ones_like(divisor)))
     divided = rows / divisors
@@ -181,7 +171,7 @@ class Plan:
         stacked = torch.stack(rows) if rows else missing.new_empty((0, len(COLUMNS)))
         if grad_scale is not None:
             stacked = divide(stacked, grad_scale)
-        return torch.cat([total_moments(stacked), stacked.flatten()])
+        return torch.cat([totals(stacked), stacked.flatten()])
 
     def reduce(self, grad_scale: Tensor | float | None = None) -> list[Tensor]:
         """Gather, and return a row for each device."""
@@ -205,8 +195,8 @@ class Plan:
 
     def norm_and_max(self) -> tuple[float, float]:
         """Return the total norm and the largest norm of one parameter. Waits for the device."""
-        totals = torch.stack([row[:TOTALS].cpu() for row in self.reduce()]).double()
-        return math.sqrt(float(totals[:, SUM_SQ].sum())), math.sqrt(float(totals[:, -1].max()))
+        whole = merge([row[:TOTALS].cpu().double() for row in self.reduce()])
+        return math.sqrt(float(whole[SUM_SQ])), math.sqrt(float(whole[-1]))
 
     def norm_and_max_of(self, watch: ModuleWatch, root: torch.nn.Module) -> tuple[float, float] | None:
         """Return the norms of a module that is as it was when the plan was made, else None. Waits for the device."""

@@ -32,10 +32,11 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS, ZEROS, selection
+from ..columns import ABS_MAX, COLUMNS, NANS, ZEROS, selection
 from ..core import LocalParameter, Rows
 from ..errors import RankMismatchError
 from ..history import ParameterInfo
+from ..moments import totals
 from .copy_check import copies_of
 from .ranks import Ranks, abandon
 
@@ -280,7 +281,7 @@ class MomentMerger(RowMerger):
         steps = merge.rows.steps
         check_stamps(merge.tensors[0][:HEADER].numpy(), len(self._ranks.members), steps, drain)
         tensors = self._derive(merge, len(steps), "the gradient of")
-        return Rows(steps, totals_of(tensors), tensors, merge.rows.scalars)
+        return Rows(steps, totals(tensors), tensors, merge.rows.scalars)
 
     def _derive(self, merge: PendingMerge, count: int, what: str) -> NDArray[np.float64]:
         """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks, in place of the sums."""
@@ -383,16 +384,3 @@ def _firsts_of_sets(
 def span(steps: NDArray[np.int64]) -> str:
     """Return steps in words."""
     return f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-
-
-def totals_of(tensors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the totals [n, 7] of rows [n, T, 6]; missing parameters are left out."""
-    totals = np.zeros((len(tensors), TOTALS))
-    if tensors.shape[1] == 0:
-        return totals
-    missing = np.isnan(tensors[:, :, ZEROS])
-    kept = np.where(missing[:, :, None], 0.0, tensors) if missing.any() else tensors
-    totals[:, : len(COLUMNS)] = kept.sum(axis=1)
-    totals[:, ABS_MAX] = kept[:, :, ABS_MAX].max(axis=1)
-    totals[:, -1] = kept[:, :, SUM_SQ].max(axis=1)
-    return totals

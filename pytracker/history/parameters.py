@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InvalidTypeError, InvalidValueError
+from ..moments import is_missing
 from .growing import GrowingArray
 
 Float32Array = NDArray[np.float32]
@@ -110,7 +111,7 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
         raise InvalidValueError("summarize: no steps were given; an interval has at least one")
 
     # A drain calls this for each interval, so the usual case, no gradient missing, takes few passes over the rows.
-    missing = np.isnan(rows[:, :, ZEROS])
+    missing = is_missing(rows)
     some_missing = bool(missing.any())
     present: Any = ~missing if some_missing else True
     seen: Any = present.sum(axis=0) if some_missing else len(steps)

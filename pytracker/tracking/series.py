@@ -15,11 +15,12 @@ from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZE
 from ..core import LocalParameter, Rows, make_plan, native
 from ..diagnostics import Diagnosis
 from ..history import ParameterInfo
+from ..moments import is_missing
 
 
 def gradient_series(rows: Rows, numel: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Return what is recorded of the gradients on every step, each [n]; ``numel`` [T]: elements of the parameters."""
-    totals, present = rows.totals, ~np.isnan(rows.tensors[:, :, ZEROS])
+    totals, present = rows.totals, ~is_missing(rows.tensors)
     return {
         "grad_norm": np.sqrt(totals[:, SUM_SQ]),
         "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
@@ -57,7 +58,7 @@ def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
 
 def warned_of_no_gradients(rows: Rows) -> bool:
     """Say so where no parameter had a gradient in any of the steps, and return whether it was said."""
-    if not rows.tensors.shape[1] or not np.isnan(rows.tensors[:, :, ZEROS]).all():
+    if not rows.tensors.shape[1] or not is_missing(rows.tensors).all():
         return False
     warnings.warn(
         f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
