@@ -139,7 +139,8 @@ class GradientStats:
     @functools.cached_property
     def _totals(self) -> Tensor:
         """The moments of all gradients together, [7]."""
-        return moments.merge([row[:TOTALS].to(self._rows[0].device) for row in self._rows])
+        totals: Tensor = moments.merge([row[:TOTALS].to(self._rows[0].device) for row in self._rows])
+        return totals
 
     @functools.cached_property
     def _elements(self) -> Tensor:
