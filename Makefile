@@ -19,7 +19,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo test bench pictures lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
+.PHONY: demo integrations test bench pictures lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
 
 demo: build
 	$(BIN)/python -m pytracker.demo
@@ -37,6 +37,8 @@ bench: build
 # The pictures of docs/diagnosis.md, from trainings of the benchmark. It fails where a rule no longer says what they show.
 pictures: build $(VENV)/.docs
 	$(BIN)/python -m benchmarks.diagnosis.pictures
+
+integrations: $(VENV)/.integrations
 
 doctor: build
 	$(BIN)/pytracker doctor
@@ -70,6 +72,11 @@ $(VENV)/.torch-$(TORCH): $(VENV)/.venv
 
 $(VENV)/.dev: $(VENV)/.torch-$(TORCH) pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# The trainers and tools of tests/integrations and tests/sinks; without them these tests are skipped.
+$(VENV)/.integrations: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev-integrations]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev

@@ -110,7 +110,7 @@ class Sinks(NoSinks):
 
     def write(self, steps: NDArray[np.int64], series: Any, moments: NDArray[np.float64]) -> None:
         """Give the values of consecutive steps; see ``SinkRows``."""
-        times = np.array([self._times.pop(step, None) or time.time() for step in steps.tolist()], np.float64)
+        times = np.array([self._times.pop(step, 0.0) or time.time() for step in steps.tolist()], np.float64)
         values = sum(len(places) for places, _ in series.values()) + moments.size
         self._put("write", SinkRows(steps, times, series, moments), values=values, steps=(steps[0], steps[-1]))
 
