@@ -1,22 +1,20 @@
-"""Statistics of gradients now: of every parameter and of all together, from one read of each gradient.
-
-The original loop, ``torch.nn.utils.clip_grad_norm_``, and everything that one read can tell besides.
-"""
+"""Statistics of the gradients as they are: of each parameter and of all together, from one read of each gradient."""
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import moments
-from ._checks import real_number
+from ._checks import real_number, wrong_value
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .core import Target, TrackedParameters, norms_of_known, plan_for
+from .core import Target, TrackedParameters, norms_of_known, plan_for_gradients
 from .distributed import merge_shards
-from .errors import InvalidValueError
 
 
 def compute_gradient_stats(model: Target) -> dict[str, float]:
@@ -28,8 +26,9 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     Plain ones are taken as this rank has them: a pipeline stage has the statistics of that stage.
 
     Args:
-        model: a module, an iterable of parameters, or an iterable of (name, parameter) pairs. Parameters without a
-            gradient contribute nothing.
+        model: a module, an iterable of parameters, an iterable of (name, parameter) pairs, or gradients themselves, as
+            ``torch.autograd.grad`` returns them. Parameters without a gradient contribute nothing; the norm of no
+            gradient at all is 0.
 
     Returns:
         ``{"grad_norm": float, "grad_max": float}``, both in the unit of the gradient. NaN and Inf propagate. The
@@ -48,10 +47,10 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     """
     norms = norms_of_known(model)
     if norms is None:
-        tracked = plan_for(model)
+        tracked = plan_for_gradients(model)
         if tracked.sharded:
-            totals = GradientStats(tracked)._totals
-            norms = totals[SUM_SQ].sqrt().item(), totals[MAX_SUM_SQ_TOTAL].sqrt().item()
+            stats = GradientStats(tracked)
+            norms = stats.total_norm.item(), stats.max_norm.item()
         else:
             norms = tracked.plan.norm_and_max()
     return {"grad_norm": norms[0], "grad_max": norms[1]}
@@ -61,13 +60,15 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
     """Return the statistics of every gradient and of all together, as tensors on the device, without waiting.
 
     Args:
-        target: a module, an iterable of parameters, or an iterable of (name, parameter) pairs.
+        target: a module, an iterable of parameters, an iterable of (name, parameter) pairs, or gradients themselves:
+            tensors that are no ``nn.Parameter``, require no gradient or were computed, and have none in ``.grad``.
         grad_scale: divides the statistics, not the gradients: the scale of a GradScaler, a float or a tensor of one
             element.
 
     Raises:
         InvalidTypeError: ``target`` is nothing of the kind.
-        InvalidValueError: ``grad_scale`` is zero, or has more than one element.
+        InvalidValueError: ``grad_scale`` is zero or not finite, or has more than one element. A tensor's value is not
+            checked, since reading it would wait.
         ParameterError: a gradient has a dtype, layout or device that cannot be read.
 
     Example:
@@ -82,16 +83,25 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
         >>> stats.to_dict()["abs_max"]
         4.0
     """
-    return GradientStats(plan_for(target), _scale_tensor(grad_scale))
+    return GradientStats(plan_for_gradients(target), _scale_tensor(grad_scale))
 
 
 def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
     if grad_scale is None or isinstance(grad_scale, Tensor):
         return grad_scale
     scale = real_number("grad_scale", grad_scale)
-    if scale == 0:
-        raise InvalidValueError("grad_scale is 0; the statistics are divided by it")
-    return torch.tensor(scale, dtype=torch.float64)
+    if scale == 0 or not math.isfinite(scale):
+        raise wrong_value("grad_scale", grad_scale, "a finite number other than 0: the statistics are divided by it")
+    return torch.tensor(scale, dtype=torch.float64, device="cpu")
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Return the square roots, correctly rounded; torch's own on the CPU are off by a bit now and then."""
+    if not squares.is_cpu:
+        return squares.sqrt()
+    roots = torch.empty_like(squares)
+    np.sqrt(squares.numpy(), out=roots.numpy())
+    return roots
 
 
 class GradientStats:
@@ -99,13 +109,15 @@ class GradientStats:
 
     Tensors [T] have an element for each parameter, in the order of ``names``, and are NaN where a parameter has no
     gradient. All are float64 and lie on the device of the gradients (with parameters on several devices: on the
-    first); reading a value from one waits, as with any tensor.
+    first); reading a value from one waits, as with any tensor. The statistics can be pickled and copied: they refer to
+    no parameter then.
     """
 
     def __init__(self, tracked: TrackedParameters, grad_scale: Tensor | None = None) -> None:
         """Reduce the gradients as they are."""
-        self._tracked = tracked  # asked for names and sizes only when they are wanted: there may be thousands
+        self._parameters = tracked.parameters  # asked for names only when they are wanted: there may be thousands
         self._rows: list[Tensor] = tracked.plan.reduce(grad_scale)  # of each device
+        self._members: list[list[int]] = tracked.plan.members if len(self._rows) > 1 else []
         if tracked.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
             self._tensors = merge_shards(tracked.parameters, local)
@@ -114,11 +126,11 @@ class GradientStats:
 
     @functools.cached_property
     def _names(self) -> list[str]:
-        return [each.name for each in self._tracked.parameters]
+        return [each.name for each in self._parameters]
 
     @functools.cached_property
     def _numel(self) -> list[int]:
-        return [math.prod(each.shape) for each in self._tracked.parameters]
+        return [math.prod(each.shape) for each in self._parameters]
 
     @property
     def names(self) -> list[str]:
@@ -132,7 +144,7 @@ class GradientStats:
         if len(parts) == 1:
             return parts[0]
         gathered = parts[0].new_empty((len(self._names), len(COLUMNS)))
-        for members, part in zip(self._tracked.plan.members, parts, strict=True):
+        for members, part in zip(self._members, parts, strict=True):
             gathered[members] = part.to(gathered.device)
         return gathered
 
@@ -144,12 +156,12 @@ class GradientStats:
 
     @functools.cached_property
     def _elements(self) -> Tensor:
-        return torch.tensor(self._numel, dtype=torch.float64).clamp(min=1).to(self._rows[0].device)
+        return torch.tensor(self._numel, dtype=torch.float64, device="cpu").clamp(min=1).to(self._rows[0].device)
 
     @property
     def norms(self) -> Tensor:
         """L2 norms, [T]: sqrt(sum |g|^2)."""
-        return self._tensors[:, SUM_SQ].sqrt()
+        return _root(self._tensors[:, SUM_SQ])
 
     @property
     def abs_max(self) -> Tensor:
@@ -164,7 +176,7 @@ class GradientStats:
     @property
     def rms(self) -> Tensor:
         """Root mean squares, [T]: norm / sqrt(number of elements)."""
-        return (self._tensors[:, SUM_SQ] / self._elements).sqrt()
+        return _root(self._tensors[:, SUM_SQ] / self._elements)
 
     @property
     def zero_fraction(self) -> Tensor:
@@ -184,12 +196,12 @@ class GradientStats:
     @property
     def total_norm(self) -> Tensor:
         """L2 norm of all gradients together, 0-d."""
-        return self._totals[SUM_SQ].sqrt()
+        return _root(self._totals[SUM_SQ])
 
     @property
     def max_norm(self) -> Tensor:
         """Largest L2 norm of one parameter, 0-d."""
-        return self._totals[MAX_SUM_SQ_TOTAL].sqrt()
+        return _root(self._totals[MAX_SUM_SQ_TOTAL])
 
     @property
     def total_abs_max(self) -> Tensor:
@@ -201,10 +213,12 @@ class GradientStats:
         """Number of NaN and infinite elements of all gradients, 0-d."""
         return self._totals[NANS] + self._totals[INFS]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("_rows", "_members", "_names", "_numel")}
+
     def _on_host(self) -> GradientStats:
         host = GradientStats.__new__(GradientStats)
-        host._tracked = self._tracked
-        host._rows = [row.cpu() for row in self._rows]
+        host.__dict__.update(self.__getstate__(), _rows=[row.cpu() for row in self._rows])
         return host
 
     def to_dict(self, per_parameter: bool = False) -> dict[str, float]:

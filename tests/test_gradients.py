@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
+import pickle
 import weakref
 
 import numpy as np
@@ -232,7 +234,7 @@ def test_a_model_whose_child_leads_back_to_it_can_be_freed() -> None:
     [
         (3, InvalidTypeError, "3, of type int"),
         ("weights", InvalidTypeError, "element 0 of the target is 'w'"),
-        ([torch.zeros(1), None], InvalidTypeError, "element 1 of the target is None"),
+        ([nn.Parameter(torch.zeros(1)), None], InvalidTypeError, "element 1 of the target is None"),
         (
             [("w", nn.Parameter(torch.zeros(1))), ("w", nn.Parameter(torch.ones(1)))],
             ParameterError,
@@ -253,7 +255,83 @@ def test_a_gradient_of_an_unknown_layout_is_named() -> None:
         pytracker.gradient_stats([("csr", parameter)])
 
 
-@pytest.mark.parametrize("scale", [0, 0.0, torch.ones(2)])
+@pytest.mark.parametrize("names", [False, True], ids=["tensors", "named tensors"])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("kind", [tuple, list, iter])
+def test_gradients_that_autograd_returned_are_measured_themselves(kind, create_graph: bool, names: bool) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    gradients = torch.autograd.grad(model(torch.ones(2, 3)).sum(), list(model.parameters()), create_graph=create_graph)
+    squares = [math.fsum((gradient.double() ** 2).flatten().tolist()) for gradient in gradients]
+    expected = {"grad_norm": math.sqrt(math.fsum(squares)), "grad_max": math.sqrt(max(squares))}
+
+    def target():
+        keys = [name for name, _ in model.named_parameters()]
+        return kind(zip(keys, gradients, strict=True)) if names else kind(gradients)
+
+    assert pytracker.compute_gradient_stats(target()) == pytest.approx(expected, rel=1e-9)
+    stats = pytracker.gradient_stats(target())
+    assert stats.norms.tolist() == pytest.approx([math.sqrt(square) for square in squares], rel=1e-9)
+    assert stats.names == ([name for name, _ in model.named_parameters()] if names else ["0", "1", "2", "3"])
+
+
+def test_a_gradient_that_autograd_did_not_find_is_left_out() -> None:
+    used, unused = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    gradients = torch.autograd.grad((used * 3).sum(), [unused, used], allow_unused=True)
+    stats = pytracker.gradient_stats(gradients)
+    assert (stats.names, stats.norms.tolist()) == (["1"], [math.sqrt(18)])
+
+
+def test_tensors_that_have_gradients_are_parameters_whatever_their_kind() -> None:
+    leaf, retaining, unset = torch.ones(2), torch.ones(2, requires_grad=True) * 2, torch.ones(2, requires_grad=True)
+    leaf.grad = torch.tensor([3.0, 4.0])
+    retaining.retain_grad()
+    retaining.sum().backward()
+    assert pytracker.gradient_stats([leaf, retaining]).norms.tolist() == [5.0, math.sqrt(2)]
+    assert pytracker.compute_gradient_stats([unset, nn.Parameter(torch.ones(2), requires_grad=False)]) == {
+        "grad_norm": 0.0,
+        "grad_max": 0.0,
+    }
+
+
+def test_one_gradient_may_be_given_alone() -> None:
+    assert pytracker.compute_gradient_stats(torch.tensor([3.0, 4.0])) == {"grad_norm": 5.0, "grad_max": 5.0}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda stats: pickle.loads(pickle.dumps(stats))])
+def test_statistics_are_copied_without_the_parameters(copied) -> None:
+    model = with_gradients(torch.tensor([3.0, 4.0]), None, torch.tensor([0.0, 12.0]))
+    stats = pytracker.gradient_stats(model)
+    twin = copied(stats)
+    assert (twin.names, twin.to_dict(per_parameter=True)) == (stats.names, stats.to_dict(per_parameter=True))
+    assert twin.total_norm.item() == 13.0
+    assert repr(twin) == repr(stats) == "GradientStats(3 parameters on cpu)"
+
+
+def test_the_device_that_new_tensors_get_changes_nothing() -> None:
+    model = with_gradients(torch.tensor([0.0, 3.0, -4.0]))
+    torch.set_default_device("meta")
+    try:
+        stats = pytracker.gradient_stats(model, grad_scale=0.5)
+        found = [stats.means.item(), stats.rms.item(), stats.zero_fraction.item(), stats.total_norm.item()]
+        loop = pytracker.compute_gradient_stats(model)
+        host = stats.to_dict()
+    finally:
+        torch.set_default_device(None)
+    assert found == pytest.approx([-2 / 3, math.sqrt(100 / 3), 1 / 3, 10.0])
+    assert (loop, host["grad_norm"]) == ({"grad_norm": 5.0, "grad_max": 5.0}, 10.0)
+
+
+@given(square=st.lists(st.floats(1e-30, 1e30), min_size=1, max_size=8))
+def test_both_functions_take_the_same_root_to_the_last_bit(square: list[float]) -> None:
+    model = with_gradients(*(torch.tensor([value, value / 3], dtype=torch.float64) for value in square))
+    stats = pytracker.gradient_stats(model)
+    assert pytracker.compute_gradient_stats(model) == {
+        "grad_norm": stats.total_norm.item(),
+        "grad_max": stats.max_norm.item(),
+    }
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, math.nan, math.inf, 10**400, torch.ones(2)])
 def test_a_grad_scale_that_cannot_be_is_refused(scale) -> None:
     with pytest.raises(InvalidValueError, match="grad_scale"):
         pytracker.gradient_stats(with_gradients(torch.ones(2)), grad_scale=scale)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from . import native
 from .device_log import FIRST_SLOTS, DeviceLog, Rows
-from .plans import Target, TrackedParameters, make_plan, norms_of_known, parameters_of, plan_for
+from .plans import (
+    Target,
+    TrackedParameters,
+    are_gradients,
+    make_plan,
+    norms_of_known,
+    parameters_of,
+    plan_for,
+    plan_for_gradients,
+)
 from .shards import LocalParameter, local_parameter, parameters_of_module
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "Rows",
     "Target",
     "TrackedParameters",
+    "are_gradients",
     "local_parameter",
     "make_plan",
     "native",
@@ -21,4 +31,5 @@ __all__ = [
     "parameters_of",
     "parameters_of_module",
     "plan_for",
+    "plan_for_gradients",
 ]

@@ -129,6 +129,42 @@ def plan_for(target: Target) -> TrackedParameters:
     return tracked
 
 
+def plan_for_gradients(target: Target) -> TrackedParameters:
+    """Return what ``plan_for`` does; where the tensors of a target are gradients themselves, a plan that reads those.
+
+    Gradients are new tensors on each call, so a plan for them isn't kept. None among them, which
+    ``torch.autograd.grad(..., allow_unused=True)`` returns, is left out.
+    """
+    if isinstance(target, torch.nn.Module):
+        return plan_for(target)
+    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    if not are_gradients(items):
+        return plan_for(items)
+    named = [(str(index), item) for index, item in enumerate(items) if item is not None]
+    parameters = parameters_of([item if isinstance(item, tuple) else (name, item) for name, item in named])
+    return TrackedParameters(parameters, make_plan(parameters, "value"))
+
+
+def are_gradients(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether the tensors of a target are gradients, as from ``torch.autograd.grad``, and not what has some in .grad.
+
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> are_gradients(torch.autograd.grad(weight.sum(), [weight])), are_gradients([weight])
+    (True, False)
+    """
+    found = False
+    for item in items:
+        tensor = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+        if tensor is None and not isinstance(item, tuple):
+            continue
+        if not isinstance(tensor, Tensor) or isinstance(tensor, torch.nn.Parameter):
+            return False
+        if tensor.requires_grad or tensor.grad is not None if tensor.is_leaf else tensor.retains_grad:
+            return False
+        found = True
+    return found
+
+
 def _tracked(parameters: list[LocalParameter]) -> TrackedParameters:
     return TrackedParameters(parameters, make_plan(parameters))
 
