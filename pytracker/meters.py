@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._checks import number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
-from .core import DeviceLog, Rows, Target, native, plan_for
+from .core import DeviceLog, Rows, Target, native, plan_for, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .moments import is_missing
 
@@ -273,7 +273,7 @@ def _added(left: float, right: float) -> float:
         return math.inf if left > 0 else -math.inf
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Spread:
     """Mean, extremes and standard deviation of series [n, K], merged batch by batch (Chan et al. 1979)."""
 
@@ -289,15 +289,15 @@ class _Spread:
         zeros, nothing = np.zeros(width), np.full(width, np.nan)
         return cls(zeros, zeros, zeros, nothing, nothing, nothing)
 
-    def add(self, values: NDArray[np.float64], given: NDArray[np.bool_]) -> None:
-        """Merge values [n, K], of which those ``given`` [n, K] count."""
+    def merged(self, values: NDArray[np.float64], given: NDArray[np.bool_]) -> _Spread:
+        """Return what it is with values [n, K], of which those ``given`` [n, K] count."""
         n = given.sum(0)
         some = n > 0
+        total = self.count + n
         with np.errstate(invalid="ignore"):
             mean = np.sum(values, axis=0, where=given) / np.maximum(n, 1)
             squares = np.sum((values - mean) ** 2, axis=0, where=given)
             distance = mean - self.mean
-            total = self.count + n
             squares = self.squares + squares + distance**2 * self.count * (n / np.maximum(total, 1))
             mean = (self.mean * self.count + mean * n) / np.maximum(total, 1)  # an infinite mean stays infinite
         least = np.min(values, axis=0, where=given, initial=np.inf)
@@ -305,12 +305,14 @@ class _Spread:
         first = self.count == 0
         latest = len(values) - 1 - np.argmax(given[::-1], axis=0)
         last = np.take_along_axis(values, latest[None], axis=0)[0]
-        self.least = np.where(some, np.where(first, least, np.minimum(self.least, least)), self.least)
-        self.most = np.where(some, np.where(first, most, np.maximum(self.most, most)), self.most)
-        self.last = np.where(some, last, self.last)
-        self.mean = np.where(some, mean, self.mean)
-        self.squares = np.where(some, squares, self.squares)
-        self.count = total
+        return _Spread(
+            count=total,
+            mean=np.where(some, mean, self.mean),
+            squares=np.where(some, squares, self.squares),
+            least=np.where(some, np.where(first, least, np.minimum(self.least, least)), self.least),
+            most=np.where(some, np.where(first, most, np.maximum(self.most, most)), self.most),
+            last=np.where(some, last, self.last),
+        )
 
     def of(self, index: int) -> dict[str, float]:
         count = float(self.count[index])
@@ -347,12 +349,13 @@ class GradientMeter:
             every: updates from one asynchronous copy to the host to the next.
 
         Raises:
-            InvalidTypeError: ``target`` is nothing of the kind, or ``every`` not a whole number.
+            InvalidTypeError: ``target`` is nothing of the kind, or gradients themselves; or ``every`` is not a whole
+                number.
             InvalidValueError: ``every`` is less than 1.
             ParameterError: two parameters have the same name, or one has no data.
             LayoutError: parameters are sharded over ranks.
         """
-        tracked = plan_for(target)
+        tracked = plan_for(watchable(target))
         if tracked.sharded:
             raise LayoutError(
                 "a GradientMeter sees only this rank's pieces of sharded parameters; use a Tracker instead"
@@ -365,6 +368,12 @@ class GradientMeter:
 
     def _clear(self) -> None:
         self._spread = _Spread.empty(2 + len(self.names))
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise InvalidTypeError(
+            "a GradientMeter cannot be pickled or copied, as it belongs to the parameters that it reads; "
+            "keep what compute() returns, or make another one"
+        )
 
     def update(self) -> None:
         """Measure the gradients of this step. Never waits: one launch for each device.
@@ -382,8 +391,8 @@ class GradientMeter:
         )
         given = np.ones(norms.shape, bool)
         given[:, 2:] = ~is_missing(rows.tensors[here])
-        if len(norms):
-            self._spread.add(norms, given)
+        if len(norms):  # both at once, as rows that an interruption has let in may come again
+            self._spread, self._counted_from = self._spread.merged(norms, given), int(rows.steps[-1]) + 1
 
     def compute(self, per_parameter: bool = False) -> dict[str, dict[str, float]]:
         """Return mean, min, max, std (population), last and count of each norm. Waits for the device.

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ import torch
 from ._atexit import CloseAtExit
 from ._checks import number_of_samples, real_number, whole_number
 from .columns import MAX_SCALARS, SUM_SQ
-from .core import FIRST_SLOTS, DeviceLog, Rows, Target, plan_for
+from .core import FIRST_SLOTS, DeviceLog, Rows, Target, plan_for, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
-from .errors import ClosedError, InvalidValueError, in_words
+from .errors import ClosedError, InvalidTypeError, InvalidValueError, in_words
 from .history import History, summarize
 from .sinks import SinkLike, mirrors_of
 from .tracking import (
@@ -36,10 +36,13 @@ from .tracking import (
     LiveDiagnosis,
     ModelWatch,
     check_arguments,
+    check_by_name,
+    explain_scalars,
     facts_for_rules,
     gradient_series,
     opened,
     parameter_infos,
+    warn_of_strangers,
     warned_of_no_gradients,
     weight_moments,
 )
@@ -134,7 +137,8 @@ class Tracker:
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout)
-        tracked = plan_for(model)
+        tracked = plan_for(watchable(model))
+        warn_of_strangers(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
         self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
         every = whole_number("every", every, low=1)
@@ -211,10 +215,11 @@ class Tracker:
         """How often the host had to wait because the device was more than ``every`` steps behind."""
         return self._log.waits
 
-    def step(self, n: float = 1, **scalars: Any) -> None:
+    def step(self, *unnamed: Any, n: float = 1, **scalars: Any) -> None:
         """Record the gradients as they are, and the scalars beside them. Never waits.
 
         Args:
+            unnamed: an error, which says how values are given.
             n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
             scalars: by name a number, or a tensor of one element of any dtype, on a device of the model or the CPU;
                 None is left out. ``grad_scale`` is not recorded: it divides the gradients' statistics (the scale of a
@@ -227,10 +232,15 @@ class Tracker:
                 has got other parameters.
         """
         self._check_open()
+        check_by_name(unnamed)
         step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
         self._means.weigh(step, number_of_samples("n", n))
         self._sinks.stamp(step)
-        self._append(step, scalars)
+        try:
+            self._append(step, scalars)
+        except InvalidTypeError:
+            explain_scalars(scalars)
+            raise
         if self._steps % self._log.every == 0:  # at the same step on every rank
             self._watch.check(closed=False)
 
@@ -332,6 +342,12 @@ class Tracker:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise InvalidTypeError(
+            "a Tracker cannot be pickled or copied, as it belongs to its model and to this process; save "
+            "tracker.state_dict(), and keep the tracker out of what is copied"
+        )
 
     def __enter__(self) -> Tracker:
         """Return the tracker itself."""

@@ -309,6 +309,19 @@ def test_an_interval_that_cannot_be_is_named(every, error: type[Exception]) -> N
         GradientMeter(nn.Linear(1, 1), every=every)
 
 
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_gradient_meter_says_that_it_cannot_be_copied(copied) -> None:
+    with pytest.raises(InvalidTypeError, match="a GradientMeter cannot be pickled or copied"):
+        copied(GradientMeter(nn.Linear(1, 1)))
+
+
+def test_gradients_themselves_are_no_target_of_a_meter() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    gradients = torch.autograd.grad(weight.sum(), [weight])
+    with pytest.raises(InvalidTypeError, match="the target is 1 tensors that are gradients"):
+        GradientMeter(gradients)
+
+
 def test_a_model_without_data_is_refused() -> None:
     with pytest.raises(ParameterError, match="'weight' is on the meta device"):
         GradientMeter(nn.Linear(1, 1, device="meta"))

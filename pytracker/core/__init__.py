@@ -13,6 +13,7 @@ from .plans import (
     parameters_of,
     plan_for,
     plan_for_gradients,
+    watchable,
 )
 from .shards import LocalParameter, local_parameter, parameters_of_module
 
@@ -32,4 +33,5 @@ __all__ = [
     "parameters_of_module",
     "plan_for",
     "plan_for_gradients",
+    "watchable",
 ]

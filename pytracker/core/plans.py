@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .._checks import wrong_type
 from ..errors import InvalidTypeError, ParameterError
 from . import native
 from .shards import LocalParameter, local_parameter, parameters_of_module
@@ -77,21 +78,11 @@ def make_plan(parameters: list[LocalParameter], source: str = "gradient") -> Any
 
 
 def _named(target: Any) -> list[tuple[str, Tensor]]:
-    try:
-        items = list(target)
-    except TypeError:
-        raise InvalidTypeError(
-            f"the target is {target!r:.80}, of type {type(target).__name__}; "
-            "give a module, an iterable of parameters, or an iterable of (name, parameter) pairs"
-        ) from None
     named = []
-    for index, item in enumerate(items):
+    for index, item in enumerate(_iterable(target)):
         name, parameter = item if isinstance(item, tuple) and len(item) == 2 else (str(index), item)
         if not isinstance(name, str) or not isinstance(parameter, Tensor):
-            raise InvalidTypeError(
-                f"element {index} of the target is {item!r:.80}, of type {type(item).__name__}; "
-                "expected a parameter or a (name, parameter) pair"
-            )
+            raise wrong_type(f"element {index} of the target", item, "a parameter or a (name, parameter) pair")
         named.append((name, parameter))
     return named
 
@@ -145,6 +136,24 @@ def plan_for_gradients(target: Target) -> TrackedParameters:
     return TrackedParameters(parameters, make_plan(parameters, "value"))
 
 
+def watchable(target: Target) -> Target:
+    """Return a target whose parameters have other gradients on each step; an iterator as the list of what it gives.
+
+    Raises:
+        InvalidTypeError: it is nothing of the kind, or its tensors are gradients themselves.
+    """
+    if isinstance(target, torch.nn.Module):
+        return target
+    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    if are_gradients(items):
+        raise InvalidTypeError(
+            f"the target is {len(items)} tensors that are gradients, or have none in .grad and require none: what is "
+            "measured on each step is the .grad of parameters. Give the module or its parameters; "
+            "gradient_stats(gradients) measures gradients once"
+        )
+    return items
+
+
 def are_gradients(items: list[Any] | tuple[Any, ...]) -> bool:
     """Whether the tensors of a target are gradients, as from ``torch.autograd.grad``, and not what has some in .grad.
 
@@ -170,4 +179,9 @@ def _tracked(parameters: list[LocalParameter]) -> TrackedParameters:
 
 
 def _iterable(target: Any) -> Iterable[Any]:
-    return [target] if isinstance(target, Tensor) or not hasattr(target, "__iter__") else target
+    if isinstance(target, Tensor):
+        return [target]
+    if not hasattr(target, "__iter__"):
+        raise wrong_type("the target", target, "a module, its parameters, or (name, parameter) pairs")
+    items: Iterable[Any] = target
+    return items

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
 
-from .._checks import function, seconds, wrong_type
+from .._checks import function, seconds, shown, wrong_type
+from .._warn import warn_user
+from ..core import LocalParameter
 from ..diagnostics import Diagnosis
-from ..errors import InvalidValueError
+from ..errors import InvalidTypeError, InvalidValueError
 from ..sinks import SINKS, check_sinks
 
 
@@ -41,3 +43,54 @@ def check_arguments(
         )
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         raise wrong_type("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")
+
+
+def check_by_name(unnamed: tuple[Any, ...]) -> None:
+    """Make sure that every value of a step has a name.
+
+    Raises:
+        InvalidTypeError: some have none.
+    """
+    if unnamed:
+        values = ", ".join(map(shown, unnamed))
+        raise InvalidTypeError(
+            f"step() takes its values by name, and got {values} without one: tracker.step(loss=loss, n=len(x))"
+        )
+
+
+def explain_scalars(scalars: Mapping[str, Any]) -> None:
+    """Say more of scalars that could not be recorded, where it is known what was meant.
+
+    Raises:
+        InvalidTypeError: a GradScaler was given in place of its scale, or a dictionary in place of its items.
+    """
+    for name, value in scalars.items():
+        if name == "grad_scale" and hasattr(value, "get_scale"):
+            raise InvalidTypeError(
+                f"grad_scale is a {type(value).__name__}; give its scale, scaler.get_scale(), which waits for the "
+                "device, or call scaler.unscale_(optimizer) before step() and leave grad_scale out"
+            )
+        if isinstance(value, Mapping):
+            raise wrong_type(repr(name), value, f"a number; give those of a dictionary by name: **{name}")
+
+
+def warn_of_strangers(parameters: Sequence[LocalParameter], optimizer: Any) -> None:
+    """Warn of parameters that require a gradient and are not in the optimizer, or of one for another model."""
+    groups: Any = [] if optimizer is None else optimizer.param_groups
+    known = {id(tensor) for group in groups if isinstance(group, Mapping) for tensor in group.get("params", ())}
+    trained = [each for each in parameters if each.parameter.requires_grad]
+    strangers = [each.name for each in trained if id(each.parameter) not in known]
+    if not known or not strangers:
+        return
+    if len(strangers) == len(trained):
+        warn_user(
+            "the optimizer has none of the parameters that are tracked, so its learning rates say nothing of them: "
+            "give the optimizer that was made for this model, after it was wrapped or sharded. (One that trains "
+            "copies of the parameters in another precision is fine.)"
+        )
+        return
+    warn_user(
+        f"{len(strangers)} of {len(trained)} parameters that require a gradient are in no group of the optimizer, "
+        f"which does not train them: {', '.join(map(repr, strangers[:5]))}{', ...' if len(strangers) > 5 else ''}; "
+        "add them with optimizer.add_param_group, or set requires_grad to False"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 
 import pytest
@@ -41,6 +43,16 @@ BAD_STEPS = [
     ({"grad_scale": 0.0}, InvalidValueError, "'grad_scale' is 0"),
     ({"grad_scale": "big"}, InvalidTypeError, "'grad_scale' is 'big', of type str"),
     ({"grad_scale": torch.ones(2)}, InvalidValueError, "'grad_scale' is a tensor"),
+    (
+        {"grad_scale": torch.amp.GradScaler("cpu")},
+        InvalidTypeError,
+        "grad_scale is a GradScaler; give its scale, scaler.g",
+    ),
+    (
+        {"losses": {"a": 1.0}},
+        InvalidTypeError,
+        "'losses' is {'a': 1.0}, of type dict; expected a number; give those of",
+    ),
 ]
 
 
@@ -58,6 +70,57 @@ def test_a_scalar_that_cannot_be_recorded_is_named_and_nothing_else_is_lost(argu
     assert tracker.history["loss"].steps.tolist() == [0, 1, 2, 4, 5]
     assert len(tracker.history["grad_norm"]) == 5
     assert tracker.history.parameters.rows()[0].tolist() == [0, 1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("loss", [0.5, torch.tensor(0.5), {"loss": 0.5}])
+def test_a_loss_without_its_name_is_refused_and_not_taken_for_something_else(loss) -> None:
+    with Tracker(model_with_gradients(), diagnosis=None) as tracker:
+        with pytest.raises(InvalidTypeError, match=r"without one: tracker.step\(loss=loss"):
+            tracker.step(loss)
+        tracker.step(loss=1.0)
+    assert tracker.history["loss"][:] == [1.0]
+
+
+def test_an_optimizer_of_another_model_is_said_to_be_one() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1)
+    with (
+        pytest.warns(RuntimeWarning, match="the optimizer has none of the parameters that are tracked") as caught,
+        Tracker(model_with_gradients(), optimizer=optimizer, diagnosis=None) as tracker,
+    ):
+        tracker.step(loss=1.0)
+    assert caught[0].filename == __file__
+    assert tracker.history["lr"][:] == [0.1]
+
+
+def test_parameters_that_the_optimizer_does_not_train_are_named() -> None:
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(4)))
+    model[3].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with pytest.warns(RuntimeWarning, match=r"4 of 6 parameters that .*: '1.weight', '1.bias', '2.weight', '2.bias';"):
+        Tracker(model, optimizer=optimizer, diagnosis=None).close()
+
+
+def test_a_model_that_its_optimizer_trains_is_worth_no_warning(recwarn) -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    Tracker(model, optimizer=optimizer, diagnosis=None).close()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_gradients_are_no_model() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(InvalidTypeError, match="the target is 1 tensors that are gradients"):
+        Tracker(torch.autograd.grad(weight.sum(), [weight]))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_tracker_says_that_it_cannot_be_copied(copied) -> None:
+    with (
+        Tracker(model_with_gradients(), diagnosis=None) as tracker,
+        pytest.raises(InvalidTypeError, match="a Tracker cannot be pickled or copied"),
+    ):
+        copied(tracker)
 
 
 BAD_ARGUMENTS = [
