@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from .export import export_run as export_run
     from .formatting import sparkline as sparkline
     from .formatting import visible as visible
-    from .report import build_charts as build_charts
-    from .report import write_report as write_report
+    from .page import build_document as build_document
+    from .page import write_report as write_report
     from .watch import watch_run as watch_run
 
 _HOMES = {
     "Comparison": "comparison",
-    "build_charts": "report",
+    "build_document": "page",
     "compare": "comparison",
     "export_run": "export",
     "sparkline": "formatting",
     "visible": "formatting",
     "watch_run": "watch",
-    "write_report": "report",
+    "write_report": "page",
 }
 
 __all__ = [
     "Comparison",
-    "build_charts",
+    "build_document",
     "compare",
     "console",
     "export_run",

@@ -88,7 +88,7 @@ def compare(
         raise InvalidValueError("compare: no runs were given")
     names = ordered(dict.fromkeys(name for run in loaded for name in run.summaries))
     clocks = [run.clock() for run in loaded]
-    metrics = {name: [_result(run, name) for run in loaded] for name in names}
+    metrics = {name: [metric_result(run, name) if name in run.summaries else None for run in loaded] for name in names}
     return Comparison(
         names=distinct_names(loaded),
         states=[run.state for run in loaded],
@@ -124,10 +124,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _result(run: StoredRun, name: str) -> MetricResult | None:
-    summary = run.summaries.get(name)
-    if summary is None:
-        return None
+def metric_result(run: StoredRun, name: str) -> MetricResult:
+    """Return what a metric that the run has came to."""
+    summary = run.summaries[name]
     best, step = {
         "min": (summary.minimum, summary.minimum_step),
         "max": (summary.maximum, summary.maximum_step),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Goal = Literal["max", "min"] | None
 
@@ -13,6 +13,7 @@ _HIGH: Final = (
     "throughput top1 top5 hit hits ndcg win"
 )
 _LOW: Final = "loss error err perplexity ppl mse rmse mae nll bce ce wer cer fid kl bpb bpc"
+_WORD: Final = r"[A-Z]?[a-z0-9]+|[A-Z]+"
 _HIGH_WORDS, _LOW_WORDS = frozenset(_HIGH.split()), frozenset(_LOW.split())
 _VALIDATION: Final = frozenset(("val", "valid", "validation", "eval", "test", "dev", "holdout"))
 _TRAINING: Final = frozenset(("train", "training"))
@@ -20,7 +21,7 @@ _TRAINING: Final = frozenset(("train", "training"))
 
 def words(name: str) -> list[str]:
     """Return the words of a name: ``val/lossPerToken`` has val, loss, per and token."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+", name)]
+    return [word.lower() for word in re.findall(_WORD, name)]
 
 
 def goal(name: str) -> Goal:
@@ -47,11 +48,36 @@ def split(name: str) -> str:
 def subject(name: str) -> str:
     """Return the name without what it says of the split, so that train and validation share a chart.
 
-    >>> subject("val_loss"), subject("train_loss"), subject("loss")
-    ('loss', 'loss', 'loss')
+    >>> subject("val_loss"), subject("train/loss"), subject("eval/rouge_L"), subject("val")
+    ('loss', 'loss', 'rouge_L', 'val')
     """
-    kept = [word for word in words(name) if word not in _VALIDATION | _TRAINING]
-    return " ".join(kept) or name
+
+    def kept(found: re.Match[str]) -> str:
+        return "" if found[0].lower() in _VALIDATION | _TRAINING else found[0]
+
+    left = re.sub(r"([_\-/. ])[_\-/. ]+", r"\1", re.sub(_WORD, kept, name)).strip("_-/. ")
+    return left or name
+
+
+def group(name: str) -> str:
+    """Return the heading that a metric is found under: what it measures, or its prefix before a slash.
+
+    >>> [group(name) for name in ("val_loss", "eval/loss", "lr/0", "grad_max", "rollout/kl/mean", "depth")]
+    ['Metrics', 'Metrics', 'Learning rate', 'Gradients', 'rollout', 'More']
+    """
+    if is_learning_rate(name):
+        return "Learning rate"
+    if name.startswith("grad_"):
+        return "Gradients"
+    prefix, slash, _ = subject(name).partition("/")
+    if slash and prefix:
+        return prefix
+    return "Metrics" if goal(name) else "More"
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return all that a metric's name says, as JSON-able data."""
+    return {"goal": goal(name), "split": split(name), "subject": subject(name), "group": group(name)}
 
 
 def is_learning_rate(name: str) -> bool:

@@ -16,6 +16,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DRIVER = shutil.which("chromedriver")
 MISSING = None if CHROMIUM and DRIVER else "needs chromium and chromedriver: apt-get install chromium chromium-driver"
 
+# Every chart that is in view has been drawn.
+DRAWN = """[...cards.values()].every((card) =>
+  card.element.hidden || !card.visible || (!card.stale && card.chart.querySelector('.main-svg')))"""
+
 
 class Browser:
     """One browser window. Pages are local files; the network is cut off, so a page that needs it shows its errors."""
@@ -35,7 +39,7 @@ class Browser:
                 "--hide-scrollbars",
                 "--disable-dev-shm-usage",
             ]
-            arguments += ["--host-resolver-rules=MAP * ~NOTFOUND"]
+            arguments += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
             options = {"binary": CHROMIUM, "args": arguments}
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
             session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
@@ -67,19 +71,24 @@ class Browser:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._devtools("Emulation.setDeviceMetricsOverride", metrics)
 
-    def dark(self) -> None:
-        """Ask for a dark page, as a system's setting does."""
-        self._devtools("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    def scheme(self, value: str) -> None:
+        """Ask for a "dark" or "light" page, as a system's setting does."""
+        self._devtools("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": value}]})
 
     def _devtools(self, command: str, parameters: dict[str, Any]) -> Any:
         return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def open(self, path: Path) -> None:
-        """Open a report and wait until its charts are drawn."""
-        self._call("POST", "/url", {"url": path.absolute().as_uri()})
-        deadline = time.monotonic() + 60
-        while self.run("return document.body.dataset.drawn") != "yes":
-            assert time.monotonic() < deadline, f"the page didn't finish drawing: {self.console()}"
+    def open(self, page: Path | str) -> None:
+        """Open a report, or a URL, and wait until the charts that are in view are drawn."""
+        self._call("POST", "/url", {"url": page if isinstance(page, str) else page.absolute().as_uri()})
+        self.wait("document.body.dataset.drawn === 'yes'")
+        self.wait(DRAWN)
+
+    def wait(self, condition: str) -> None:
+        """Wait until a JavaScript expression holds."""
+        deadline = time.monotonic() + 120
+        while not self.run(f"return Boolean({condition})"):
+            assert time.monotonic() < deadline, f"never came true: {condition}; the console: {self.console()}"
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:

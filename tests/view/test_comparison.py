@@ -88,9 +88,9 @@ def test_flatten_keeps_what_is_no_mapping():
     [
         ("train_loss", "min", "train", "loss"),
         ("val/acc", "max", "val", "acc"),
-        ("eval.topOne.accuracy", "max", "val", "top one accuracy"),
+        ("eval.topOne.accuracy", "max", "val", "topOne.accuracy"),
         ("validation_perplexity", "min", "val", "perplexity"),
-        ("grad_norm", None, "train", "grad norm"),
+        ("grad_norm", None, "train", "grad_norm"),
         ("lr", None, "train", "lr"),
         ("train", None, "train", "train"),
     ],

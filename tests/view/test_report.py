@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from synthetic import gradient_rows
 
+from pytracker.diagnostics import RULES
 from pytracker.errors import InvalidValueError, MissingExtraError
 from pytracker.history import ParameterInfo, summarize
 from pytracker.store import Run, load_run
-from pytracker.view import build_charts, write_report
-from pytracker.view.report.thinning import groups, thin, trend
+from pytracker.view import build_document, write_report
+from pytracker.view.page.curves import concerned
+from pytracker.view.page.thinning import groups, means, thin
 
 pytest.importorskip("plotly", reason="the report draws with plotly")
 
@@ -56,14 +58,18 @@ def test_a_million_points_keep_a_single_spike():
     assert math.isnan(kept[steps == 123_456][0])
 
 
-def test_a_trend_is_drawn_over_noise_and_not_over_a_smooth_curve():
-    steps = np.arange(5000)
-    curve = np.exp(-steps / 1000)
-    noisy = curve + np.random.default_rng(0).normal(scale=0.1, size=5000)
-    middles, medians = trend(steps, noisy, 50)
-    assert np.abs(medians - np.exp(-middles / 1000)).max() < 0.06
-    assert trend(steps, curve, 50) is None
-    assert trend(steps[:100], noisy[:100], 50) is None
+@given(
+    arrays.arrays(np.float64, st.integers(1, 200), elements=st.floats(-1e6, 1e6) | st.just(math.nan)),
+    st.integers(1, 50),
+)
+def test_means_are_those_of_the_finite_values_of_each_stretch(values, parts):
+    steps, found = means(np.arange(len(values)) * 2, values, parts)
+    starts = [*groups(len(values), parts).tolist(), len(values)]
+    assert len(found) == min(parts, len(values))
+    for start, stop, step, mean in zip(starts[:-1], starts[1:], steps, found, strict=True):
+        finite = [value for value in values[start:stop].tolist() if math.isfinite(value)]
+        assert 2 * start <= step < 2 * stop
+        assert math.isnan(mean) if not finite else mean == pytest.approx(math.fsum(finite) / len(finite), abs=1e-6)
 
 
 def test_groups_cover_everything_once():
@@ -93,48 +99,44 @@ def run(tmp_path, infos):
                 if step == 79:
                     rows[:, 2] = math.nan  # no gradient
                 run.log_interval(summarize(np.arange(step - 9, step + 1), rows, numel))
-        run.log_finding({"rule": "spike", "severity": "warning", "first_step": 40, "last_step": 44, "evidence": "<b>"})
+        run.log_finding(
+            {"rule": "loss_spike", "severity": "warning", "first_step": 40, "last_step": 44, "evidence": "<b>"}
+        )
     return load_run(run.path)
 
 
-def test_each_series_has_its_place(run):
-    charts = {chart["title"]: chart for chart in build_charts([run])["lines"]}
-    names = {title: [trace["name"] for trace in chart["data"]] for title, chart in charts.items()}
-    assert names == {
-        "Loss": ["loss", "val_loss", "loss is not finite"],
-        "Accuracy": ["val_accuracy"],
-        "Learning rate": ["lr"],
-        "Gradient norm": ["grad_norm", "grad_max"],
-        "extra": ["extra"],
-    }
-    assert charts["Gradient norm"]["layout"]["yaxis"]["type"] == "log"
-    assert charts["Loss"]["layout"]["yaxis"]["type"] == "linear"
-    clip = charts["Gradient norm"]["layout"]["shapes"][-1]
-    assert (clip["y0"], clip["label"]["text"]) == (1.5, "clip 1.5")
-    assert [(shape["x0"], shape["x1"]) for shape in charts["Loss"]["layout"]["shapes"]] == [(40, 44)]
-
-
 def test_lines_hold_the_recorded_values_and_mark_what_is_not_finite(run):
-    loss, _, marks = build_charts([run])["lines"][0]["data"]
-    assert unpacked(loss["x"]).tolist() == list(range(100))
-    np.testing.assert_array_equal(unpacked(loss["y"]), run.history["loss"].values)
-    assert unpacked(marks["x"]).tolist() == [42]
+    series = build_document([run])["curves"][run.name]["series"]
+    assert set(series) == {"loss", "lr", "grad_norm", "grad_max", "extra", "val_loss", "val_accuracy"}
+    assert unpacked(series["loss"]["x"]).tolist() == list(range(100))
+    np.testing.assert_array_equal(unpacked(series["loss"]["y"]), run.history["loss"].values)
+    assert unpacked(series["loss"]["bad"]["x"]).tolist() == [42]
+    assert (series["loss"]["low"], series["loss"]["high"], series["loss"]["count"]) == (0.01, 1.0, 100)
 
 
-def test_the_heat_map_holds_log_norms_and_marks_what_is_not_finite(run):
-    norms, zeros, largest = build_charts([run])["maps"]
+def test_a_finding_names_the_series_that_it_speaks_of(run):
+    document = build_document([run])["curves"][run.name]
+    assert [(each["rule"], each["series"]) for each in document["findings"]] == [("loss_spike", ["loss"])]
+    names = ["loss", "val_loss", "lr", "grad_norm"]
+    assert concerned({"rule": "mine", "series": ["val_loss"]}, names) == ["val_loss"]
+    assert concerned({"rule": "replica_drift"}, names) == []
+    assert {name for name in RULES if not concerned({"rule": name}, names)} == set()
+
+
+def test_the_heat_maps_hold_the_largest_values_and_mark_what_is_not_finite(run):
+    maps = build_document([run])["curves"][run.name]["parameters"]
     parameters = run.history.parameters
-    z = unpacked(norms["data"][0]["z"])
-    expected = np.log10(parameters.field("norm_max")).T
-    np.testing.assert_allclose(z, expected, rtol=1e-5)
-    assert math.isnan(z[1, 4])  # NaN elements
-    assert math.isnan(z[2, 7])  # no gradient
-    assert unpacked(norms["data"][0]["x"]).tolist() == [*range(0, 100, 10), 100]
-    assert norms["data"][0]["y"] == parameters.names
-    crosses = norms["data"][1]
-    assert (unpacked(crosses["x"]).tolist(), crosses["y"]) == ([45.0], ["conv.bias"])
-    np.testing.assert_allclose(unpacked(zeros["data"][0]["z"]), parameters.field("zero_fraction").T, rtol=1e-6)
-    np.testing.assert_allclose(unpacked(largest["data"][0]["z"]), np.log10(parameters.field("abs_max").T), rtol=1e-5)
+    norm = unpacked(maps["tables"]["norm"]).reshape(3, 10)
+    np.testing.assert_allclose(norm, parameters.field("norm_max").T, rtol=1e-6)
+    assert math.isnan(norm[1, 4])  # NaN elements
+    assert math.isnan(norm[2, 7])  # no gradient
+    assert unpacked(maps["edges"]).tolist() == [*range(0, 100, 10), 100]
+    assert maps["labels"] == parameters.names
+    assert maps["bad"] == [[1, 4]]
+    for name in ("zero_fraction", "abs_max"):
+        np.testing.assert_allclose(unpacked(maps["tables"][name]).reshape(3, 10), parameters.field(name).T, rtol=1e-6)
+    median = unpacked(maps["bands"]["50"])
+    np.testing.assert_allclose(median, np.nanmedian(parameters.field("norm_max"), axis=1), rtol=1e-6)
 
 
 def test_a_large_heat_map_is_thinned_and_keeps_its_peaks(tmp_path):
@@ -147,50 +149,41 @@ def test_a_large_heat_map_is_thinned_and_keeps_its_peaks(tmp_path):
             if interval == 333:
                 rows[0, 777, 1] = 1e8
             run.log_interval(summarize([interval], rows, np.full(1000, 4)))
-    chart = build_charts([load_run(run.path)])["maps"][0]["data"][0]
-    z = unpacked(chart["z"])
-    assert z.shape == (200, 300)
-    row, column = np.argwhere(z == 4.0)[0]
-    assert chart["y"][row] == "layer.775 ... layer.779"
-    edges = unpacked(chart["x"])
+    (curves,) = build_document([load_run(run.path)])["curves"].values()
+    table = unpacked(curves["parameters"]["tables"]["norm"]).reshape(200, 300)
+    row, column = np.argwhere(table == 1e4)[0]
+    assert curves["parameters"]["labels"][row] == "layer.775 ... layer.779"
+    edges = unpacked(curves["parameters"]["edges"])
     assert edges[column] <= 333 < edges[column + 1]
 
 
-def test_the_page_is_one_file_and_escapes_what_it_was_given(run, tmp_path):
+def test_sixty_runs_have_fewer_points_each_and_all_their_extremes(tmp_path):
+    paths = []
+    for index in range(60):
+        with Run(tmp_path, name=f"run-{index}") as run:
+            for step in range(1000):
+                run.log(step, loss=100.0 if step == 500 + index else 1.0)
+        paths.append(run.path)
+    for curves in build_document([load_run(path) for path in paths])["curves"].values():
+        values = unpacked(curves["series"]["loss"]["y"])
+        assert len(values) <= 400
+        assert values.max() == 100.0
+
+
+def test_the_page_is_one_file_whose_data_cannot_end_its_script(run, tmp_path):
     text = write_report([run], tmp_path / "report.html").read_text()
-    assert re.findall(r'(?:src|href)="?(?:https?:)?//', text.partition("<body>")[2]) == []
-    assert "one &amp; &lt;only&gt;" in text
-    assert "&lt;b&gt;" in text
-    data = json.loads(re.search(r"id=report>(.*?)</script>", text, re.DOTALL)[1])
-    assert len(data["lines"]) == 5
+    assert re.findall(r'(?:src|href)="?(?:https?:)?//', text.partition("<body>")[2].partition("<script")[0]) == []
+    assert "<h1>one &amp; &lt;only&gt;</h1>" in text
+    data = re.search(r'id="frozen">(.*?)</script>', text, re.DOTALL)[1]
+    assert not set(data) & set("<>&'\u2028\u2029")
+    assert json.loads(data) == json.loads(json.dumps(build_document([run])))
 
 
-@pytest.mark.parametrize("name", ["<!--<script>", "</script><script>alert(1)</script>", "a<b\u2028c\u2029d"])
-def test_no_name_ends_or_prolongs_the_script_that_holds_the_data(tmp_path, name):
-    with Run(tmp_path) as run:
-        run.set_parameters([ParameterInfo(name, (4,), "float32", "", 4)])
-        run.log(0, **{name if name.isprintable() else "loss": 1.0})
-        run.log_interval(summarize([0], np.ones((1, 1, 6)), np.array([4])))
-    page = write_report([run.path], tmp_path / "report.html").read_text(encoding="utf-8")
-    data = page.partition('<script type="application/json" id=report>')[2].partition("</script>\n<script>")[0]
-    assert not set(data) & set("<\u2028\u2029")
-    assert json.loads(data) == json.loads(json.dumps(build_charts([load_run(run.path)])))
-    assert json.loads(data)["maps"][0]["data"][0]["y"] == [name]
-
-
-def test_findings_are_cards_the_most_severe_first_with_steps_parameters_cause_and_action(tmp_path):
-    with Run(tmp_path, name="sick") as run:
-        run.log(0, loss=1.0)
-        run.log_finding({"rule": "mild", "severity": "info", "first_step": 1, "last_step": 1, "evidence": "early"})
-        found = {"rule": "grave", "severity": "critical", "first_step": 7, "last_step": 9, "evidence": "norm 9 > 1"}
-        run.log_finding({**found, "parameters": ["a.weight", "<b>"], "cause": "a step", "action": "clip at 1"})
-    text = write_report([run.path], tmp_path / "report.html").read_text().partition("<body>")[2]
-    assert text.index("finding critical") < text.index("finding info")
-    assert ">steps 7 to 9</a>" in text
-    assert ">step 1</a>" in text
-    told = {"parameters": "a.weight, &lt;b&gt;", "cause": "a step", "action": "clip at 1"}
-    assert all(f"<dt>{name}</dt><dd>{fact}</dd>" in text for name, fact in told.items())
-    assert "<p>norm 9 &gt; 1</p>" in text
+def test_only_scripts_that_carry_the_nonce_of_this_page_may_run(run, tmp_path):
+    pages = [write_report([run], tmp_path / "report.html").read_text() for _ in range(2)]
+    nonces = [re.search(r"script-src &#39;nonce-([\w-]{16,})&#39;", page)[1] for page in pages]
+    assert nonces[0] != nonces[1]
+    assert all("default-src &#39;none&#39;" in page and "connect-src &#39;none&#39;" in page for page in pages)
 
 
 def test_runs_without_parameters_or_findings_or_anything_are_drawn_too(tmp_path):
@@ -198,9 +191,10 @@ def test_runs_without_parameters_or_findings_or_anything_are_drawn_too(tmp_path)
         bare.log(0, loss=1.0)
     with Run(tmp_path, name="empty") as empty:
         pass
-    charts = build_charts([load_run(bare.path), load_run(empty.path)])
-    assert len(charts["lines"]) == 1
-    assert charts["maps"] == []
+    document = build_document([load_run(bare.path), load_run(empty.path)])
+    assert [each["id"] for each in document["runs"]] == ["bare", "empty"]
+    assert document["curves"]["bare"]["parameters"] is None
+    assert document["curves"]["empty"]["series"] == {}
     write_report([bare.path, empty.path], tmp_path / "report.html")
     with pytest.raises(InvalidValueError, match="no runs were given"):
         write_report([], tmp_path / "report.html")

@@ -40,28 +40,19 @@ def thin(steps: Int64Array, values: Float64Array, points: int) -> tuple[Int64Arr
     return steps[places], values[places]
 
 
-def trend(steps: Int64Array, values: Float64Array, parts: int) -> tuple[Int64Array, Float64Array] | None:
-    """Return the medians of at most ``parts`` equal stretches of a noisy series; None of a smooth or short one.
+def means(steps: Int64Array, values: Float64Array, parts: int) -> tuple[Int64Array, Float64Array]:
+    """Return the mean of the finite values of at most ``parts`` equal stretches, each at its middle step.
 
-    Noisy: its ups and downs together are more than three times those of the medians.
-
-    >>> steps = np.arange(1000)
-    >>> trend(steps, steps / 1000, parts=50) is None
-    True
-    >>> middle, line = trend(steps, (-1.0) ** steps, parts=50)
-    >>> len(line), float(abs(line).max())
-    (50, 0.0)
+    >>> means(np.arange(6), np.array([1.0, 3.0, np.nan, 5.0, np.inf, np.nan]), parts=3)
+    (array([0, 2, 4]), array([ 2.,  5., nan]))
     """
+    starts = groups(len(values), parts)
     finite = np.isfinite(values)
-    steps, values = steps[finite], values[finite]
-    parts = min(parts, len(values) // 8)
-    if parts < 20:
-        return None
-    medians = np.array([np.median(part) for part in np.array_split(values, parts)])
-    if np.abs(np.diff(values)).sum() <= 3 * np.abs(np.diff(medians)).sum():
-        return None
-    middles = np.array([part[len(part) // 2] for part in np.array_split(steps, parts)])
-    return middles, medians
+    counts = np.add.reduceat(finite.astype(np.float64), starts)
+    sums = np.add.reduceat(np.where(finite, values, 0.0), starts)
+    ends = np.append(starts[1:], len(values)) - 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return steps[(starts + ends) // 2], sums / counts
 
 
 def groups(count: int, most: int) -> Int64Array:
