@@ -7,11 +7,14 @@ A bool is no setting.
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
+import os
 from collections.abc import Callable
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Final
 
 from .errors import InvalidTypeError, InvalidValueError
@@ -175,6 +178,54 @@ def writable(given: str) -> str:
     ('fc.weight', 'fc.\\ud800')
     """
     return given if given.isascii() else given.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def kind_of(name: str, value: Any, kind: Any, expected: str) -> Any:
+    """Return ``value`` if it is an instance of ``kind``: a class, or an abstract one as Mapping.
+
+    Raises:
+        InvalidTypeError: it is not.
+    """
+    if not isinstance(value, kind):
+        raise wrong_type(name, value, expected)
+    return value
+
+
+def items(name: str, value: Any, expected: str) -> list[Any]:
+    """Return what there is in an iterable; of a text the letters are not what was meant.
+
+    Raises:
+        InvalidTypeError: it is a str or bytes, or cannot be iterated over.
+    """
+    if isinstance(value, (str, bytes)):
+        raise wrong_type(name, value, expected)
+    try:
+        return list(value)
+    except TypeError:
+        raise wrong_type(name, value, expected) from None
+
+
+def path(name: str, value: Any) -> Path:
+    r"""Return a path, whether there is something at it or not.
+
+    Raises:
+        InvalidTypeError: it is neither a str nor an os.PathLike of one.
+        InvalidValueError: no file can have it.
+
+    >>> path("path", "a/b").name
+    'b'
+    """
+    try:
+        found = Path(value if isinstance(value, str) else os.fspath(kind_of(name, value, os.PathLike, "a path")))
+        found.lstat()
+    except (TypeError, UnicodeError):  # of bytes; not to be encoded for the file system
+        raise wrong_type(name, value, "a path") from None
+    except ValueError:
+        raise wrong_value(name, value, "a path without NUL characters") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise wrong_value(name, value, "a shorter path: the file system has none of this length") from None
+    return found
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

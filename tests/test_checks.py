@@ -6,6 +6,7 @@ import enum
 import math
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,3 +129,30 @@ def test_a_check_returns_a_number_or_raises_an_error_of_pytracker(check, value):
 def test_an_integer_that_python_does_not_print_is_refused_by_name():
     with pytest.raises(InvalidValueError, match="loss is"):
         _checks.real_number("loss", 10**5000)
+
+
+@pytest.mark.parametrize("value", ["runs", Path("runs"), "", ".", "data\udce9", np.str_("runs")])
+def test_whatever_a_file_system_takes_is_a_path(value) -> None:
+    assert _checks.path("path", value) == Path(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "named"),
+    [
+        (None, InvalidTypeError, "directory is None, of type NoneType; expected a path"),
+        (b"runs", InvalidTypeError, "directory is b'runs', of type bytes"),
+        (3, InvalidTypeError, "directory is 3, of type int"),
+        ("a\0b", InvalidValueError, r"directory is 'a\\x00b'; expected a path without NUL"),
+        ("x" * 100_000, InvalidValueError, "directory is 'x+; expected a shorter path"),
+    ],
+)
+def test_what_no_file_can_have_for_a_path_is_refused_by_name(value, error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=named):
+        _checks.path("directory", value)
+
+
+@pytest.mark.parametrize("value", ["ab", b"ab", 3, None, object()])
+def test_what_holds_no_items_is_refused_by_name(value) -> None:
+    assert _checks.items("rules", iter([1, 2]), "a list") == [1, 2]
+    with pytest.raises(InvalidTypeError, match=r"rules is .*; expected a list"):
+        _checks.items("rules", value, "a list")

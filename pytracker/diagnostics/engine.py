@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._checks import writable
+from .._checks import kind_of, whole_number, writable
 from ..errors import in_words
 from ..history import History
 from .findings import Finding, most_severe_first
@@ -132,6 +132,8 @@ class Diagnosis:
         ``stop``: one look, at the steps before it; all by default. ``again``: values have come for steps that have been
         looked at; where the end has been, the look at it is taken once more, as if it had not been.
         """
+        kind_of("history", history, History, "a History, as tracker.history or load_run(path).history")
+        stop = None if stop is None else whole_number("stop", stop)
         if self._history is not history or self._truncations != history.truncations:
             self._begin(history)
         if self._layout is None or self._layout.infos is not history.parameters.infos:

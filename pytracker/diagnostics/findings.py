@@ -8,7 +8,7 @@ from math import isnan, nan
 from numbers import Integral
 from typing import Any, Final
 
-from .._checks import real_number, writable
+from .._checks import kind_of, real_number, writable, wrong_value
 from ..errors import InvalidTypeError, InvalidValueError, PytrackerError
 
 SEVERITIES: Final = ("info", "warning", "critical")
@@ -125,6 +125,7 @@ class Finding:
 
         The more severe one keeps its words and numbers; the later one where both are as severe.
         """
+        kind_of("later", later, Finding, "a Finding")
         told = later if later.rank >= self.rank else self
         return replace(
             told,
@@ -144,10 +145,19 @@ class Finding:
         >>> finding = Finding("constant", "critical", 0, 99, "loss is 0.5 for 100 steps", numbers={"steps": 100.0})
         >>> Finding.from_dict(finding.to_dict()) == finding
         True
+
+        Raises:
+            InvalidTypeError, InvalidValueError: they are no description of a finding.
         """
         known = {item.name for item in fields(cls)}
-        given = {name: value for name, value in values.items() if name in known}
-        return cls(**{**given, **_mended(given)})
+        found = kind_of("values", values, Mapping, "what Finding.to_dict() returned")
+        given = {name: value for name, value in found.items() if name in known}
+        try:
+            return cls(**{**given, **_mended(given)})
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            if isinstance(error, PytrackerError):
+                raise
+            raise wrong_value("values", values, "what Finding.to_dict() returned") from error
 
     @classmethod
     def plain(cls, given: Any) -> Finding:

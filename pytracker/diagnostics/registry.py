@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+from .._checks import items, kind_of, shown, wrong_type
 from ..errors import InvalidTypeError, InvalidValueError
 from ..history import History
 from .findings import Finding
@@ -105,17 +106,20 @@ def select(
         InvalidValueError: there is no rule of that name, or it has no such setting.
         InvalidTypeError: something that is neither a name nor a rule.
     """
-    chosen = [_find(given) for given in (list(RULES.values()) if rules is None else rules)]
-    for name in settings or {}:
-        _find(name)
-    return [each.with_settings((settings or {}).get(each.name, {})) for each in chosen]
+    wanted = list(RULES.values()) if rules is None else items("rules", rules, "a list of names or rules")
+    chosen = [_find("rules", given) for given in wanted]
+    changed = {} if settings is None else kind_of("settings", settings, Mapping, 'settings by rule: {"rule": {...}}')
+    for name, values in changed.items():
+        _find("settings", name)
+        kind_of(f"settings[{name!r}]", values, Mapping, "settings by name")
+    return [each.with_settings(changed.get(each.name, {})) for each in chosen]
 
 
-def _find(given: str | Rule) -> Rule:
+def _find(argument: str, given: str | Rule) -> Rule:
     if isinstance(given, Rule):
         return given
     if not isinstance(given, str):
-        raise InvalidTypeError(f"rules: expected names or rules, got {type(given).__name__}: {given!r}")
+        raise wrong_type(f"an element of {argument}", given, "the name of a rule, or a rule")
     if given not in RULES:
-        raise InvalidValueError(f"rule {given!r}: there is none of that name; there are {', '.join(RULES)}")
+        raise InvalidValueError(f"{argument}: there is no rule {shown(given)}; there are {', '.join(RULES)}")
     return RULES[given]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .._checks import path as checked_path
 from .layers import Layers
 from .sink import RunInfo, SinkRows
 
@@ -43,7 +44,7 @@ class CSVSink:
         per_parameter: str | None = None,
         depth: int | None = None,
     ) -> None:
-        self._path = Path(path)
+        self._path = checked_path("path", path)
         self._layers = Layers(per_parameter, depth)
         self._end = 0  # bytes that are written; what a failed write left beyond is cut off by the next
 

@@ -43,7 +43,7 @@ class Layers:
     """
 
     def __init__(self, statistic: str | None, depth: int | None = None) -> None:
-        if statistic is not None and statistic not in STATISTICS:
+        if statistic is not None and not (isinstance(statistic, str) and statistic in STATISTICS):
             raise wrong_value("per_parameter", statistic, f"one of {', '.join(map(repr, STATISTICS))}, or None")
         if depth is not None:
             depth = whole_number("depth", depth, low=1)

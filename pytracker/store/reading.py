@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import path as checked_path
 from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..history import (
     COLUMNS,
@@ -167,7 +168,7 @@ def load_run(path: str | os.PathLike[str]) -> StoredRun:
         RunFormatError: the file is damaged, made by another program, or written by a newer version.
         StoreError: it cannot be read now.
     """
-    path = Path(path)
+    path = checked_path("path", path)
     with open_for_reading(path) as connection:
         connection.execute("BEGIN")  # one view of the file for all that follows
         return _read_header(connection, path)
@@ -179,7 +180,7 @@ def list_runs(directory: str | os.PathLike[str] = "runs") -> list[StoredRun]:
     Raises:
         RunNotFoundError: there is no such folder.
     """
-    folder = Path(directory)
+    folder = checked_path("directory", directory)
     if not folder.is_dir():
         raise RunNotFoundError(f"there is no folder {folder}; runs are written to 'runs' unless told otherwise")
     runs = [_load_or_explain(child) for child in sorted(folder.iterdir()) if (child / FILE_NAME).exists()]

@@ -26,7 +26,9 @@ def check_arguments(
     """
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise wrong_type("optimizer", optimizer, "one with param_groups")
-    if diagnosis is not None and not isinstance(diagnosis, Diagnosis) and diagnosis != "default":
+    if not (
+        diagnosis is None or isinstance(diagnosis, Diagnosis) or (isinstance(diagnosis, str) and diagnosis == "default")
+    ):
         raise wrong_type("diagnosis", diagnosis, "a Diagnosis, or None for none")
     if on_finding is not None:
         function("on_finding", on_finding)
@@ -36,7 +38,8 @@ def check_arguments(
     seconds("rank_timeout", rank_timeout)
     if process_group is None:
         return
-    if dist.is_available() and process_group == dist.GroupMember.NON_GROUP_MEMBER:
+    outside = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None  # an integer, or an object of its own
+    if process_group is outside or (type(process_group) is type(outside) is int and process_group == outside):
         raise InvalidValueError(
             "process_group is one that this rank is not in (new_group gives GroupMember.NON_GROUP_MEMBER there); give "
             "it the group of the ranks that it shares the model with, and make no tracker where there is none"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidTypeError
+from .._checks import path, wrong_type
 from ..history import History, Interval, ParameterHistory, ParameterInfo
 from ..store import Run
 
@@ -23,9 +23,9 @@ def opened(run: Any) -> Any:
     if run is None:
         return InMemoryRun()
     if isinstance(run, (str, Path)):
-        return Run(run)
+        return Run(path("run", run))
     if not hasattr(run, "log_many"):
-        raise InvalidTypeError(f"run is {run!r:.80}, of type {type(run).__name__}; expected a Run or a directory")
+        raise wrong_type("run", run, "a Run or a directory")
     return run
 
 

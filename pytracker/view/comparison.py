@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from .._checks import items, kind_of, real_number, shown
 from ..errors import InvalidValueError
 from ..history import Series
 from ..store import StoredRun, load_run
@@ -83,7 +84,8 @@ def compare(
     >>> comparison.config, comparison.reach[0].steps
     ({'lr': [0.1, 0.5]}, [2, 1])
     """
-    loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in runs]
+    given = items("runs", runs, "a list of runs or paths")
+    loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in given]
     if not loaded:
         raise InvalidValueError("compare: no runs were given")
     names = ordered(dict.fromkeys(name for run in loaded for name in run.summaries))
@@ -145,12 +147,13 @@ def _levels(metrics: dict[str, list[MetricResult | None]]) -> dict[str, float]:
 
 
 def _checked(thresholds: Mapping[str, float], names: list[str]) -> dict[str, float]:
-    for name in thresholds:
+    given = kind_of("thresholds", thresholds, Mapping, 'values by metric, as {"loss": 0.5}')
+    for name in given:
         if name not in names:
-            raise InvalidValueError(f"threshold: no run has a metric {name!r}; there are {', '.join(names)}")
+            raise InvalidValueError(f"thresholds: no run has a metric {shown(name)}; there are {', '.join(names)}")
         if goal(name) is None:
-            raise InvalidValueError(f"threshold: it can't be told whether {name!r} should rise or fall")
-    return dict(thresholds)
+            raise InvalidValueError(f"thresholds: it can't be told whether {name!r} should rise or fall")
+    return {name: real_number(f"thresholds[{name!r}]", value) for name, value in given.items()}
 
 
 def _reaches(runs: list[StoredRun], clocks: list[Any], levels: Mapping[str, float]) -> list[Reach]:
