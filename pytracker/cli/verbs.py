@@ -35,7 +35,7 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
     return sorted(name for name in names if name.startswith(incomplete) and name.isprintable())
 
 
-_run = click.argument("run", shell_complete=_complete)
+_run = click.argument("run", required=False, default="", metavar="[RUN]", shell_complete=_complete)
 _runs = click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=_complete)
 _directory = click.option(
     "--dir", "directory", default="runs", show_default=True, envvar="PYTRACKER_RUNS", help="The folder of the runs."
@@ -51,28 +51,47 @@ def main() -> None:
     """Look at trainings that pytracker recorded.
 
     RUN is the folder of a run, its name in the folder of the runs, or a part of its name that no other run there has.
+    Without RUN, it is the newest.
     """
 
 
 @main.command("list")
-@click.argument("directory", default="runs", envvar="PYTRACKER_RUNS")
+@click.argument("folder", required=False)
+@click.option("--where", multiple=True, metavar="CONDITION", help="Only such runs: lr=1e-3, val_loss<0.5, tags=paper.")
+@click.option("--sort", metavar="COLUMN", help="A metric (the best first), a key of the config, steps, time, ...")
+@click.option("--columns", metavar="A,B,...", help="Such as run,steps,time,val_loss,last:loss,lr.")
+@click.option("--limit", type=click.IntRange(min=0), help="Show so many at most.")
+@_directory
 @_as_json
-def list_(directory: str, as_json: bool) -> None:
-    """List the runs in a folder, the newest first.
+def list_(
+    folder: str | None,
+    where: tuple[str, ...],
+    sort: str | None,
+    columns: str | None,
+    limit: int | None,
+    directory: str,
+    as_json: bool,
+) -> None:
+    """List the runs in a folder, the newest first, with their best values and what differs in their configs.
 
-    Example: pytracker list runs
+    Example: pytracker list --where lr=1e-3 --sort val_loss --limit 10
     """
     from ..store import list_runs
+    from ..view import select_runs
 
-    runs = list_runs(directory)
+    everything = list_runs(folder or directory)
+    runs = select_runs(everything, where=where, sort=sort, limit=limit)
     if as_json:
         _print_json([_header(run) for run in runs])
     elif runs:
         from ..view import console
 
-        console.show(console.run_list(runs))
+        chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]
+        console.show_runs(runs, chosen)
+        if len(runs) < len(everything):
+            click.echo(f"{len(runs)} of {len(everything)} runs")
     else:
-        click.echo(f"no runs in {directory}")
+        click.echo(f"no runs in {folder or directory}" if not everything else f"none of {len(everything)} runs is such")
 
 
 @main.command()
@@ -99,10 +118,11 @@ def show(run: str, directory: str, as_json: bool) -> None:
 @main.command()
 @_runs
 @click.option("--threshold", "thresholds", multiple=True, metavar="METRIC=VALUE", help="When was this level reached?")
+@click.option("--details", is_flag=True, help="Also every metric, when levels were reached, and the surroundings.")
 @_directory
 @_as_json
-def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], directory: str, as_json: bool) -> None:
-    """Compare runs: best and last values, configs, speed, when a level was reached.
+def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], details: bool, directory: str, as_json: bool) -> None:
+    """Compare runs, one a row: what differs in their configs, speed, best and last values.
 
     Example: pytracker compare baseline wider --threshold val_loss=0.5
     """
@@ -115,7 +135,7 @@ def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], directory: str, 
     else:
         from ..view import console
 
-        console.show(console.comparison(compared))
+        console.show(console.comparison(compared, details=details))
 
 
 @main.command()

@@ -188,15 +188,17 @@ def list_runs(directory: str | os.PathLike[str] = "runs") -> list[StoredRun]:
 
 
 def find_run(text: str, directory: str | os.PathLike[str] = "runs") -> StoredRun:
-    """Read the run that ``text`` means: a path, a name in ``directory``, or a part of one name there.
+    """Read the run that ``text`` means: a path, a name in ``directory``, or a part of one name there; "" is the newest.
 
     Raises:
         RunNotFoundError: there is none, or several.
     """
-    for path in (Path(text), Path(directory) / text):
+    folder = Path(directory)
+    if not text:
+        return load_run(_written_last(folder))
+    for path in (Path(text), folder / text):
         if (path / FILE_NAME).exists() or path.is_file():
             return load_run(path)
-    folder = Path(directory)
     names = sorted(child.name for child in folder.iterdir() if (child / FILE_NAME).exists()) if folder.is_dir() else []
     matches = [name for name in names if text in name]
     if len(matches) == 1:
@@ -205,6 +207,18 @@ def find_run(text: str, directory: str | os.PathLike[str] = "runs") -> StoredRun
         raise RunNotFoundError(f"{text!r} could be any of {', '.join(matches[:5])}: say more of the name")
     hint = f"runs there: {', '.join(names[-5:])}" if names else "no runs there"
     raise RunNotFoundError(f"there is no run {text!r}, neither as a path nor in {folder}; {hint}")
+
+
+def _written_last(folder: Path) -> Path:
+    runs = [child for child in folder.iterdir() if (child / FILE_NAME).exists()] if folder.is_dir() else []
+    if not runs:
+        raise RunNotFoundError(f"there is no run in {folder}; say which with a path, or where with --dir")
+
+    def last_written(run: Path) -> float:
+        files = (run / FILE_NAME, run / f"{FILE_NAME}-wal")
+        return max(file.stat().st_mtime for file in files if file.exists())
+
+    return max(runs, key=last_written)
 
 
 def _load_or_explain(path: Path) -> StoredRun:

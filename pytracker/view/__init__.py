@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .formatting import visible as visible
     from .page import build_document as build_document
     from .page import write_report as write_report
+    from .run_table import select_runs as select_runs
     from .watch import watch_run as watch_run
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "build_document": "page",
     "compare": "comparison",
     "export_run": "export",
+    "select_runs": "run_table",
     "sparkline": "formatting",
     "visible": "formatting",
     "watch_run": "watch",
@@ -37,6 +39,7 @@ __all__ = [
     "compare",
     "console",
     "export_run",
+    "select_runs",
     "sparkline",
     "visible",
     "watch_run",

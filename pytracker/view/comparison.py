@@ -53,6 +53,7 @@ class Comparison:
     reach: list[Reach]
     config: dict[str, list[Any]]  # keys that differ only; None where a run has no such key
     facts: dict[str, list[Any]]  # likewise: commit, host, versions, ...
+    usual_levels: bool = True  # whether the levels of ``reach`` were chosen here, and not by the caller
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists."""
@@ -101,6 +102,7 @@ def compare(
         metrics=metrics,
         reach=_reaches(loaded, clocks, _levels(metrics) if thresholds is None else _checked(thresholds, names)),
         config=_differences([flatten(run.config) for run in loaded]),
+        usual_levels=thresholds is None,
         facts=_differences([{name: run.facts.get(name) for name in _FACTS} for run in loaded]),
     )
 

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,36 @@ def test_each_verb_that_prints_data_prints_it_as_json(runs):
     assert compared["reach"][0]["steps"] == [28, 35]
     assert isinstance(load("diagnose", "otter", "--dir", runs), list)
     assert "versions" in load("doctor")
+
+
+def test_list_filters_sorts_and_shows_the_columns_that_are_asked_for(runs):
+    shutil.rmtree(runs / "broken")
+    done = call("list", "--dir", runs, "--where", "lr>0.1", "--columns", "run,lr,val_accuracy,last:val_accuracy")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["run", "lr", "val_accuracy", "last:val_accuracy"]
+    assert [line.split()[:2] for line in lines[2:]] == [["calm-heron", "0.2"], ["1", "of"]]
+    assert call("list", "--dir", runs, "--sort", "nothing").stderr.startswith("Error: sort: no run has 'nothing'")
+    assert "calm-heron" not in call("list", runs, "--sort", "-depth", "--limit", "0").stdout
+
+
+def test_without_a_name_the_run_that_was_written_last_is_meant(runs):
+    shutil.rmtree(runs / "broken")
+    os.utime(runs / "brisk-otter" / "run.sqlite", (2e9, 2e9))
+    for arguments in (("show",), ("diagnose",), ("watch", "--once"), ("export",)):
+        done = call(*arguments, "--dir", runs)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+    assert call("show", "--dir", runs).stdout.startswith("brisk-otter")
+    assert "there is no run in nowhere" in call("show", "--dir", "nowhere").stderr
+
+
+def test_compare_has_one_row_a_run_and_details_on_demand(runs):
+    short = call("compare", "otter", "heron", "--dir", runs, COLUMNS="200").stdout
+    assert short.count("brisk-otter") == 1
+    assert "lr" in short.splitlines()[0]
+    assert "First reached" not in short
+    full = call("compare", "otter", "heron", "--dir", runs, "--details", COLUMNS="200").stdout
+    assert full.startswith(short.rstrip())
+    assert "First reached" in full
 
 
 def test_tables_fit_80_columns_and_need_no_colour(runs):
@@ -279,10 +310,10 @@ def hostile(tmp_path):
 @pytest.mark.parametrize(
     ("verb", "told"),
     [
-        (("list", "."), ("[b]one", "[red]two", r"[i]three\x1b[2J", f"{SERIES} 4")),
+        (("list", "."), ("[b]one", "[red]two", r"[i]three\x1b[2J", f"{SERIES} 1")),
         (("show", "one"), ("[b]one", f"{SERIES}  ", *(f"{each}{SHOWN}" for each in ("c", "[b]one", "m", "v", "p")))),
         (("show", "one"), tuple(f"{each}{SHOWN}" for each in ("s", "r", "evidence", "cause", "action"))),
-        (("compare", "one", "two"), ("[red]two", f"c{SHOWN}", f"[red]two{SHOWN}", f"{SERIES} <= ")),
+        (("compare", "one", "two", "--details"), ("[red]two", f"c{SHOWN}", f"[red]two{SHOWN}", f"{SERIES} <= ")),
         (("diagnose", "one"), tuple(f"{each}{SHOWN}" for each in ("s", "r", "evidence", "cause", "action", "p"))),
         (("watch", "one", "--once"), tuple(f"{each}{SHOWN}" for each in ("s", "r", "evidence", "p"))),
         (("watch", "one", "--once"), ("[b]one", f"{SERIES}  ", "all: pytracker show [b]one")),
