@@ -49,8 +49,8 @@ def digits(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     except ImportError as error:
         raise MissingExtraError("the demo", "scikit-learn", "demo") from error
     data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(data.target)
+    images = torch.tensor(data.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+    labels = torch.tensor(data.target, device="cpu")
     order = torch.randperm(len(images), generator=generator)
     train, test = order[: len(order) * 4 // 5], order[len(order) * 4 // 5 :]
     return images[train], labels[train], images[test], labels[test]

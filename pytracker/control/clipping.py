@@ -134,7 +134,7 @@ def _clip_in_graph(
     parameters = _tensors_of(target)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return torch.tensor(0.0)
+        return torch.tensor(0.0, device=parameters[0].device if parameters else "cpu")
     plain = all(
         gradient.layout == torch.strided and gradient.device == gradients[0].device and not hasattr(gradient, "_spec")
         for gradient in gradients

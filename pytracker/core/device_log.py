@@ -69,7 +69,8 @@ class CopyStream:
     def __init__(self, rows: torch.Tensor, every: int) -> None:
         self.device = rows.device
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        self.buffers = [torch.empty((every, rows.shape[1]), dtype=rows.dtype, pin_memory=True) for _ in range(2)]
+        shape = (every, rows.shape[1])
+        self.buffers = [torch.empty(shape, dtype=rows.dtype, device="cpu", pin_memory=True) for _ in range(2)]
         self.events = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
 
     def copy(self, pieces: list[torch.Tensor], turn: int) -> tuple[torch.Tensor, torch.cuda.Event]:

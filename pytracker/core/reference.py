@@ -55,7 +55,7 @@ def moments(tensor: Tensor) -> Tensor:
 def divide(rows: Tensor, scale: Tensor | float) -> Tensor:
     """Return rows [..., 6 or 7] of gradients divided by ``scale``: counts stay."""
     powers = torch.tensor(POWERS[: rows.shape[-1]], device=rows.device)
-    divisor = torch.as_tensor(scale, dtype=rows.dtype).to(rows.device)
+    divisor = torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)
     divisors = torch.where(powers == 2, divisor * divisor, torch.where(powers == 1, divisor, torch.ones_like(divisor)))
     divided = rows / divisors
     divided[..., ABS_MAX] = divided[..., ABS_MAX].abs()
@@ -70,7 +70,7 @@ def checked_scalar(name: str, value: Any, devices: Sequence[torch.device]) -> Te
         InvalidValueError: it has not one element, is complex, or lies on none of ``devices``.
     """
     if not isinstance(value, Tensor):
-        return torch.tensor(real_number(repr(name), value), dtype=torch.float64)
+        return torch.tensor(real_number(repr(name), value), dtype=torch.float64, device="cpu")
     if value.numel() != 1:
         raise InvalidValueError(
             f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; "

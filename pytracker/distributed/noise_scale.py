@@ -96,7 +96,7 @@ class GradientNoiseScale:
             )
         self.batch_size, self.decay = float(samples), kept
         self._hook = hook or _default_hook()
-        self._squares = torch.zeros(0)
+        self._squares = torch.zeros(0, device="cpu")
         self._fresh = False
         native.load()  # registers the operators
         try:

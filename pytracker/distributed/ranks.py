@@ -205,7 +205,7 @@ class Ranks:
         """
         pickled = pickle.dumps(value)
         sizes = self._meet(call, len(pickled), failure)
-        mine = torch.zeros(max(sizes), dtype=torch.uint8)
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
         mine[: len(pickled)] = torch.frombuffer(bytearray(pickled), dtype=torch.uint8)
         values = self._gather_tensors(mine, failure)
         return [pickle.loads(each[:size].numpy().tobytes()) for each, size in zip(values, sizes, strict=True)]
@@ -223,9 +223,8 @@ class Ranks:
     def _meet(self, call: int, value: int, failure: str, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
         """Return every rank's value. Ranks that meet for different things are told so."""
         self._calls += 1
-        headers = [
-            each.tolist() for each in self._gather_tensors(torch.tensor([call, self._calls, value]), failure, meanwhile)
-        ]
+        mine = torch.tensor([call, self._calls, value], device="cpu")
+        headers = [each.tolist() for each in self._gather_tensors(mine, failure, meanwhile)]
         calls = {(header[0], header[1]) for header in headers}
         if len(calls) > 1:
             self.discard()

@@ -189,8 +189,8 @@ class ReplicaWatch:
             return [_finding(drift) for drift in drifts]
         findings = self._receive()
         message = _encoded(drifts[0]) if drifts else b""
-        mine = torch.zeros(_MESSAGE, dtype=torch.uint8)
-        mine[: len(message)] = torch.tensor(list(message), dtype=torch.uint8)
+        mine = torch.zeros(_MESSAGE, dtype=torch.uint8, device="cpu")
+        mine[: len(message)] = torch.tensor(list(message), dtype=torch.uint8, device="cpu")
         received = [torch.empty_like(mine) for _ in self._all.members]
         self._messages = received, dist.all_gather(received, mine, group=self._all.group, async_op=True)
         return findings

@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def compile_program() -> Path:
     """Compile program.cpp with the kernels, unless that is done already, and return where it is."""
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/cuda/table.cpp", ROOT / "tests/cuda/program.cpp"]
+    sources = [*kernels, ROOT / "csrc/cuda/work_split.cpp", ROOT / "tests/cuda/program.cpp"]
     headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), *(ROOT / "tests/cuda").glob("*.h")]
     folder = ROOT / "build" / ("cuda-program-simulated" if SIMULATED else "cuda-program")
     program = folder / "program"
