@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",
+    "serve": "uvicorn",
     "demo": "sklearn",
 }
 

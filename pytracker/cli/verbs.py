@@ -154,6 +154,25 @@ def report(runs: tuple[str, ...], output: str, directory: str) -> None:
 
 
 @main.command()
+@click.argument("folder", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address than this one needs a token.")
+@click.option("--port", default=8321, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
+@click.option("--token", envvar="PYTRACKER_TOKEN", help="What a reader must bring; made up where it is needed.")
+@_directory
+def serve(folder: str | None, host: str, port: int, token: str | None, directory: str) -> None:
+    """Show all runs of a folder in a browser while they grow; read only.
+
+    Example: pytracker serve runs --port 8321
+    """
+    from ..view import serve as serve_runs
+
+    def tell(address: str) -> None:
+        click.echo(f"open {address} (Ctrl-C ends it)")
+
+    serve_runs(folder or directory, host=host, port=port, token=token, ready=tell)
+
+
+@main.command()
 @_run
 @click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Look once and leave.")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .page import build_document as build_document
     from .page import write_report as write_report
     from .run_table import select_runs as select_runs
+    from .server import make_app as make_app
+    from .server import serve as serve
     from .watch import watch_run as watch_run
 
 _HOMES = {
@@ -26,7 +28,9 @@ _HOMES = {
     "build_document": "page",
     "compare": "comparison",
     "export_run": "export",
+    "make_app": "server",
     "select_runs": "run_table",
+    "serve": "server",
     "sparkline": "formatting",
     "visible": "formatting",
     "watch_run": "watch",
@@ -39,7 +43,9 @@ __all__ = [
     "compare",
     "console",
     "export_run",
+    "make_app",
     "select_runs",
+    "serve",
     "sparkline",
     "visible",
     "watch_run",

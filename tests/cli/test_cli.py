@@ -21,7 +21,7 @@ from pytracker.diagnostics import RULES, Diagnosis, rule
 from pytracker.history import ParameterInfo, summarize
 from pytracker.store import Run, load_run
 
-VERBS = ("list", "show", "compare", "report", "watch", "export", "diagnose", "doctor", "demo")
+VERBS = ("list", "show", "compare", "report", "serve", "watch", "export", "diagnose", "doctor", "demo")
 
 
 def call(*arguments, cwd=None, **environment):
