@@ -330,6 +330,16 @@ class _Spread:
 class GradientMeter:
     """Mean, extremes, standard deviation and last value of the gradient norms since the last reset.
 
+    Args:
+        target: what to measure: a module, parameters, or (name, parameter) pairs.
+        every: updates from one asynchronous copy to the host to the next.
+
+    Raises:
+        InvalidTypeError: ``target`` is nothing of the kind, or gradients; or ``every`` is not a whole number.
+        InvalidValueError: ``every`` is less than 1.
+        ParameterError: two parameters have the same name, or one has no data.
+        LayoutError: parameters are sharded over ranks.
+
     Example:
         >>> import torch
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -342,19 +352,6 @@ class GradientMeter:
     """
 
     def __init__(self, target: Target, *, every: int = 50) -> None:
-        """Measure the gradients of ``target``: a module, parameters, or (name, parameter) pairs.
-
-        Args:
-            target: what to measure.
-            every: updates from one asynchronous copy to the host to the next.
-
-        Raises:
-            InvalidTypeError: ``target`` is nothing of the kind, or gradients themselves; or ``every`` is not a whole
-                number.
-            InvalidValueError: ``every`` is less than 1.
-            ParameterError: two parameters have the same name, or one has no data.
-            LayoutError: parameters are sharded over ranks.
-        """
         tracked = plan_for(watchable(target))
         if tracked.sharded:
             raise LayoutError(
@@ -389,17 +386,18 @@ class GradientMeter:
         norms = np.sqrt(
             np.concatenate([rows.totals[:, [SUM_SQ, MAX_SUM_SQ_TOTAL]], rows.tensors[:, :, SUM_SQ]], axis=1)[here]
         )
-        given = np.ones(norms.shape, bool)
-        given[:, 2:] = ~is_missing(rows.tensors[here])
+        present = ~is_missing(rows.tensors[here])
+        any_present = present.any(axis=1, keepdims=True)
+        given = np.concatenate([any_present, any_present, present], axis=1)
         if len(norms):  # both at once, as rows that an interruption has let in may come again
             self._spread, self._counted_from = self._spread.merged(norms, given), int(rows.steps[-1]) + 1
 
     def compute(self, per_parameter: bool = False) -> dict[str, dict[str, float]]:
         """Return mean, min, max, std (population), last and count of each norm. Waits for the device.
 
-        The keys are ``grad_norm`` (of all gradients together) and ``grad_max`` (the largest norm of one parameter);
-        with ``per_parameter`` also ``norm/NAME``, over the updates in which that parameter had a gradient. Before the
-        first update all are NaN and the count is 0.
+        The keys are ``grad_norm`` (of all gradients together) and ``grad_max`` (the largest norm of one parameter),
+        over the updates in which there was a gradient; with ``per_parameter`` also ``norm/NAME``, over those in which
+        that parameter had one. Where there was none all are NaN and the count is 0.
         """
         self._log.flush()
         result = {"grad_norm": self._spread.of(0), "grad_max": self._spread.of(1)}

@@ -264,6 +264,16 @@ def test_a_parameter_counts_only_where_it_has_a_gradient() -> None:
     assert norms["norm/bias"]["count"] == 5
 
 
+def test_an_update_without_any_gradient_does_not_count() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    meter = GradientMeter(model, every=2)
+    for step in range(5):
+        model.weight.grad = torch.full((1, 1), 6.0) if step % 2 else None
+        meter.update()
+    norms = meter.compute()
+    assert (norms["grad_norm"]["count"], norms["grad_norm"]["mean"], norms["grad_max"]["min"]) == (2, 6.0, 6.0)
+
+
 def test_before_the_first_update_there_is_nothing() -> None:
     nothing = GradientMeter(nn.Linear(1, 1)).compute()["grad_norm"]
     assert nothing.pop("count") == 0

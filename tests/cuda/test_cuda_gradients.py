@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -167,6 +168,20 @@ def test_a_meter_takes_a_value_of_any_dtype_and_leaves_a_nan_out():
     meter.update(torch.tensor(math.nan).cuda())
     assert (meter.sum, meter.count, meter.avg, meter.nans) == (30, 15, 2, 1)
     assert math.isnan(meter.val)
+
+
+def test_a_meter_takes_a_weight_that_lies_on_the_device():
+    meter = pytracker.AverageMeter("Loss", ":.2f")
+    for val, n in ((torch.tensor(2.0).cuda(), torch.tensor(3).cuda()), (4.0, torch.tensor(1.0).cuda()), (4.0, 2)):
+        meter.update(val, n)
+    meter.update(torch.tensor(math.inf).cuda(), torch.tensor(0).cuda())
+    meter.update(torch.tensor(math.nan).cuda(), 0)
+    assert (meter.sum, meter.count, meter.avg, meter.nans) == (18, 6, 3, 0)
+    twin = copy.deepcopy(meter)
+    meter.update(torch.tensor(3.0).cuda())
+    meter.count = 2
+    assert (meter.sum, meter.avg, twin.avg) == (21, 10.5, 3)
+    assert str(meter) == "Loss 3.00 (10.50)"
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

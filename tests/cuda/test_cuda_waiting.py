@@ -62,6 +62,15 @@ def test_an_update_of_an_average_meter_is_one_launch_and_nothing_else():
             meter.update(loss, n=8)
 
 
+def test_a_weight_on_the_device_is_used_there():
+    meter, loss, tokens = pytracker.AverageMeter(), torch.tensor(0.5).cuda(), torch.tensor(8).cuda()
+    meter.update(loss, tokens)
+    with cudasim.expect(launches=2 * STEPS, blocking=0, h2d=0, d2h=0, allocations=0):
+        for _ in range(STEPS):
+            meter.update(loss, tokens)
+            meter.update(0.5, tokens)
+
+
 def test_clipping_is_two_launches_and_no_wait():
     parameters = list(small_model().parameters())
     pytracker.clip_grad_norm_(parameters, 1.0)
