@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import in_words
 from .outbox import Event, Outbox
-from .sink import RunInfo, SinkRows, check_methods
+from .sink import RunInfo, SinkRows, check_made
 
 if TYPE_CHECKING:
     from ..diagnostics import Finding
@@ -76,7 +76,7 @@ class Sinks(NoSinks):
         for given in sinks:
             try:
                 sink = given if hasattr(given, "write") and not isinstance(given, type) else given()
-                check_methods(sink)
+                check_made(sink, given)
             except Exception as problem:  # noqa: PERF203 - on this rank alone: to raise would leave the others waiting
                 warnings.warn(
                     f"a sink could not be made, and is left out: {in_words(problem)}", RuntimeWarning, stacklevel=4

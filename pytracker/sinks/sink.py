@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .._checks import wrong_type, wrong_value
+from .._checks import shown, wrong_type, wrong_value
 from ..errors import InvalidTypeError
 
 if TYPE_CHECKING:
@@ -111,6 +111,20 @@ def check_sinks(sinks: Any, known: Mapping[str, Callable[[], Sink]]) -> None:
         elif not callable(sink):
             names = ", ".join(map(repr, known))
             raise wrong_type("a sink", sink, f"one with write(rows), a function that makes one, or one of {names}")
+
+
+def check_made(sink: Any, given: Any) -> None:
+    """Make sure that ``sink``, which is ``given`` or was made by it, is one.
+
+    Raises:
+        InvalidTypeError: it is not.
+    """
+    if sink is None:
+        raise InvalidTypeError(
+            f"{shown(given)} returned None: a function among the sinks is called without arguments, to make an object "
+            "with write(rows), which is then given the values; to hear of findings, give on_finding"
+        )
+    check_methods(sink)
 
 
 def check_methods(sink: Any) -> None:

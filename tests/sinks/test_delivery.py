@@ -16,7 +16,7 @@ from torch import nn
 
 import pytracker
 from pytracker import InvalidTypeError, InvalidValueError, Run, Tracker
-from pytracker.sinks import Sinks, mirrors
+from pytracker.sinks import Sinks, mirrors, mirrors_of
 from pytracker.tracking import InMemoryRun
 
 QUICK = {"pause": 0.001, "longest_pause": 0.002}
@@ -233,8 +233,6 @@ def test_findings_arrive_as_they_are_kept() -> None:
 
 
 def test_nothing_is_made_on_ranks_other_than_the_first() -> None:
-    from pytracker.sinks import mirrors_of
-
     def fail() -> RecordingSink:
         raise AssertionError("made")
 
@@ -244,6 +242,11 @@ def test_nothing_is_made_on_ranks_other_than_the_first() -> None:
     made.begin(InMemoryRun())
     made.close()
     assert sink.calls == [("open", 0), ("close", None)]
+
+
+def test_a_function_that_is_no_maker_of_sinks_is_named() -> None:
+    with pytest.warns(RuntimeWarning, match="<built-in function print> returned None: .* is called without arguments"):
+        mirrors_of([print], is_first=True).close()
 
 
 def test_a_function_that_cannot_make_its_sink_is_told_and_left_out() -> None:
