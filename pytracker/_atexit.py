@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -31,9 +33,12 @@ class CloseAtExit:
     What is registered later ends first: a tracker before its run. A fork leaves it to its parent.
     """
 
-    def __init__(self, closable: Closable, run: Any) -> None:
+    def __init__(self, closable: Closable) -> None:
         self._reference, self._owner = weakref.ref(closable), os.getpid()
         atexit.register(self._at_exit)
+
+    def close_before(self, run: Any) -> None:
+        """Close it before a run finishes."""
         if hasattr(run, "before_finish"):
             run.before_finish(self._close)
 
@@ -53,3 +58,21 @@ class CloseAtExit:
         there = self._reference()
         if there is not None and self.is_ours:
             there.close(error=error)
+
+
+def exit_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end the program by SystemExit (128 + the signal), as Ctrl-C ends it by an exception.
+
+    Their default kills the process where it stands. A signal that the program handles or ignores is left as it is; from
+    another thread than the main one, nothing can be set.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)

@@ -5,15 +5,18 @@ One step, from top to bottom::
     Tracker.step                 counts, and hands the scalars on
       DeviceLog.append           one call into C++: takes the .grad pointers, one launch writes a row on the device
         every `every` rows: one asynchronous copy to the host
-      Tracker._receive           some steps later: exact rows of single steps
-        History, Run (disk), sinks, Diagnosis
+      Delivery.put               some steps later: exact rows of single steps
+        History, Run (disk), sinks
+      LiveDiagnosis              the rules, on what has arrived
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,17 +24,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import torch
 
-from ._atexit import CloseAtExit
-from ._checks import number_of_samples, real_number, whole_number
+from ._atexit import CloseAtExit, exit_on_signals
+from ._checks import number_of_samples, real_number, whole_number, wrong_value
+from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, plan_for, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
-from .errors import ClosedError, InvalidTypeError, InvalidValueError, in_words
-from .history import History, summarize
-from .sinks import SinkLike, mirrors_of
+from .errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
+from .history import History
+from .sinks import NoSinks, SinkLike, mirrors_of
 from .tracking import (
-    EpochMeans,
+    Delivery,
+    GradientWatch,
     InMemoryRun,
     LiveDiagnosis,
     ModelWatch,
@@ -39,11 +44,9 @@ from .tracking import (
     check_by_name,
     explain_scalars,
     facts_for_rules,
-    gradient_series,
     opened,
     parameter_infos,
     warn_of_strangers,
-    warned_of_no_gradients,
     weight_moments,
 )
 
@@ -78,7 +81,9 @@ class Tracker:
             ``name``, or else its index).
         run: where to keep the training on disk: a ``Run``, or a directory in which to start one; in memory only
             (``tracker.history``) without it. Of several ranks only the first writes.
-        every: steps from one copy to the host to the next. Findings come, and the disk is written, as often.
+        every: steps from one copy to the host to the next, at most. Findings come, and the disk is written, as often.
+        seconds: time from one copy to the host to the next, at most; it is looked at by ``step``. Ranks that merge
+            their rows go by ``every`` alone.
         diagnosis: looks for trouble in what has been recorded, at each drain; None for none, default: all rules.
         on_finding: called with each finding that is new or has grown; by default new ones are logged as warnings
             (logger ``pytracker``).
@@ -93,6 +98,8 @@ class Tracker:
         noise_scale: of a model in DDP: records ``noise_scale``, and the estimates it is made of, on every step. One
             collective a drain.
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
+        close_on_signal: end the program by SystemExit at SIGTERM and SIGHUP, so that it is closed as by Ctrl-C. A
+            signal that the program handles or ignores is left as it is.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -122,10 +129,11 @@ class Tracker:
     def __init__(
         self,
         model: Target,
-        *,
         optimizer: torch.optim.Optimizer | None = None,
+        *,
         run: Run | str | Path | None = None,
         every: int = 50,
+        seconds: float = 2.0,
         diagnosis: Diagnosis | str | None = "default",
         on_finding: Callable[[Finding], None] | None = None,
         sinks: Sequence[SinkLike] = (),
@@ -134,6 +142,7 @@ class Tracker:
         check_replicas: bool = False,
         noise_scale: GradientNoiseScale | None = None,
         rank_timeout: float = 300.0,
+        close_on_signal: bool = True,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout)
@@ -141,7 +150,7 @@ class Tracker:
         warn_of_strangers(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
         self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
-        every = whole_number("every", every, low=1)
+        every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
         infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
             tracked,
@@ -152,36 +161,52 @@ class Tracker:
             noise_scale=noise_scale,
             timeout=rank_timeout,
         )
-        self._closed = True  # until it is made
-        self._run: Any = InMemoryRun()
-        self._sinks = mirrors_of((), is_first=False)
+        self._lock = threading.RLock()
+        self._steps = self._epochs = 0
+        self._closed = self._ending = self._ended = False
+        self._at_exit = CloseAtExit(self)
+        self._numel = np.array([info.numel for info in self._team.infos], np.float64)
+        self._gradient_watch = GradientWatch(model, self._held)
+        self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
-            first = self._team.is_first
-            slots = MAX_SCALARS if self._team.talks else FIRST_SLOTS  # to make more is a drain, perhaps of one rank
-            self._log = DeviceLog(self._plan, every, self._take, optimizer=optimizer, reserved=_RESERVED, slots=slots)
+            self._log = DeviceLog(
+                self._plan,
+                every,
+                self._take,
+                seconds=math.inf if self._team.talks else seconds,  # ranks that meet drain at the same step
+                optimizer=optimizer,
+                reserved=_RESERVED,
+                slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
+            )
             self._append = self._append_and_poll if self._team.polls else self._log.append
-            self._run = opened(run) if first else InMemoryRun()
-            diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
-            self._sinks = mirrors_of(sinks, is_first=first)
-            tell = on_finding if first else None
-            self._judge = LiveDiagnosis(diagnosis if first else None, self._run, tell, self._sinks.finding)
-            self._steps = self._epochs = 0
-            self._warned = False
-            self._means = EpochMeans()
-            self._numel = np.array([info.numel for info in self._team.infos], np.float64)
-            self._run.set_parameters(self._team.infos)
-            facts = facts_for_rules(optimizer, diagnosis, self.history.meta)
-            self._run.set_meta(**{**facts, **(meta or {}), "every": every})
-            self._sinks.begin(self._run)
-            self._measure_weights()
-            self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
+            self._begin(run, optimizer, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
+            self._closed = self._ended = True
+            self._at_exit.forget()
             self._team.leave(self._receive)
             self._sinks.close(in_words(error))
             self._run.finish("failed", error=in_words(error))
             raise
-        self._closed = False
-        self._at_exit = CloseAtExit(self, self._run)
+        if close_on_signal:
+            exit_on_signals()
+
+    def _connect(self, run: Any, sinks: NoSinks, diagnosis: Diagnosis | None, on_finding: Any) -> None:
+        self._run, self._sinks = run, sinks
+        self._judge = LiveDiagnosis(diagnosis, run, on_finding, sinks.finding)
+        self._delivery = Delivery(run, sinks, self._gradient_watch, self._numel)
+
+    def _begin(self, run: Any, optimizer: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any) -> None:
+        """Open the run and the sinks, which only the first rank does, and say what is recorded."""
+        diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
+        if self._team.is_first:
+            self._connect(opened(run), mirrors_of(sinks, is_first=True), diagnosis, on_finding)
+            self._at_exit.close_before(self._run)
+        self._run.set_parameters(self._team.infos)
+        facts = facts_for_rules(optimizer, diagnosis, self.history.meta)
+        self._run.set_meta(**{**facts, **(meta or {}), "every": self.every})
+        self._sinks.begin(self._run)
+        self._measure_weights()
+        self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
 
     @property
     def steps(self) -> int:
@@ -231,18 +256,19 @@ class Tracker:
             ParameterError: a gradient cannot be read; or each ``every`` steps, and in flush and epoch, the model
                 has got other parameters.
         """
-        self._check_open()
         check_by_name(unnamed)
-        step, self._steps = self._steps, self._steps + 1  # also where nothing can be recorded: the step is missing
-        self._means.weigh(step, number_of_samples("n", n))
-        self._sinks.stamp(step)
-        try:
-            self._append(step, scalars)
-        except InvalidTypeError:
-            explain_scalars(scalars)
-            raise
-        if self._steps % self._log.every == 0:  # at the same step on every rank
-            self._watch.check(closed=False)
+        with self._lock:  # uncontended, it costs some 50 ns
+            self._check_open()
+            step, self._steps = self._steps, self._steps + 1  # also where it cannot be recorded: the step is missing
+            self._delivery.means.weigh(step, number_of_samples("n", n))
+            self._sinks.stamp(step)
+            try:
+                self._append(step, scalars)
+            except InvalidTypeError:
+                explain_scalars(scalars)
+                raise
+            if self._steps % self._log.every == 0:  # at the same step on every rank
+                self._watch.check(closed=False)
 
     def replayed(self, n: float = 1) -> None:
         """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
@@ -250,13 +276,52 @@ class Tracker:
         The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew. It is
         an InvalidValueError, and nothing is recorded, where no step was captured.
         """
+        with self._lock:
+            self._check_open()
+            self._log.check_captured()
+            step, self._steps = self._steps, self._steps + 1
+            self._delivery.means.weigh(step, number_of_samples("n", n))
+            self._sinks.stamp(step)
+            self._log.replayed(step)
+            self._team.poll(self._receive)
+
+    def log(self, **metrics: Any) -> None:
+        """Record metrics at the latest step, in the middle of an epoch or at its end. Waits for values on a device.
+
+        Args:
+            metrics: by name a number or a tensor of one element: validation loss, accuracy, ... ``epoch`` may have the
+                same names. None is left out.
+
+        Raises:
+            ClosedError: the tracker is closed.
+            InvalidTypeError, InvalidValueError: a metric is nothing that can be recorded. No metric is.
+
+        Example:
+            >>> with Tracker([], diagnosis=None) as tracker:
+            ...     for step in range(4):
+            ...         tracker.step(loss=1.0)
+            ...         if step % 2:
+            ...             tracker.log(val_loss=0.5)
+            >>> tracker.history["val_loss"].steps.tolist()
+            [1, 3]
+        """
+        with self._lock:
+            self._record_late(self._checked(metrics))
+
+    def _checked(self, metrics: dict[str, Any]) -> dict[str, float]:
         self._check_open()
-        self._log.check_captured()
-        step, self._steps = self._steps, self._steps + 1
-        self._means.weigh(step, number_of_samples("n", n))
-        self._sinks.stamp(step)
-        self._log.replayed(step)
-        self._team.poll(self._receive)
+        values = {name: real_number(repr(name), value) for name, value in metrics.items() if value is not None}
+        for name in values:
+            if name in _RESERVED or name in self._log.names:
+                raise InvalidValueError(f"{name!r} is recorded on each step already; give this value another name")
+        return values
+
+    def _record_late(self, values: dict[str, float]) -> None:
+        """Record values at the latest step, which may not have arrived yet."""
+        if values:
+            at = max(self._steps - 1, 0)
+            self._run.log_many(np.array([at], np.int64), {name: np.array([value]) for name, value in values.items()})
+            self._sinks.late(at, values)
 
     def epoch(self, **metrics: Any) -> dict[str, float]:
         """End an epoch: record its metrics at the latest step, and return the means of its steps' scalars. Waits.
@@ -271,19 +336,19 @@ class Tracker:
             ClosedError: the tracker is closed.
             InvalidTypeError, InvalidValueError: a metric is nothing that can be recorded. No metric is.
         """
-        self._check_open()
-        values = {name: real_number(repr(name), value) for name, value in metrics.items() if value is not None}
-        for name in values:
-            if name in _RESERVED or name in self._log.names:
-                raise InvalidValueError(f"{name!r} is recorded on each step already; give the epoch's another name")
-        self._epochs += 1
-        self.flush()
-        self._measure_weights()
-        at, late = max(self._steps - 1, 0), {**values, "epoch": float(self._epochs)}
-        self._run.log_many(np.array([at], np.int64), {name: np.array([value]) for name, value in late.items()})
-        self._sinks.late(at, late)
-        self._judge.look(self.history, again=True)
-        return {**self._means.take(), **values}
+        with self._lock:
+            values = self._checked(metrics)
+            self._epochs += 1
+            self.flush()
+            self._measure_weights()
+            self._record_late({**values, "epoch": float(self._epochs)})
+            self._judge.look(self.history, again=True)
+            return {**self._delivery.means.take(), **values}
+
+    @property
+    def closed(self) -> bool:
+        """Whether the tracker is closed, and takes no more steps."""
+        return self._closed
 
     def _check_open(self) -> None:
         if self._closed:
@@ -291,12 +356,14 @@ class Tracker:
 
     def flush(self) -> None:
         """Bring everything recorded so far to the history and the run. Waits for the device."""
-        self._team.meet(self._steps, self._receive)
-        self._log.flush()
-        self._add(self._team.finish(self._receive))
-        self._judge.look(self.history, now=True)
-        self._sinks.flush()
-        self._watch.check(closed=self._closed)
+        with self._lock:
+            self._team.meet(self._steps, self._receive)
+            self._log.flush()
+            self._add(self._team.finish(self._receive))
+            self._delivery.finish()
+            self._judge.look(self.history, now=True)
+            self._sinks.flush()
+            self._watch.check(closed=self._closed)
 
     def close(self, *, error: str | None = None) -> None:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
@@ -308,16 +375,26 @@ class Tracker:
         Raises:
             RankMismatchError: the ranks disagree, or one is missing; what needs no other rank is recorded.
         """
-        if self._closed:
-            return
-        self._closed = True
-        self._at_exit.forget()
-        error = error or (in_words(self._team.fault) if self._team.fault else None)
+        with self._lock:
+            if self._ended or self._ending:  # the run that is finished below closes its tracker first
+                return
+            self._closed = self._ending = True
+            try:
+                self._end(error or (in_words(self._team.fault) if self._team.fault else None))
+            except BaseException as problem:  # ^C too: what is left of the end is done all the same
+                with contextlib.suppress(Exception):  # the first says more
+                    self._end(error or in_words(problem))
+                raise
+            finally:
+                self._ending = False
+
+    def _end(self, error: str | None) -> None:
+        """Bring everything home and close what was opened. After an interruption it can be called again."""
         try:
             self.flush() if error is None else self._flush_alone()
-        except BaseException as problem:  # ^C too, while other ranks are waited for
+        except Exception as problem:
             error = error or in_words(problem)
-            with contextlib.suppress(Exception):  # the first says more
+            with contextlib.suppress(Exception):
                 self._flush_alone()
             raise
         finally:
@@ -325,11 +402,14 @@ class Tracker:
                 self._team.close()
             self._sinks.close(error)
             self._run.finish("finished" if error is None else "failed", error=error)
+            self._at_exit.forget()
+            self._ended = True
 
     def _flush_alone(self) -> None:
         """Bring home what needs no other rank: they may not know of the fault, so nobody is waited for."""
         self._team.leave(self._receive)
         self._log.flush()
+        self._delivery.finish()
         self._judge.look(self.history, now=True)
 
     def __del__(self) -> None:
@@ -366,25 +446,35 @@ class Tracker:
             warnings.warn(f"the last rows could not be brought home: {problem}", RuntimeWarning, stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on counting: the number of steps and epochs."""
-        return {"steps": self._steps, "epochs": self._epochs}
+        """Bring home what has been recorded, and return the number of steps and epochs. Waits for device and disk.
+
+        A checkpoint that holds it goes on without a gap, whatever ends the program later. Ranks that merge their rows
+        do not wait here; let all of them call ``flush`` before.
+        """
+        with self._lock:
+            if not (self._closed or self._team.talks):
+                self.flush()
+            if not self._closed:
+                with contextlib.suppress(StoreError):  # the run warns of it, and tries again
+                    self._run.flush()
+            return {"steps": self._steps, "epochs": self._epochs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: what has been recorded after it is taken out of the run. Waits for the disk.
 
         Raises:
-            InvalidValueError: ``state`` is not from ``state_dict``.
+            InvalidTypeError, InvalidValueError: ``state`` is not from ``state_dict``.
         """
-        try:
-            steps, epochs = int(state["steps"]), int(state["epochs"])
-        except (KeyError, TypeError, ValueError):
-            raise InvalidValueError(f"state is {state!r:.80}; expected what Tracker.state_dict() returned") from None
-        self.flush()
-        if self.history.last_step >= steps:
-            self._run.truncate(steps)
-        self._sinks.truncate(steps)
-        self._steps, self._epochs = steps, epochs
-        self._means = EpochMeans()
+        if not isinstance(state, Mapping) or not {"steps", "epochs"} <= set(state):
+            raise wrong_value("state", state, "what Tracker.state_dict() returned")
+        steps, epochs = (whole_number(f"state[{name!r}]", state[name]) for name in ("steps", "epochs"))
+        with self._lock:
+            self.flush()
+            if self.history.last_step >= steps:
+                self._run.truncate(steps)
+            self._sinks.truncate(steps)
+            self._steps, self._epochs = steps, epochs
+            self._delivery.restart(steps)
 
     def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
         """Append, where ranks meet at a drain: also what they measured; and hand on what has been merged meanwhile."""
@@ -396,23 +486,8 @@ class Tracker:
         self._add(self._team.take(rows, self._receive))
 
     def _receive(self, rows: Rows) -> None:
-        """Hand rows that have arrived to everyone who wants them."""
-        self._means.add(rows)
-        complete = {name: values for name, (where, values) in rows.scalars.items() if len(where) == len(rows.steps)}
-        gradients = gradient_series(rows, self._numel)
-        self._run.log_many(rows.steps, {**gradients, **complete})
-        for name, (where, values) in rows.scalars.items():
-            if name not in complete:
-                self._run.log_many(rows.steps[where], {name: values})
-        everywhere = np.arange(len(rows.steps))
-        series = {name: (everywhere, values) for name, values in gradients.items()}
-        self._sinks.write(rows.steps, {**series, **rows.scalars}, rows.tensors)
-        if len(self._numel):
-            self._run.log_rows(rows.steps, rows.tensors)
-            interval = summarize(rows.steps, rows.tensors, self._numel, self._weight_norms)
-            self._run.log_interval(interval)
-            self._sinks.parameters(interval)
-        self._warned = self._warned or warned_of_no_gradients(rows)
+        """Hand rows of the whole model to everyone who wants them, and then let the rules see them."""
+        self._delivery.put(rows)
         self._judge.look(self.history)
 
     def _add(self, findings: list[Finding]) -> None:
@@ -423,4 +498,4 @@ class Tracker:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
         moments, found = self._team.merge_weights(max(self._steps - 1, 0), weight_moments(self._held))
         self._add(found)
-        self._weight_norms = np.sqrt(moments[:, SUM_SQ])
+        self._delivery.weight_norms = np.sqrt(moments[:, SUM_SQ])

@@ -255,6 +255,11 @@ class ParameterHistory:
         return steps
 
     @property
+    def newest_row(self) -> int:
+        """The step of the last exact row, -1 where there is none."""
+        return int(self._blocks[-1][0][-1]) if self._blocks else -1
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by intervals and rows."""
         intervals: int = sum(array.nbytes for array in (self._first, self._last, *self._fields.values()))

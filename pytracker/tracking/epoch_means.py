@@ -13,21 +13,27 @@ class EpochMeans:
 
     def __init__(self) -> None:
         self._weights: dict[int, float] = {}  # of the steps that have not arrived yet
-        self._sums: dict[str, list[float]] = {}  # name -> [sum of n * value, sum of n]
+        self._sums: dict[str, tuple[float, float]] = {}  # name -> sum of n * value, sum of n
+        self._added: Rows | None = None  # the latest rows; an interrupted delivery gives them again
 
     def weigh(self, step: int, n: float) -> None:
         self._weights[step] = n
 
     def add(self, rows: Rows) -> None:
-        weights = np.array([self._weights.pop(step, 1.0) for step in rows.steps.tolist()], np.float64)
+        if rows is self._added:
+            return
+        weights = np.array([self._weights.get(step, 1.0) for step in rows.steps.tolist()], np.float64)
+        sums = dict(self._sums)
         for name, (where, values) in rows.scalars.items():
             if name in NOISE_SERIES:
                 continue  # means over many steps already
             here = weights[where]
             counted = here != 0  # 0 * inf would be NaN
-            total = self._sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(values[counted] @ here[counted])
-            total[1] += float(here.sum())
+            total, weight = sums.get(name, (0.0, 0.0))
+            sums[name] = total + float(values[counted] @ here[counted]), weight + float(here.sum())
+        self._sums, self._added = sums, rows
+        for step in rows.steps.tolist():
+            self._weights.pop(step, None)
 
     def take(self) -> dict[str, float]:
         means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}

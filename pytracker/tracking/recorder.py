@@ -58,6 +58,9 @@ class InMemoryRun:
     def set_meta(self, **facts: Any) -> None:
         self.history.meta.update(facts)
 
+    def flush(self) -> None:
+        return None
+
     def truncate(self, step: int) -> None:
         self.history.truncate(step)
 

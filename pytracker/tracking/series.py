@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,15 +18,20 @@ from ..moments import is_missing
 
 
 def gradient_series(rows: Rows, numel: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return what is recorded of the gradients on every step, each [n]; ``numel`` [T]: elements of the parameters."""
+    """Return what is recorded of the gradients on every step, each [n]; NaN where no parameter had a gradient.
+
+    ``numel`` [T]: elements of the parameters.
+    """
     totals, present = rows.totals, ~is_missing(rows.tensors)
-    return {
+    series = {
         "grad_norm": np.sqrt(totals[:, SUM_SQ]),
         "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
         "grad_abs_max": totals[:, ABS_MAX],
         "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
         "grad_zero_fraction": totals[:, ZEROS] / np.maximum(present @ numel, 1),
     }
+    some = present.any(axis=1) | (len(numel) == 0)
+    return series if some.all() else {name: np.where(some, values, np.nan) for name, values in series.items()}
 
 
 def parameter_infos(parameters: list[LocalParameter], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
@@ -54,19 +58,6 @@ def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
     for of_device, row in zip(plan.members, plan.reduce(), strict=True):
         moments[of_device] = native.tensor_moments(row)
     return moments
-
-
-def warned_of_no_gradients(rows: Rows) -> bool:
-    """Say so where no parameter had a gradient in any of the steps, and return whether it was said."""
-    if not rows.tensors.shape[1] or not is_missing(rows.tensors).all():
-        return False
-    warnings.warn(
-        f"no parameter had a gradient in steps {rows.steps[0]} to {rows.steps[-1]}; call tracker.step() after "
-        "loss.backward() and before optimizer.zero_grad()",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    return True
 
 
 def facts_for_rules(

@@ -1,0 +1,117 @@
+"""Where rows that have arrived go: to the means, the run and the sinks, once each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._warn import warn_user
+from ..core import Rows
+from ..errors import in_words
+from ..history import Interval, summarize
+from ..sinks import NoSinks
+from .epoch_means import EpochMeans
+from .gradient_watch import GradientWatch
+from .series import gradient_series
+
+
+@dataclass
+class _Parcel:
+    """Rows, what is recorded of them, and who has them already."""
+
+    rows: Rows
+    series: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]]  # name -> indices of the rows that have it, values
+    interval: Interval | None  # None: there are no parameters
+    begun: bool = False  # the run may have some of it
+    mirrored: bool = False
+
+
+class Delivery:
+    """Hands rows to everyone who wants them, each row once, however often it is interrupted.
+
+    Rows leave the queue after everyone has them. Where an interruption (Ctrl-C) came between, the next call does the
+    rest: whoever has the rows already is passed over. A recorder that fails is warned of once; the training goes on.
+
+    Args:
+        run: what records them.
+        sinks: what mirrors them.
+        watch: what warns of gradients that cannot be what was meant.
+        numel: elements of each parameter, [T].
+    """
+
+    def __init__(self, run: Any, sinks: NoSinks, watch: GradientWatch, numel: NDArray[np.float64]) -> None:
+        self.means = EpochMeans()
+        self.weight_norms = np.full(len(numel), np.nan)
+        self._run, self._sinks, self._watch, self._numel = run, sinks, watch, numel
+        self._queue: deque[_Parcel] = deque()
+        self._newest = -1  # the last step that everyone has
+        self._failed: set[str] = set()
+
+    def restart(self, step: int) -> None:
+        """Go on with the row of ``step``."""
+        self.means = EpochMeans()
+        self._newest = step - 1
+
+    def put(self, rows: Rows) -> None:
+        """Take rows, unless they have been taken, and hand on all that waits."""
+        newest = self._queue[-1].rows.steps[-1] if self._queue else self._newest
+        if len(rows.steps) and rows.steps[-1] > newest:
+            everywhere = np.arange(len(rows.steps))
+            gradients = {name: (everywhere, values) for name, values in gradient_series(rows, self._numel).items()}
+            has_parameters = len(self._numel) > 0
+            interval = summarize(rows.steps, rows.tensors, self._numel, self.weight_norms) if has_parameters else None
+            self._queue.append(_Parcel(rows, {**gradients, **rows.scalars}, interval))
+        self.finish()
+
+    def finish(self) -> None:
+        """Hand on what waits."""
+        while self._queue:
+            parcel = self._queue[0]
+            self.means.add(parcel.rows)
+            self._try("the run", self._record, parcel)
+            self._try("the sinks", self._mirror, parcel)
+            self._watch.check(parcel.rows)
+            if self._queue and self._queue[0] is parcel:
+                self._newest = int(parcel.rows.steps[-1])
+                self._queue.popleft()
+
+    def _try(self, what: str, action: Callable[[_Parcel], None], parcel: _Parcel) -> None:
+        try:
+            action(parcel)
+        except Exception as error:  # a fault of the observer is no reason to end a training
+            if what not in self._failed:
+                self._failed.add(what)
+                warn_user(f"{what} could not take what was recorded; the training goes on: {in_words(error)}")
+
+    def _record(self, parcel: _Parcel) -> None:
+        rows, again, parcel.begun = parcel.rows, parcel.begun, True
+        batches: dict[bytes, dict[str, NDArray[np.float64]]] = {}  # what has the same steps is one append
+        for name, (where, values) in parcel.series.items():
+            begin = self._recorded_of(name, rows.steps[where]) if again else 0
+            batches.setdefault(where[begin:].tobytes(), {})[name] = values[begin:]
+        for places, metrics in batches.items():
+            self._run.log_many(rows.steps[np.frombuffer(places, np.intp)], metrics)
+        if parcel.interval is None:
+            return
+        parameters = self._run.history.parameters
+        if not (again and parameters.newest_row >= rows.steps[-1]):
+            self._run.log_rows(rows.steps, rows.tensors)
+        if not (again and len(parameters) and parameters.last_step[-1] >= rows.steps[-1]):
+            self._run.log_interval(parcel.interval)
+
+    def _recorded_of(self, name: str, steps: NDArray[np.int64]) -> int:
+        """Return how many of ``steps``, whose recording was interrupted, a series has."""
+        recorded = self._run.history.get(name, ())
+        return int(np.searchsorted(steps, recorded.steps[-1], side="right")) if len(recorded) else 0
+
+    def _mirror(self, parcel: _Parcel) -> None:
+        if not parcel.mirrored:
+            self._sinks.write(parcel.rows.steps, parcel.series, parcel.rows.tensors)
+            parcel.mirrored = True
+            if parcel.interval is not None:
+                self._sinks.parameters(parcel.interval)
