@@ -381,9 +381,10 @@ class Tracker:
             self._closed = self._ending = True
             try:
                 self._end(error or (in_words(self._team.fault) if self._team.fault else None))
-            except BaseException as problem:  # ^C too: what is left of the end is done all the same
-                with contextlib.suppress(Exception):  # the first says more
-                    self._end(error or in_words(problem))
+            except BaseException as problem:  # what is left of the end is done all the same
+                if not self._ended:
+                    with contextlib.suppress(Exception):  # the first says more
+                        self._end(error or in_words(problem))
                 raise
             finally:
                 self._ending = False
@@ -392,7 +393,7 @@ class Tracker:
         """Bring everything home and close what was opened. After an interruption it can be called again."""
         try:
             self.flush() if error is None else self._flush_alone()
-        except Exception as problem:
+        except BaseException as problem:  # ^C too, while other ranks are waited for
             error = error or in_words(problem)
             with contextlib.suppress(Exception):
                 self._flush_alone()
@@ -430,7 +431,6 @@ class Tracker:
         )
 
     def __enter__(self) -> Tracker:
-        """Return the tracker itself."""
         return self
 
     def __exit__(
