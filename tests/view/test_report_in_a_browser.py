@@ -259,6 +259,15 @@ def test_one_run_that_diverges_flattens_none_of_the_others(uneven, browser, tmp_
     page.wait("cards.get('chart-Metrics/loss').chart.layout.yaxis.range[1] > 214")
 
 
+def test_a_loss_that_falls_steeply_in_every_run_is_logarithmic_from_the_start(browser, tmp_path):
+    for index in range(3):
+        with Run(tmp_path, name=f"run-{index}") as run:
+            for step in range(3000):
+                run.log(step, loss=1 / (step + 1))
+    page = opened(browser, sorted(tmp_path.glob("run-*")), tmp_path)
+    assert page.run("return cards.get('chart-Metrics/loss').chart.layout.yaxis.type") == "log"
+
+
 def test_a_finding_marks_its_own_run_and_metric_alone(uneven, browser, tmp_path):
     page = opened(browser, uneven, tmp_path)
     marked = page.run("""return [...cards.values()].flatMap((card) => (card.chart.data || [])

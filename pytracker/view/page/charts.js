@@ -11,6 +11,7 @@ const TITLES = {
 };
 const GROUPS = ["Metrics", "Learning rate", "Gradients"];
 const LEGEND_LINES = 12; // in a chart; beyond it the table is the legend
+const FAR = 20; // so many times the usual
 const NOISY = 3; // so many times as far up and down as its mean
 
 // Colours come again after ten runs, and then with another dash.
@@ -186,9 +187,13 @@ function rangeOf(lines, whole) {
   return { low: low < highest && low === lowest ? low - room : low, high: high === highest ? high + room : high, clipped };
 }
 
-// A chart starts logarithmic where its values are positive and span powers of ten, or where it shows norms.
+// A chart starts logarithmic where it shows norms, or where its values are positive and span powers of ten: in the run
+// in the middle, or in most runs at single moments (the first steps of a loss that falls steeply).
 function asksForLog(chart, lines) {
   const usual = usualOf(lines);
   if (!usual || chart.id === "lr" || lines.some(({ line }) => line.low <= 0)) return false;
-  return chart.id === "grad_norm" || (pageNames[chart.names[0]].goal !== "max" && usual.top / usual.bottom > 1000);
+  if (chart.id === "grad_norm") return true;
+  const far = new Set(lines.filter(({ line }) => line.high > FAR * usual.top).map(({ run }) => run.id));
+  const steep = far.size > usual.runs.length / 2 || usual.top / usual.bottom > 1000;
+  return steep && pageNames[chart.names[0]].goal !== "max";
 }
