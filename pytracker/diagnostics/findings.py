@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .._checks import kind_of, real_number, writable, wrong_value
 from ..errors import InvalidTypeError, InvalidValueError, PytrackerError
+from ..history import html_table
 
 SEVERITIES: Final = ("info", "warning", "critical")
 """From the least to the most severe. ``info`` is worth knowing and no alarm."""
@@ -119,6 +120,13 @@ class Finding:
         told += [f"Likely cause: {self.cause}."] if self.cause else []
         told += [f"To do: {self.action}."] if self.action else []
         return " ".join(told)
+
+    def _repr_html_(self) -> str:
+        """Show it in a notebook."""
+        facts = {"evidence": self.evidence, "parameters": ", ".join(self.parameters[:10])}
+        facts |= {"cause": self.cause, "action": self.action}
+        title = f"{self.severity}: {self.rule}, {span_of(self.to_dict())}"
+        return html_table(title, (), [pair for pair in facts.items() if pair[1]])
 
     def merge(self, later: Finding) -> Finding:
         """Return this finding grown by ``later``: the span covers both and no parameter is forgotten.

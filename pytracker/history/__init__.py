@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .history import History, Series
+from .notebook import Curve, html_table
 from .parameters import (
     COLUMNS,
     DEFAULT_INTERVAL_BYTES,
@@ -28,6 +29,7 @@ __all__ = [
     "INFS",
     "NANS",
     "SUM_SQ",
+    "Curve",
     "Float64Array",
     "History",
     "Int64Array",
@@ -35,6 +37,7 @@ __all__ = [
     "ParameterHistory",
     "ParameterInfo",
     "Series",
+    "html_table",
     "says_nothing",
     "summarize",
 ]

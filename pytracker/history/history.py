@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .._checks import real_number
 from ..errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from .growing import GrowingArray
+from .notebook import Curve, html_table
 from .parameters import Float64Array, Int64Array, ParameterHistory
 
 if TYPE_CHECKING:
@@ -366,6 +367,19 @@ class History(MutableMapping[str, Series]):
         """Say what is in here."""
         names = ", ".join(self._series)
         return f"History({len(self)} series up to step {self.last_step}: {names})"
+
+    def _repr_html_(self) -> str:
+        """Show each series in a notebook: its course, its last value, and its range."""
+        rows = []
+        for name, series in self._series.items():
+            finite = series.values[np.isfinite(series.values)]
+            ends = (float(finite.min()), float(finite.max())) if len(finite) else ("", "")
+            rows.append([name, Curve(series.values), series[-1] if len(series) else "", *ends, len(series)])
+        title = f"History: {len(self)} series up to step {self.last_step}"
+        return html_table(title, ("series", "course", "last", "lowest", "highest", "values"), rows)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self._series)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what is recorded; empty series that were only asked for stay behind."""

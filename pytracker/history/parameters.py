@@ -7,16 +7,20 @@ drain saw of every parameter; a ``ParameterHistory`` keeps the intervals of a tr
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InvalidTypeError, InvalidValueError
+from ..errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from ..moments import is_missing
 from .growing import GrowingArray
+from .notebook import MOST_ROWS, Curve, html_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -326,6 +330,51 @@ class ParameterHistory:
             return self._fields[name].view
         nothing: NDArray[Any] = np.full((1, 1), FIELDS[name], _dtype(name))
         return np.broadcast_to(nothing, (len(self), len(self.infos)))
+
+    def __getitem__(self, name: str) -> dict[str, NDArray[Any]]:
+        """Return what the intervals know of one parameter: ``first_step``, ``last_step`` and each field, arrays [m].
+
+        Raises:
+            InvalidValueError: there is no such parameter.
+        """
+        names = self.names
+        if name not in names:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise InvalidValueError(f"parameters[{name!r}]: there is no such parameter; there are {some or 'none'}")
+        place = names.index(name)
+        steps = {"first_step": self.first_step, "last_step": self.last_step}
+        return steps | {field: self.field(field)[:, place] for field in FIELDS}
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the parameters' names."""
+        return iter(self.names)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.names
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a DataFrame of the intervals: one row for each interval and parameter, which are its index.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("ParameterHistory.to_pandas", "pandas", "pandas") from error
+        index = pd.MultiIndex.from_product([self.first_step, self.names], names=["first_step", "parameter"])
+        columns = {"last_step": np.repeat(self.last_step, len(self.infos))}
+        return pd.DataFrame(columns | {name: self.field(name).reshape(-1) for name in FIELDS}, index=index)
+
+    def _repr_html_(self) -> str:
+        """Show each parameter in a notebook: the course of its norm, and its last one."""
+        rows = []
+        for place, info in enumerate(self.infos[:MOST_ROWS]):
+            norms = self.field("norm_mean")[:, place]
+            last = float(norms[-1]) if len(norms) else ""
+            rows.append([info.name, " x ".join(map(str, info.shape)), Curve(norms), last])
+        more = f"and {len(self.infos) - MOST_ROWS} more" if len(self.infos) > MOST_ROWS else ""
+        return html_table(repr(self), ("parameter", "shape", "norm by interval", "last"), rows, more)
 
     def append_rows(self, steps: ArrayLike, rows: ArrayLike) -> None:
         """Keep the exact rows of single steps: steps int64 [n], rows float64 [n, T, 6].

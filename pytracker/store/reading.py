@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,14 @@ from ..history import (
     ParameterHistory,
     ParameterInfo,
     Series,
+    html_table,
 )
 from .encoding import decode
 from .lock import is_locked
 from .schema import FILE_NAME, open_for_reading
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNREADABLE: Final = "unreadable"
 _BLOB_TYPES: Final = {name: "<i8" if name == "first_nonfinite" else "<f4" for name in FIELDS}
@@ -128,6 +132,21 @@ class StoredRun:
                 history.parameters = read_intervals(connection, read_infos(connection))
                 read_exact_rows(connection, history.parameters)
         return history
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the series as a DataFrame, one row a step: ``history.to_pandas()``, without the parameters.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+            RunFormatError: the run is unreadable.
+        """
+        return self.load_history(parameters=False).to_pandas()
+
+    def _repr_html_(self) -> str:
+        """Show the run in a notebook: its state, and each series in its last value and its range."""
+        rows = [[name, each.last, each.minimum, each.maximum, each.count] for name, each in self.summaries.items()]
+        title = f"{self.name}: {self.state}, {self.last_step + 1} steps, {len(self.findings)} findings"
+        return html_table(title, ("series", "last", "lowest", "highest", "values"), rows, self.error or "")
 
     def latest_intervals(self, count: int) -> ParameterHistory:
         """Read the last ``count`` per-parameter intervals, without the rest of the history."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .formatting import sparkline as sparkline
     from .formatting import visible as visible
     from .page import build_document as build_document
+    from .page import report as report
     from .page import write_report as write_report
     from .run_table import select_runs as select_runs
     from .server import make_app as make_app
@@ -29,6 +30,7 @@ _HOMES = {
     "compare": "comparison",
     "export_run": "export",
     "make_app": "server",
+    "report": "page",
     "select_runs": "run_table",
     "serve": "server",
     "sparkline": "formatting",
@@ -44,6 +46,7 @@ __all__ = [
     "console",
     "export_run",
     "make_app",
+    "report",
     "select_runs",
     "serve",
     "sparkline",

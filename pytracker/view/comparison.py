@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from .._checks import items, kind_of, real_number, shown
-from ..errors import InvalidValueError
-from ..history import Series
+from ..errors import InvalidValueError, MissingExtraError
+from ..history import Series, html_table
 from ..store import StoredRun, load_run
 from .formatting import steps_per_second
 from .metric_names import goal, ordered
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FACTS: Final = ("git_commit", "git_dirty", "host", "devices", "torch", "python", "pytracker", "command")
 
@@ -58,6 +61,39 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and lists."""
         return asdict(self)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return by run what it is and came to: state, steps, what differs in its config, best and last values."""
+        rows: dict[str, dict[str, Any]] = {}
+        for place, name in enumerate(self.names):
+            rows[name] = {"state": self.states[place], "steps": self.last_steps[place] + 1}
+            rows[name] |= {"seconds": self.seconds[place], "steps/s": self.steps_per_second[place]}
+            rows[name] |= {key: values[place] for key, values in self.config.items()}
+            for metric, results in self.metrics.items():
+                result = results[place]
+                if self.goals[metric]:
+                    rows[name][f"best {metric}"] = None if result is None else result.best
+                rows[name][f"last {metric}"] = None if result is None else result.last
+        return rows
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a DataFrame: one row a run, which is its index.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("Comparison.to_pandas", "pandas", "pandas") from error
+        return pd.DataFrame.from_dict(self.rows(), orient="index")
+
+    def _repr_html_(self) -> str:
+        """Show the runs in a notebook, a row each."""
+        rows = self.rows()
+        columns = list(next(iter(rows.values())))
+        cells = [[name, *("" if row[key] is None else row[key] for key in columns)] for name, row in rows.items()]
+        return html_table("", ("run", *columns), cells)
 
 
 def compare(

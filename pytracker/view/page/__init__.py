@@ -15,9 +15,21 @@ from ...errors import InvalidValueError
 from ...store import StoredRun, load_run
 from ..comparison import distinct_names
 from .curves import curves
-from .document import LIVE_POLICY, html, known_names, plotly, row, script
+from .document import LIVE_POLICY, frame, html, known_names, plotly, row, script
 
-__all__ = ["LIVE_POLICY", "build_document", "curves", "html", "known_names", "plotly", "row", "script", "write_report"]
+__all__ = [
+    "LIVE_POLICY",
+    "Report",
+    "build_document",
+    "curves",
+    "html",
+    "known_names",
+    "plotly",
+    "report",
+    "row",
+    "script",
+    "write_report",
+]
 
 
 def write_report(runs: Iterable[StoredRun | str | os.PathLike[str]], output: str | os.PathLike[str]) -> Path:
@@ -31,13 +43,42 @@ def write_report(runs: Iterable[StoredRun | str | os.PathLike[str]], output: str
         InvalidValueError: there are no runs.
         MissingExtraError: plotly is not installed.
     """
-    loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in runs]
+    return report(runs).save(output)
+
+
+class Report:
+    """The page of some runs, as a notebook shows it: in a frame of its own, where it can reach nothing around it."""
+
+    def __init__(self, page: str) -> None:
+        """Keep the page."""
+        self.page = page
+
+    def save(self, output: str | os.PathLike[str]) -> Path:
+        """Write the page into a file and return its path."""
+        path = Path(output)
+        path.write_text(self.page, encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        return frame(self.page)
+
+
+def report(runs: StoredRun | str | os.PathLike[str] | Iterable[StoredRun | str | os.PathLike[str]]) -> Report:
+    """Draw one run, or several over each other, to be looked at in a notebook, or kept with ``save``.
+
+    Args:
+        runs: what ``load_run`` gives, or paths; one, or several.
+
+    Raises:
+        InvalidValueError: there are no runs.
+        MissingExtraError: plotly is not installed.
+    """
+    given = [runs] if isinstance(runs, (StoredRun, str, os.PathLike)) else list(runs)
+    loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in given]
     if not loaded:
         raise InvalidValueError("report: no runs were given")
     title = loaded[0].name if len(loaded) == 1 else f"{len(loaded)} runs"
-    path = Path(output)
-    path.write_text(html(build_document(loaded), title), encoding="utf-8")
-    return path
+    return Report(html(build_document(loaded), title))
 
 
 def build_document(runs: list[StoredRun]) -> dict[str, Any]:

@@ -67,6 +67,15 @@ def html(document: dict[str, Any] | None, title: str) -> str:
     )
 
 
+def frame(page: str) -> str:
+    """Return a frame that holds a whole page and keeps it apart from the page around it."""
+    template = jinja2.Environment(autoescape=True).from_string(
+        '<iframe srcdoc="{{ page }}" sandbox="allow-scripts allow-downloads" '
+        'style="width:100%;height:900px;border:0" title="pytracker report"></iframe>'
+    )
+    return template.render(page=page)
+
+
 def script() -> str:
     """Return the page's own scripts as one."""
     return "\n".join(map(asset, SCRIPTS))
