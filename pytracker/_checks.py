@@ -15,7 +15,9 @@ from collections.abc import Callable
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+
+import numpy as np
 
 from .errors import InvalidTypeError, InvalidValueError
 
@@ -226,6 +228,29 @@ def path(name: str, value: Any) -> Path:
         if error.errno == errno.ENAMETOOLONG:
             raise wrong_value(name, value, "a shorter path: the file system has none of this length") from None
     return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is True or False, of Python or of NumPy.
+
+    Raises:
+        InvalidTypeError: it is something else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise wrong_type(name, value, "True or False")
+    return bool(value)
+
+
+def no_copies(what: str, remedy: str) -> Any:
+    """Return a ``__reduce_ex__`` for what belongs to the parameters that it reads: no pickle or copy could have them.
+
+    The method raises InvalidTypeError.
+    """
+
+    def refuse(self: object, protocol: object) -> NoReturn:
+        raise InvalidTypeError(f"{what} cannot be pickled or copied, as it belongs to this process; {remedy}")
+
+    return refuse
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

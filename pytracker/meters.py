@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._checks import number_of_samples, real_number, text, wrong_value
+from ._checks import no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .core import DeviceLog, Rows, Target, native, plan_for, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
@@ -366,11 +366,7 @@ class GradientMeter:
     def _clear(self) -> None:
         self._spread = _Spread.empty(2 + len(self.names))
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise InvalidTypeError(
-            "a GradientMeter cannot be pickled or copied, as it belongs to the parameters that it reads; "
-            "keep what compute() returns, or make another one"
-        )
+    __reduce_ex__ = no_copies("a GradientMeter", "keep what compute() returns, or make another one")
 
     def update(self) -> None:
         """Measure the gradients of this step. Never waits: one launch for each device.

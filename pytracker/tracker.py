@@ -19,13 +19,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import number_of_samples, real_number, whole_number, wrong_value
+from ._checks import no_copies, number_of_samples, real_number, text, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, plan_for, watchable
@@ -46,7 +46,7 @@ from .tracking import (
     facts_for_rules,
     opened,
     parameter_infos,
-    warn_of_strangers,
+    warn_of_untrained,
     weight_moments,
 )
 
@@ -145,9 +145,10 @@ class Tracker:
         close_on_signal: bool = True,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
-        check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout)
+        flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
+        check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
         tracked = plan_for(watchable(model))
-        warn_of_strangers(tracked.parameters, optimizer)
+        warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
         self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
@@ -375,6 +376,7 @@ class Tracker:
         Raises:
             RankMismatchError: the ranks disagree, or one is missing; what needs no other rank is recorded.
         """
+        error = None if error is None else text("error", error)
         with self._lock:
             if self._ended or self._ending:  # the run that is finished below closes its tracker first
                 return
@@ -424,11 +426,7 @@ class Tracker:
                 stacklevel=2,
             )
 
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise InvalidTypeError(
-            "a Tracker cannot be pickled or copied, as it belongs to its model and to this process; save "
-            "tracker.state_dict(), and keep the tracker out of what is copied"
-        )
+    __reduce_ex__ = no_copies("a Tracker", "save tracker.state_dict(), and keep the tracker out of what is copied")
 
     def __enter__(self) -> Tracker:
         return self

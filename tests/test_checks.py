@@ -156,3 +156,10 @@ def test_what_holds_no_items_is_refused_by_name(value) -> None:
     assert _checks.items("rules", iter([1, 2]), "a list") == [1, 2]
     with pytest.raises(InvalidTypeError, match=r"rules is .*; expected a list"):
         _checks.items("rules", value, "a list")
+
+
+def test_only_true_and_false_are_flags():
+    assert (_checks.flag("resume", np.True_), _checks.flag("resume", False)) == (True, False)
+    for value in (1, "yes", None, np.ones(2)):
+        with pytest.raises(InvalidTypeError, match=r"resume is .*; expected True or False"):
+            _checks.flag("resume", value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import check_arguments, check_by_name, explain_scalars, warn_of_strangers
+from .arguments import check_arguments, check_by_name, explain_scalars, warn_of_untrained
 from .delivery import Delivery
 from .gradient_watch import GradientWatch
 from .live_diagnosis import LiveDiagnosis
@@ -22,6 +22,6 @@ __all__ = [
     "facts_for_rules",
     "opened",
     "parameter_infos",
-    "warn_of_strangers",
+    "warn_of_untrained",
     "weight_moments",
 ]

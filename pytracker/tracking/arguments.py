@@ -7,16 +7,25 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .._checks import function, seconds, shown, wrong_type
+from .._checks import flag, function, kind_of, seconds, shown, wrong_type
 from .._warn import warn_user
 from ..core import LocalParameter
 from ..diagnostics import Diagnosis
+from ..distributed import GradientNoiseScale
 from ..errors import InvalidTypeError, InvalidValueError
 from ..sinks import SINKS, check_sinks
 
 
 def check_arguments(
-    optimizer: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any, process_group: Any, rank_timeout: Any
+    optimizer: Any,
+    diagnosis: Any,
+    on_finding: Any,
+    sinks: Any,
+    meta: Any,
+    process_group: Any,
+    rank_timeout: Any,
+    noise_scale: Any,
+    flags: Mapping[str, Any],
 ) -> None:
     """Make sure that a tracker can be made of these: a mistake leaves no run behind that was begun for nothing.
 
@@ -36,6 +45,10 @@ def check_arguments(
     if meta is not None and not (isinstance(meta, Mapping) and all(isinstance(name, str) for name in meta)):
         raise wrong_type("meta", meta, 'a dictionary of names, as {"clip_threshold": 1.0}')
     seconds("rank_timeout", rank_timeout)
+    for name, value in flags.items():
+        flag(name, value)
+    if noise_scale is not None:
+        kind_of("noise_scale", noise_scale, GradientNoiseScale, "a GradientNoiseScale(model, batch_size)")
     if process_group is None:
         return
     outside = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None  # an integer, or an object of its own
@@ -77,7 +90,7 @@ def explain_scalars(scalars: Mapping[str, Any]) -> None:
             raise wrong_type(repr(name), value, f"a number; give those of a dictionary by name: **{name}")
 
 
-def warn_of_strangers(parameters: Sequence[LocalParameter], optimizer: Any) -> None:
+def warn_of_untrained(parameters: Sequence[LocalParameter], optimizer: Any) -> None:
     """Warn of parameters that require a gradient and are not in the optimizer, or of one for another model."""
     groups: Any = [] if optimizer is None else optimizer.param_groups
     known = {id(tensor) for group in groups if isinstance(group, Mapping) for tensor in group.get("params", ())}

@@ -124,6 +124,8 @@ def test_a_tracker_says_that_it_cannot_be_copied(copied) -> None:
 
 
 BAD_ARGUMENTS = [
+    ({"check_replicas": "yes"}, InvalidTypeError, "check_replicas is 'yes', of type str; expected True or False"),
+    ({"noise_scale": 0.5}, InvalidTypeError, "noise_scale is 0.5, of type float; expected a GradientNoiseScale"),
     ({"optimizer": 0.1}, InvalidTypeError, "optimizer is 0.1, of type float; expected one with param_groups"),
     ({"diagnosis": "strict"}, InvalidTypeError, "diagnosis is 'strict', of type str; expected a Diagnosis"),
     ({"on_finding": 3}, InvalidTypeError, "on_finding is 3, of type int; expected a function"),
