@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .errors import RunFormatError as RunFormatError
     from .errors import RunLockedError as RunLockedError
     from .errors import RunNotFoundError as RunNotFoundError
+    from .errors import SeriesIndexError as SeriesIndexError
     from .errors import StoreError as StoreError
     from .gradients import GradientStats as GradientStats
     from .gradients import compute_gradient_stats as compute_gradient_stats
@@ -71,6 +72,7 @@ _HOMES = {
     "RunFormatError": "errors",
     "RunLockedError": "errors",
     "RunNotFoundError": "errors",
+    "SeriesIndexError": "errors",
     "StoreError": "errors",
     "Tracker": "tracker",
     "clip_grad_norm_": "control",
@@ -104,6 +106,7 @@ __all__ = [
     "RunFormatError",
     "RunLockedError",
     "RunNotFoundError",
+    "SeriesIndexError",
     "StoreError",
     "Tracker",
     "clip_grad_norm_",

@@ -37,6 +37,10 @@ class ClosedError(PytrackerError, RuntimeError):
     """A tracker or a run was used after it had been closed."""
 
 
+class SeriesIndexError(PytrackerError, IndexError):
+    """A series has no value at that place; the message says which series there are, and what may still come."""
+
+
 class LayoutError(PytrackerError, RuntimeError):
     """How parameters are spread over ranks cannot be told; the message names the argument that says it."""
 

@@ -42,6 +42,7 @@ _directory = click.option(
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FOUND = 3  # the exit status of `diagnose --fail-on`; 1 and 2 are errors
+_DAMAGED = 4  # the exit status of `check`
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -246,6 +247,28 @@ def diagnose(run: str, fail_on: str | None, defaults: bool, directory: str, as_j
         console.show(console.findings(findings))
     if fail_on and any(severity_rank(finding) >= SEVERITIES.index(fail_on) for finding in findings):
         sys.exit(_FOUND)
+
+
+@main.command()
+@_run
+@_directory
+@_as_json
+def check(run: str, directory: str, as_json: bool) -> None:
+    """Read all of a run's file, and say what is damaged in it. The status is 0, or 4 where anything is.
+
+    Example: pytracker check brisk-otter
+    """
+    from ..store import check_run
+
+    damage = check_run(run, directory)
+    if as_json:
+        _print_json(damage)
+    else:
+        from ..view import visible
+
+        click.echo("\n".join(map(visible, damage)) or f"{run}: nothing is damaged")
+    if damage:
+        sys.exit(_DAMAGED)
 
 
 @main.command()

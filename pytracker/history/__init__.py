@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from .history import History, Series
-from .notebook import Curve, html_table
-from .parameters import (
-    COLUMNS,
-    DEFAULT_INTERVAL_BYTES,
-    DEFAULT_ROW_BYTES,
+from .history import History
+from .intervals import (
     FIELDS,
-    INFS,
-    NANS,
-    SUM_SQ,
     Float64Array,
     Int64Array,
     Interval,
-    ParameterHistory,
     ParameterInfo,
+    checked_steps,
     says_nothing,
     summarize,
+    to_float32,
 )
+from .notebook import Curve, html_table
+from .parameters import DEFAULT_INTERVAL_BYTES, DEFAULT_ROW_BYTES, ParameterHistory
+from .recorder import Document, Entry, ExactRows, Points, Recorder, Truncation, checked_finding, finding_key
+from .series import Series
 
 __all__ = [
-    "COLUMNS",
     "DEFAULT_INTERVAL_BYTES",
     "DEFAULT_ROW_BYTES",
     "FIELDS",
-    "INFS",
-    "NANS",
-    "SUM_SQ",
     "Curve",
+    "Document",
+    "Entry",
+    "ExactRows",
     "Float64Array",
     "History",
     "Int64Array",
     "Interval",
     "ParameterHistory",
     "ParameterInfo",
+    "Points",
+    "Recorder",
     "Series",
+    "Truncation",
+    "checked_finding",
+    "checked_steps",
+    "finding_key",
     "html_table",
     "says_nothing",
     "summarize",
+    "to_float32",
 ]

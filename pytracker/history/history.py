@@ -1,245 +1,26 @@
 """History: what a training recorded, as named series over steps. No torch here.
 
 The usual code on a dict of lists runs unchanged on a ``History``: ``history["loss"].append(x)``,
-``history["loss"][-1]``, ``for name, series in history.items()``. Each series keeps the step of every value besides.
+``history["loss"][-1]``, ``for name, series in history.items()``. Each series also keeps the step of every value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .._checks import real_number
+from .._checks import shown, whole_number, wrong_type
 from ..errors import InvalidTypeError, InvalidValueError, MissingExtraError
-from .growing import GrowingArray
 from .notebook import Curve, html_table
-from .parameters import Float64Array, Int64Array, ParameterHistory
+from .parameters import ParameterHistory
+from .series import Series
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-class Series(MutableSequence[float]):
-    """One metric: values (float64) and the step of each (int64, never descending).
-
-    It behaves as a list of floats. A slice is a plain list; ``values`` and ``steps`` are arrays.
-
-    >>> loss = Series([0.9, 0.7], steps=[10, 20])
-    >>> loss.append(0.6)
-    >>> loss[-1], loss[:2], min(loss), loss.steps
-    (0.6, [0.9, 0.7], 0.6, array([10, 20, 21]))
-    """
-
-    __slots__ = ("_on_first", "_steps", "_values", "name")
-
-    def __init__(self, values: Iterable[float] = (), steps: Iterable[int] | None = None, *, name: str = "") -> None:
-        """Make a series of ``values``; their steps are 0, 1, 2, ... unless given."""
-        self.name = name
-        self._values = GrowingArray(np.float64)
-        self._steps = GrowingArray(np.int64)
-        self._on_first: Callable[[Series], None] | None = None
-        self.extend(values, steps)
-
-    @property
-    def values(self) -> Float64Array:
-        """The values, float64 [n]: a read-only view."""
-        return self._values.view
-
-    @property
-    def steps(self) -> Int64Array:
-        """The step of each value, int64 [n]: a read-only view."""
-        return self._steps.view
-
-    def append(self, value: float, step: int | None = None) -> None:
-        """Add one value; its step is the last one + 1 (0 for the first) unless given.
-
-        Raises:
-            InvalidTypeError: the value is not a number.
-            InvalidValueError: the step comes before the last one.
-        """
-        number = value if type(value) is float else real_number(self._label, value)
-        if step is None:
-            step = self._last_step() + 1
-        else:
-            self.check_step(step)
-        self._values.append(number)
-        self._steps.append(step)
-        if self._on_first is not None:
-            self._join()
-
-    def extend(self, values: Iterable[float], steps: Iterable[int] | None = None) -> None:
-        """Add many values at once; nothing is added where one of them is refused.
-
-        Raises:
-            InvalidTypeError: a value is not a number.
-            InvalidValueError: the steps descend, or there are not as many as values.
-        """
-        numbers = self._numbers(values)
-        if steps is None:
-            first = self._last_step() + 1
-            where = np.arange(first, first + len(numbers), dtype=np.int64)
-        else:
-            where = np.asarray(steps if isinstance(steps, np.ndarray) else list(steps), np.int64)
-        self.check_steps(where, len(numbers))
-        if len(numbers):
-            self._values.extend(numbers)
-            self._steps.extend(where)
-            self._join()
-
-    def check_step(self, step: int) -> None:
-        """Raise ``InvalidValueError`` where ``step`` comes before the last one."""
-        steps = self._steps
-        if len(steps) and step < (last := steps.writable[-1]):
-            raise InvalidValueError(
-                f"{self._label}: step {step} comes before the last recorded step {last}; "
-                f"truncate({step}) goes back to it"
-            )
-
-    def check_steps(self, steps: Int64Array, count: int) -> None:
-        """Raise ``InvalidValueError`` unless ``count`` values can be added at ``steps``."""
-        if steps.shape != (count,):
-            raise InvalidValueError(f"{self._label}: got {count} values and {steps.size} steps")
-        if not count:
-            return
-        self.check_step(int(steps[0]))
-        descents = np.flatnonzero(steps[1:] < steps[:-1])
-        if len(descents):
-            before, after = steps[descents[0] : descents[0] + 2]
-            raise InvalidValueError(f"{self._label}: step {after} comes before step {before}; steps never descend")
-
-    def truncate(self, step: int) -> None:
-        """Forget the values at ``step`` and later."""
-        keep = int(np.searchsorted(self._steps.view, step))
-        self._values.keep(0, keep)
-        self._steps.keep(0, keep)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._values.keep(0, 0)
-        self._steps.keep(0, 0)
-
-    def copy(self) -> Series:
-        """Return a series of its own with the same values and steps."""
-        return Series(self.values, self.steps, name=self.name)
-
-    def __len__(self) -> int:
-        """Return the number of values."""
-        return len(self._values)
-
-    @overload
-    def __getitem__(self, index: SupportsIndex) -> float: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[float]: ...
-    def __getitem__(self, index: SupportsIndex | slice) -> float | list[float]:
-        """Return one value as a float, or a slice as a list of floats."""
-        place = index if isinstance(index, slice) else self._place(index)
-        found: float | list[float] = self._values.view[place].tolist()
-        return found
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        """Change values in place; they keep their steps. A slice can be replaced by as many values as it has."""
-        if not isinstance(index, slice):
-            self._values.writable[self._place(index)] = real_number(self._label, value)
-            return
-        numbers = self._numbers(value)
-        places = range(*index.indices(len(self)))
-        if len(places) != len(numbers):
-            raise InvalidValueError(
-                f"{self._label}: a slice of {len(places)} values can't be replaced by {len(numbers)}; "
-                "use del, insert or extend"
-            )
-        self._values.writable[index] = numbers
-
-    def __delitem__(self, index: SupportsIndex | slice) -> None:
-        """Delete values and their steps; the others keep theirs."""
-        where: Any = index if isinstance(index, slice) else self._place(index)
-        self._values.replace(np.delete(self._values.view, where))
-        self._steps.replace(np.delete(self._steps.view, where))
-
-    def insert(self, index: SupportsIndex, value: float) -> None:
-        """Insert before ``index``: the value takes the step found there; that and the later ones move on by one."""
-        place = slice(index, None).indices(len(self))[0]
-        if place == len(self):
-            self.append(value)
-            return
-        number = real_number(self._label, value)
-        steps = self._steps.view
-        moved = np.concatenate([steps[: place + 1], steps[place:] + 1])
-        self._values.replace(np.insert(self._values.view, place, number))
-        self._steps.replace(moved)
-
-    def __iter__(self) -> Iterator[float]:
-        """Iterate over Python floats."""
-        return iter(self._values.view.tolist())
-
-    def __reversed__(self) -> Iterator[float]:
-        """Iterate backwards over Python floats."""
-        return iter(self._values.view[::-1].tolist())
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with a list or tuple by values; with a series by values and steps."""
-        if isinstance(other, Series):
-            return np.array_equal(self.values, other.values) and np.array_equal(self.steps, other.steps)
-        if isinstance(other, (list, tuple)):
-            return self[:] == list(other)
-        return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # it changes, as a list does
-
-    def __add__(self, other: list[float] | Series) -> list[float]:
-        """Concatenate, as lists do: the result is a plain list."""
-        return [*self, *other] if isinstance(other, (list, Series)) else NotImplemented
-
-    def __radd__(self, other: list[float]) -> list[float]:
-        """Concatenate, as lists do: the result is a plain list."""
-        return [*other, *self] if isinstance(other, list) else NotImplemented
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """Give numpy (and what plots through it) a copy, or the read-only view where ``copy`` is False."""
-        if copy is False:
-            return np.asarray(self._values.view, dtype)
-        return np.array(self._values.view, dtype)
-
-    def __repr__(self) -> str:
-        """Show a short series whole, and the ends of a long one."""
-        if len(self) <= 8:
-            return f"Series({self[:]})"
-        head, tail = (", ".join(f"{value:.6g}" for value in part) for part in (self[:3], self[-3:]))
-        return f"Series([{head}, ..., {tail}], {len(self)} values)"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy the values and steps, without the room for growth."""
-        return partial(Series, name=self.name), (self.values.copy(), self.steps.copy())
-
-    def _last_step(self) -> int:
-        return int(self._steps.writable[-1]) if len(self._steps) else -1
-
-    def _join(self) -> None:
-        join, self._on_first = self._on_first, None
-        if join is not None:
-            join(self)
-
-    def _place(self, index: SupportsIndex) -> int:
-        place = index.__index__()
-        count = len(self)
-        if not -count <= place < count:
-            raise IndexError(f"{self._label}: index {place} is out of range, there are {count} values")
-        return place % count
-
-    @property
-    def _label(self) -> str:
-        return f"series {self.name!r}" if self.name else "series"
-
-    def _numbers(self, values: Any) -> Float64Array:
-        if isinstance(values, Series):
-            return values.values
-        if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "fiub":
-            return values.astype(np.float64)
-        return np.array([real_number(self._label, value) for value in values], np.float64)
+_NAMES_SHOWN = 8
 
 
 class History(MutableMapping[str, Series]):
@@ -261,8 +42,11 @@ class History(MutableMapping[str, Series]):
         self.meta: dict[str, Any] = {}  # JSON-able: "optimizer", "clip_threshold", "scheduler", "every", ...
         self.findings: list[dict[str, Any]] = []  # as stored, see pytracker.diagnostics.Finding.to_dict
         self.truncations = 0  # how often it went back to an earlier step
+        self.waiting: Callable[[], int] | None = None  # how many steps are recorded and not in here yet
         self._series: dict[str, Series] = {}
         self._pending: dict[str, Series] = {}
+        if series is not None and not isinstance(series, Mapping):
+            raise wrong_type("series", series, "a mapping of names to values")
         for name, values in {**(series or {}), **named}.items():
             self[name] = values  # __setitem__ makes a Series of it
 
@@ -273,15 +57,16 @@ class History(MutableMapping[str, Series]):
             found = self._pending.get(name)
         if found is None:
             found = self._pending[name] = Series(name=_checked_name(name))
-            found._on_first = self._join
+            found.waits_for(self)
         return found
 
     def __setitem__(self, name: str, values: Series | Iterable[float]) -> None:
         """Take a series as it is, or make one of the values, with the steps 0, 1, 2, ..."""
-        series = values if isinstance(values, Series) else Series(values, name=_checked_name(name))
-        series._on_first = None
+        name = _checked_name(name)
+        series = values if isinstance(values, Series) else Series(values, name=name)
+        series.waits_for(None)
         self._pending.pop(name, None)
-        self._series[_checked_name(name)] = series
+        self._series[name] = series
 
     def __delitem__(self, name: str) -> None:
         """Take the series ``name`` out."""
@@ -324,15 +109,15 @@ class History(MutableMapping[str, Series]):
     @property
     def last_step(self) -> int:
         """The last step of any series, -1 where nothing is recorded."""
-        return max((int(series.steps[-1]) for series in self._series.values() if len(series)), default=-1)
-
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one value to each series named in ``metrics``, all at ``step``."""
-        for name, value in metrics.items():
-            self[name].append(value, step)
+        return max((series.last_step for series in self._series.values()), default=-1)
 
     def truncate(self, step: int) -> None:
-        """Forget every value, interval and row at ``step`` and later, and the findings that rest on them."""
+        """Forget every value, interval and row at ``step`` and later, and the findings that rest on them.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: ``step`` is not a whole number, 0 or more.
+        """
+        step = whole_number("step", step)
         self.truncations += 1
         for series in self._series.values():
             series.truncate(step)
@@ -383,16 +168,26 @@ class History(MutableMapping[str, Series]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle what is recorded; empty series that were only asked for stay behind."""
-        return {**self.__dict__, "_pending": {}}
+        return {**self.__dict__, "_pending": {}, "waiting": None}
 
-    def _join(self, series: Series) -> None:
+    def join(self, series: Series) -> None:
+        """Take in a series that was asked for by its name and has got its first value."""
         self._pending.pop(series.name, None)
         self._series[series.name] = series
+
+    def what_there_is(self, name: str) -> str:
+        """Say that ``name`` has no value, which series there are, and what may be missing."""
+        names = list(self._series)
+        some = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
+        known = f"there are {some}" if names else "nothing is recorded yet"
+        steps = self.waiting() if self.waiting is not None else 0
+        missing = f"; {steps} steps are still on their way: call flush() before you read them" if steps else ""
+        return f"series {name!r} has no value; {known}{missing}"
 
 
 def _checked_name(name: str) -> str:
     if not isinstance(name, str):
-        raise InvalidTypeError(f"history: a series has a str for a name, got {type(name).__name__} {name!r}")
+        raise InvalidTypeError(f"history: a series has a str for a name, got {type(name).__name__} {shown(name)}")
     if not name or not name.isprintable():  # a lone surrogate or a line break would spoil files and tables
-        raise InvalidValueError(f"history: a series has a printable name, got {name!r}")
+        raise InvalidValueError(f"history: a series has a printable name, got {shown(name)}")
     return name

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 _GIT_SECONDS = 5.0
+_LONGEST = 100_000  # characters of a command that are kept
 
 
 def collect(working_directory: str) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def collect(working_directory: str) -> dict[str, Any]:
     Starts git twice, so it runs on the writer's thread.
     """
     return {
-        "command": " ".join(sys.orig_argv),
+        "command": " ".join(sys.orig_argv)[:_LONGEST],
         "working_directory": working_directory,
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -65,6 +65,11 @@ class RunLock:
         except (ValueError, KeyError, OSError):
             return "another process"
 
+    @property
+    def is_unlinked(self) -> bool:
+        """Whether the lock's file was deleted, as a folder's that is removed."""
+        return os.fstat(self._descriptor).st_nlink == 0
+
     def release(self) -> None:
         """Give the lock up; more than once is fine."""
         if self._descriptor >= 0:

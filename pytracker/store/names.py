@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import time
 
-from ..errors import InvalidTypeError, InvalidValueError
+from .._checks import shown, wrong_type
+from ..errors import InvalidValueError
 
 _MOODS = (
     "able amber brave brisk calm clear cosy crisp curly dapper deep eager early fair fleet fond frank fresh "
@@ -37,9 +38,10 @@ def checked_name(name: str) -> str:
         InvalidValueError: it is empty, has a slash or a control character in it, starts with a dot, or is too long.
     """
     if not isinstance(name, str):
-        raise InvalidTypeError(f"name: expected a str, got {type(name).__name__} {name!r}")
+        raise wrong_type("name", name, "a str")
     if not name or name.startswith(".") or not name.isprintable() or set(name) & set("/\\") or len(name.encode()) > 200:
         raise InvalidValueError(
-            f"name: {name!r} can't be a folder's name; use 1 to 200 printable characters, no slash, no dot in front"
+            f"name is {shown(name)}, which can't be a folder's name; use 1 to 200 printable characters, no slash, "
+            "no dot in front"
         )
     return name

@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias
 
-from ..history import Float64Array, Int64Array, Interval
+from ..history import Document, ExactRows, Interval, Points
 
-_POINT_BYTES = 56  # a float, its share of a dict and of a tuple
 _ENTRY_BYTES = 200
 
-
-@dataclass(frozen=True)
-class Points:
-    """Metrics of one ``log`` (a step and floats) or one ``log_many`` (arrays), at ``seconds`` of training time."""
-
-    steps: int | Int64Array
-    seconds: float
-    metrics: Mapping[str, Any]
-
-    @property
-    def count(self) -> int:
-        """How many values are in here."""
-        return len(self.metrics) * (1 if isinstance(self.steps, int) else len(self.steps))
-
-    @property
-    def nbytes(self) -> int:
-        """About how much memory they hold."""
-        return _ENTRY_BYTES + _POINT_BYTES * self.count
-
-
-@dataclass(frozen=True)
-class ExactRows:
-    """The raw moments of single steps: int64 [n] and float64 [n, T, 6]."""
-
-    steps: Int64Array
-    rows: Float64Array
-
-    @property
-    def nbytes(self) -> int:
-        """How much memory they hold."""
-        return _ENTRY_BYTES + self.rows.nbytes
-
-
-Blob = Interval | ExactRows
-Rows = list[tuple[Any, ...]]  # of a document's table, ready for SQL
+Blob: TypeAlias = Interval | ExactRows
 
 
 @dataclass
@@ -56,18 +20,27 @@ class Batch:
 
     points: deque[Points] = field(default_factory=deque)
     blobs: deque[Blob] = field(default_factory=deque)
-    documents: dict[tuple[str, str], Rows] = field(default_factory=dict)
+    documents: dict[tuple[str, str], Document] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to write."""
         return bool(self.points or self.blobs or self.documents)
 
+    @property
+    def nbytes(self) -> int:
+        """About how much memory the points and blobs hold."""
+        return sum(points.nbytes for points in self.points) + sum(map(_blob_bytes, self.blobs))
+
 
 class Pending:
-    """Where the training thread leaves what it logs, and the writer takes it.
+    """Where the training's threads leave what they log, one at a time, and the writer takes it.
 
-    At most ``max_bytes`` wait here. Beyond that the oldest per-parameter blobs go, then the oldest metrics; both are
-    counted. Documents (metadata, findings) are few and keep only their latest version, so they always stay.
+    No lock is between them: each change is one operation of a deque or a dictionary, so that no thread that is
+    interrupted keeps the other waiting. The writer knows what it has written, so an entry may be left twice.
+
+    At most ``max_bytes`` wait, those that are being written included. Beyond that the oldest per-parameter blobs go,
+    then the oldest metrics; both are counted. Documents (metadata, findings) are few and keep only their latest
+    version, so they always stay.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -75,65 +48,69 @@ class Pending:
         self.max_bytes = max_bytes
         self.dropped_points = 0
         self.dropped_blobs = 0
-        self._batch = Batch()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._waiting = Batch()
+        self._bytes_in = 0  # left here, less what was dropped: changed by those who leave it
+        self._bytes_out = 0  # written: changed by the writer
 
-    def add_points(self, points: Points) -> None:
-        """Leave metrics to be written."""
-        with self._lock:
-            self._batch.points.append(points)
-            self._bytes += points.nbytes
-            if self._bytes > self.max_bytes:
-                self._drop()
-
-    def add_blob(self, blob: Blob) -> None:
-        """Leave an interval or exact rows to be written."""
-        with self._lock:
-            self._batch.blobs.append(blob)
-            self._bytes += _blob_bytes(blob)
-            if self._bytes > self.max_bytes:
-                self._drop()
-
-    def add_document(self, table: str, key: str, rows: Rows) -> None:
-        """Leave the rows of a document to be written; they take the place of older ones with its key."""
-        with self._lock:
-            self._batch.documents[table, key] = rows
-
-    def take(self) -> Batch:
-        """Take everything that waits."""
-        with self._lock:
-            batch, self._batch = self._batch, Batch()
-            self._bytes = 0
-            return batch
-
-    def give_back(self, batch: Batch) -> None:
-        """Put a batch that could not be written before everything that came since."""
-        with self._lock:
-            newer = self._batch
-            batch.points.extend(newer.points)
-            batch.blobs.extend(newer.blobs)
-            batch.documents.update(newer.documents)
-            self._batch = batch
-            self._bytes = sum(points.nbytes for points in batch.points) + sum(map(_blob_bytes, batch.blobs))
+    def add(self, entry: Points | Blob | Document) -> None:
+        """Leave an entry to be written; a document takes the place of an older one with its key."""
+        if isinstance(entry, Document):
+            self._waiting.documents[entry.table, entry.key] = entry
+            return
+        if isinstance(entry, Points):
+            self._waiting.points.append(entry)
+            self._bytes_in += entry.nbytes
+        else:
+            self._waiting.blobs.append(entry)
+            self._bytes_in += _blob_bytes(entry)
+        if self._bytes_in - self._bytes_out > self.max_bytes:
             self._drop()
 
+    def take(self) -> Batch:
+        """Take everything that waits. Only the writer does."""
+        batch, waiting = Batch(), self._waiting
+        with contextlib.suppress(IndexError):  # what was counted may have been dropped since
+            for _ in range(len(waiting.points)):
+                batch.points.append(waiting.points.popleft())
+        with contextlib.suppress(IndexError):
+            for _ in range(len(waiting.blobs)):
+                batch.blobs.append(waiting.blobs.popleft())
+        documents = []
+        while waiting.documents:
+            documents.append(waiting.documents.popitem())  # the latest first
+        batch.documents.update(reversed(documents))
+        return batch
+
+    def give_back(self, batch: Batch) -> None:
+        """Put a batch that could not be written before everything that came since. Only the writer does."""
+        self._waiting.points.extendleft(reversed(batch.points))
+        self._waiting.blobs.extendleft(reversed(batch.blobs))
+        for key, document in batch.documents.items():
+            self._waiting.documents.setdefault(key, document)
+
+    def done(self, batch: Batch) -> None:
+        """Note that a batch is written. Only the writer does."""
+        self._bytes_out += batch.nbytes
+
     def __len__(self) -> int:
-        """Return the number of values and blobs that wait."""
-        with self._lock:
-            return sum(points.count for points in self._batch.points) + len(self._batch.blobs)
+        """Return the number of values, blobs and documents that wait."""
+        waiting = self._waiting
+        values = sum(points.count for points in list(waiting.points))
+        return values + len(waiting.blobs) + len(waiting.documents)
 
     def _drop(self) -> None:
-        while self._bytes > self.max_bytes and self._batch.blobs:
-            self._bytes -= _blob_bytes(self._batch.blobs.popleft())
-            self.dropped_blobs += 1
-        while self._bytes > self.max_bytes and self._batch.points:
-            points = self._batch.points.popleft()
-            self._bytes -= points.nbytes
-            self.dropped_points += points.count
+        with contextlib.suppress(IndexError):  # none left, or the writer took the last one
+            while self._bytes_in - self._bytes_out > self.max_bytes:
+                self._bytes_in -= _blob_bytes(self._waiting.blobs.popleft())
+                self.dropped_blobs += 1
+        with contextlib.suppress(IndexError):
+            while self._bytes_in - self._bytes_out > self.max_bytes:
+                points = self._waiting.points.popleft()
+                self._bytes_in -= points.nbytes
+                self.dropped_points += points.count
 
 
 def _blob_bytes(blob: Blob) -> int:
     if isinstance(blob, ExactRows):
-        return blob.nbytes
+        return _ENTRY_BYTES + blob.rows.nbytes
     return _ENTRY_BYTES + 12 * blob.norm_last.nbytes  # ten arrays of float32, one of them int64, and a little room

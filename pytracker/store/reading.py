@@ -1,43 +1,43 @@
-"""Reading runs: one, or all in a folder; while they are written, after they were killed, on a laptop without torch."""
+"""Reading runs: one, or all in a folder; while they are written, after they were killed, on a laptop without torch.
+
+A file may be damaged, or made by a stranger. Every value is checked as it is read, so that a bad run is refused by
+``RunFormatError`` and the others are shown.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .._checks import path as checked_path
 from ..errors import RunFormatError, RunNotFoundError, StoreError
-from ..history import (
-    COLUMNS,
-    DEFAULT_ROW_BYTES,
-    FIELDS,
-    Float64Array,
-    History,
-    Int64Array,
-    ParameterHistory,
-    ParameterInfo,
-    Series,
-    html_table,
+from ..history import Float64Array, History, Int64Array, ParameterHistory, ParameterInfo, html_table
+from .decoding import (
+    Cells,
+    read_clock,
+    read_documents,
+    read_exact_rows,
+    read_findings,
+    read_infos,
+    read_intervals,
+    read_points,
+    what_is_damaged,
 )
-from .encoding import decode
 from .lock import is_locked
-from .schema import FILE_NAME, open_for_reading
+from .schema import FILE_NAME, Connection, open_for_reading
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNREADABLE: Final = "unreadable"
-_BLOB_TYPES: Final = {name: "<i8" if name == "first_nonfinite" else "<f4" for name in FIELDS}
+DEFAULT_DIRECTORY: Final = "runs"
+_STATES: Final = ("running", "finished", "failed")
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class StoredRun:
     seconds: float = 0.0  # of training, over all sessions, up to the last step kept
     dropped_points: int = 0
     dropped_blobs: int = 0
+    dropped_rows: int = 0
     archived_points: int = 0
 
     @property
@@ -118,6 +119,8 @@ class StoredRun:
 
     def load_history(self, *, parameters: bool) -> History:
         """Read the series, and the per-parameter intervals and rows only where ``parameters`` is True.
+
+        A batch whose checksum is wrong is left out, with a warning.
 
         Raises:
             RunFormatError: the run is unreadable.
@@ -170,8 +173,7 @@ class StoredRun:
     def clock(self) -> tuple[Int64Array, Float64Array]:
         """Return steps and the training seconds at which they were logged, ascending; a few rows a second at most."""
         with self._open() as connection:
-            rows = connection.execute("SELECT step, seconds FROM clock ORDER BY step").fetchall()
-        return _clock_arrays(rows)
+            return read_clock(connection)
 
     def _open(self) -> Any:
         if self.state == UNREADABLE:
@@ -179,104 +181,147 @@ class StoredRun:
         return open_for_reading(self.path)
 
 
-def load_run(path: str | os.PathLike[str]) -> StoredRun:
-    """Read the run at ``path``: its folder, or the file in it.
+def load_run(run: str | os.PathLike[str], directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> StoredRun:
+    """Read the run that ``run`` means: a path (its folder, or the file in it), or its name in ``directory``.
+
+    A part of a name is enough where only one run there has it.
 
     Raises:
-        RunNotFoundError: there is none.
+        InvalidTypeError: ``run`` or ``directory`` is neither a str nor a path.
+        RunNotFoundError: there is no such run, or there are several.
         RunFormatError: the file is damaged, made by another program, or written by a newer version.
         StoreError: it cannot be read now.
     """
-    path = checked_path("path", path)
-    with open_for_reading(path) as connection:
-        connection.execute("BEGIN")  # one view of the file for all that follows
-        return _read_header(connection, path)
+    return read_run(_place_of(run, directory))
 
 
-def list_runs(directory: str | os.PathLike[str] = "runs") -> list[StoredRun]:
-    """Read every run in ``directory``, the newest first. What cannot be read is in the list too, as "unreadable".
-
-    Raises:
-        RunNotFoundError: there is no such folder.
-    """
-    folder = checked_path("directory", directory)
-    if not folder.is_dir():
-        raise RunNotFoundError(f"there is no folder {folder}; runs are written to 'runs' unless told otherwise")
-    runs = [_load_or_explain(child) for child in sorted(folder.iterdir()) if (child / FILE_NAME).exists()]
-    return sorted(runs, key=lambda run: -run.created if math.isfinite(run.created) else math.inf)
-
-
-def find_run(text: str, directory: str | os.PathLike[str] = "runs") -> StoredRun:
-    """Read the run that ``text`` means: a path, a name in ``directory``, or a part of one name there; "" is the newest.
-
-    Raises:
-        RunNotFoundError: there is none, or several.
-    """
-    folder = Path(directory)
-    if not text:
-        return load_run(_written_last(folder))
-    for path in (Path(text), folder / text):
-        if (path / FILE_NAME).exists() or path.is_file():
-            return load_run(path)
-    names = sorted(child.name for child in folder.iterdir() if (child / FILE_NAME).exists()) if folder.is_dir() else []
+def _place_of(run: str | os.PathLike[str], directory: str | os.PathLike[str]) -> Path:
+    path, folder = checked_path("run", run), checked_path("directory", directory)
+    if not str(run):
+        raise RunNotFoundError("run is ''; expected a path or a name")
+    for place in (path, folder / path):
+        if _is_run(place) or os.path.isfile(place):
+            return place
+    if len(path.parts) > 1 or os.path.isdir(path):
+        raise RunNotFoundError(f"there is no run at {path}: {path / FILE_NAME} does not exist")
+    text, names = str(run), sorted(child.name for child in _runs_in(folder))
     matches = [name for name in names if text in name]
     if len(matches) == 1:
-        return load_run(folder / matches[0])
+        return folder / matches[0]
     if matches:
         raise RunNotFoundError(f"{text!r} could be any of {', '.join(matches[:5])}: say more of the name")
     hint = f"runs there: {', '.join(names[-5:])}" if names else "no runs there"
     raise RunNotFoundError(f"there is no run {text!r}, neither as a path nor in {folder}; {hint}")
 
 
-def _written_last(folder: Path) -> Path:
-    runs = [child for child in folder.iterdir() if (child / FILE_NAME).exists()] if folder.is_dir() else []
+def find_run(run: str, directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> StoredRun:
+    """Read a run as ``load_run`` does; "" is the one that was written last.
+
+    Raises:
+        RunNotFoundError: there is no such run, or there are several.
+    """
+    if run:
+        return load_run(run, directory)
+    runs = _runs_in(checked_path("directory", directory))
     if not runs:
-        raise RunNotFoundError(f"there is no run in {folder}; say which with a path, or where with --dir")
-
-    def last_written(run: Path) -> float:
-        files = (run / FILE_NAME, run / f"{FILE_NAME}-wal")
-        return max(file.stat().st_mtime for file in files if file.exists())
-
-    return max(runs, key=last_written)
+        raise RunNotFoundError(f"there is no run in {directory}; say which with a path, or where with --dir")
+    return read_run(max(runs, key=_last_written))
 
 
-def _load_or_explain(path: Path) -> StoredRun:
+def _last_written(run: Path) -> float:
+    times = []
+    for file in (run / FILE_NAME, run / f"{FILE_NAME}-wal"):
+        with contextlib.suppress(OSError):
+            times.append(file.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def list_runs(directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> list[StoredRun]:
+    """Read every run in ``directory``, the newest first. What cannot be read is in the list too, as "unreadable".
+
+    Raises:
+        InvalidTypeError: ``directory`` is neither a str nor a path.
+        RunNotFoundError: there is no such folder.
+        StoreError: it cannot be read.
+    """
+    folder = checked_path("directory", directory)
+    if not os.path.isdir(folder):
+        raise RunNotFoundError(f"there is no folder {folder}; a Run writes to {DEFAULT_DIRECTORY!r} by default")
     try:
-        return load_run(path)
+        runs = [_read_or_explain(child) for child in _runs_in(folder)]
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error}") from error
+    return sorted(runs, key=lambda run: -run.created if math.isfinite(run.created) else math.inf)
+
+
+def read_run(path: Path) -> StoredRun:
+    """Read the run at ``path``, its folder or its file."""
+    with open_for_reading(path) as connection:
+        connection.execute("BEGIN")  # one view of the file for all that follows
+        return read_header(connection, path)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if _is_run(child)) if os.path.isdir(folder) else []
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        os.stat(folder / FILE_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):  # another user's, or a link that leads in a circle: reading it says why
+        return True
+    return True
+
+
+def _read_or_explain(path: Path) -> StoredRun:
+    try:
+        return read_run(path)
     except StoreError as error:
         return StoredRun(path, path.name, UNREADABLE, str(error))
 
 
-def _read_header(connection: sqlite3.Connection, path: Path) -> StoredRun:
-    run = connection.execute("SELECT name, created, config, dropped_points, dropped_blobs FROM run").fetchone()
+def read_header(connection: Connection, path: Path) -> StoredRun:
+    """Read all but the series and the per-parameter data."""
+    run = connection.execute(
+        "SELECT name, created, config, dropped_points, dropped_blobs, dropped_rows FROM run"
+    ).fetchone()
     if run is None:  # killed between making the file and naming it
         return StoredRun(path, path.name, "interrupted")
-    name, created, config, dropped_points, dropped_blobs = run
-    sessions = [
-        Session(started, last_written, ended, state, error, decode(facts))
-        for started, last_written, ended, state, error, facts in connection.execute(
-            "SELECT started, last_written, ended, state, error, facts FROM sessions ORDER BY id"
-        )
-    ]
-    last_clock_row = "(SELECT seconds FROM clock ORDER BY step DESC LIMIT 1)"
+    cells = Cells("run", run)
+    name, created, config = cells.text(), cells.time(), cells.document()
+    rows = connection.execute("SELECT started, last_written, ended, state, error, facts FROM sessions ORDER BY id")
+    sessions = [_session(Cells("sessions", row)) for row in rows]
+    latest = connection.execute("SELECT seconds FROM clock ORDER BY step DESC LIMIT 1").fetchone()
+    archived = connection.execute("SELECT ifnull(sum(points), 0) FROM archives").fetchone()
     return StoredRun(
         path=path,
         name=path.name if path.is_dir() else name,
         state=_state(path, sessions),
         error=sessions[-1].error if sessions else None,
         created=created,
-        config=decode(config),
-        meta={key: decode(value) for key, value in connection.execute("SELECT key, value FROM meta")},
+        config=config,
+        meta=read_documents(connection),
         sessions=sessions,
         summaries=_read_summaries(connection),
-        findings=[
-            decode(row[0]) for row in connection.execute("SELECT document FROM findings ORDER BY first_step, rowid")
-        ],
-        seconds=connection.execute("SELECT ifnull(sum(seconds), 0) FROM " + last_clock_row).fetchone()[0],
-        dropped_points=dropped_points,
-        dropped_blobs=dropped_blobs,
-        archived_points=connection.execute("SELECT count(*) FROM archived_points").fetchone()[0],
+        findings=read_findings(connection),
+        seconds=Cells("clock", latest).number() if latest else 0.0,
+        dropped_points=cells.whole(),
+        dropped_blobs=cells.whole(),
+        dropped_rows=cells.whole(),
+        archived_points=Cells("archives", archived).whole(),
     )
+
+
+def _session(cells: Cells) -> Session:
+    started, last_written, ended = cells.time(), cells.time(), cells.time_or_none()
+    state, error, facts = cells.text(), cells.text_or_none(), cells.document()
+    if state not in _STATES:
+        raise RunFormatError(f"a session has the state {state!r:.80}")
+    if not isinstance(facts, dict):
+        raise RunFormatError(f"a session has {facts!r:.80} as its facts")
+    return Session(started, last_written, ended, state, error, facts)
 
 
 def _state(path: Path, sessions: list[Session]) -> str:
@@ -286,88 +331,31 @@ def _state(path: Path, sessions: list[Session]) -> str:
     return state
 
 
-def _read_summaries(connection: sqlite3.Connection) -> dict[str, SeriesSummary]:
+def _read_summaries(connection: Connection) -> dict[str, SeriesSummary]:
     rows = connection.execute(
-        "SELECT name, count, last_step, ifnull(last, 'nan'), ifnull(minimum, 'nan'), minimum_step, "
-        "ifnull(maximum, 'nan'), maximum_step FROM series WHERE count > 0 ORDER BY id"
+        "SELECT name, count, last_step, last, minimum, ifnull(minimum_step, 0), maximum, ifnull(maximum_step, 0) "
+        "FROM series WHERE count > 0 ORDER BY id"
     )
-    return {
-        name: SeriesSummary(count, last_step, float(last), float(low), low_step, float(high), high_step)
-        for name, count, last_step, last, low, low_step, high, high_step in rows
-    }
+    return {cells.text(): _summary(cells) for cells in (Cells("series", row) for row in rows)}
 
 
-def read_points(connection: sqlite3.Connection, after: int = 0) -> tuple[dict[str, Series], int]:
-    """Read the points with a rowid above ``after`` as series, and the last rowid seen. SQL's NULL is NaN."""
-    names = dict(connection.execute("SELECT id, name FROM series ORDER BY id"))
-    last = connection.execute("SELECT ifnull(max(rowid), 0) FROM points").fetchone()[0]
-    rows = connection.execute(
-        "SELECT series, step, ifnull(value, 'nan') FROM points WHERE rowid > ? AND rowid <= ? ORDER BY rowid",
-        (after, last),
-    )
-    # No faster way from SQLite to numpy was found: no tuple is kept, no list is made.
-    table = np.fromiter(chain.from_iterable(rows), np.float64).reshape(-1, 3)
-    if not len(table):
-        return {}, last
-    series = table[:, 0].astype(np.int64)
-    order = np.argsort(series, kind="stable")
-    series, steps, values = series[order], table[order, 1].astype(np.int64), table[order, 2]
-    bounds = np.flatnonzero(np.diff(series)) + 1
-    starts, ends = [0, *bounds.tolist()], [*bounds.tolist(), len(series)]
-    found = {}
-    for start, end in zip(starts, ends, strict=True):
-        name = names[int(series[start])]
-        found[name] = Series(values[start:end], steps[start:end], name=name)
-    return found, last
+def _summary(cells: Cells) -> SeriesSummary:
+    count, last_step, last = cells.whole(), cells.whole(), cells.number()
+    minimum, minimum_step = cells.number(), cells.whole()
+    return SeriesSummary(count, last_step, last, minimum, minimum_step, cells.number(), cells.whole())
 
 
-def read_infos(connection: sqlite3.Connection) -> list[ParameterInfo]:
-    """Read the parameters, in the order of every blob."""
-    rows = connection.execute("SELECT name, shape, dtype, group_name, numel FROM parameters ORDER BY id")
-    return [ParameterInfo(name, tuple(decode(shape)), *rest) for name, shape, *rest in rows]
+def check_run(run: str | os.PathLike[str], directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> list[str]:
+    """Read all of a run, and return what is damaged in it: nothing, for one that is whole. ``run`` as for ``load_run``.
 
+    SQLite looks at every page, and each batch of values, interval and document is compared with its checksum.
 
-def read_intervals(
-    connection: sqlite3.Connection,
-    infos: list[ParameterInfo],
-    *,
-    latest: int | None = None,
-    after: int = -1,
-    limit: int = -1,
-) -> ParameterHistory:
-    """Read the per-parameter intervals; only the ``latest`` few, or at most ``limit`` that begin ``after`` a step."""
-    width = len(infos)
-    newest = "first_step IN (SELECT first_step FROM intervals ORDER BY first_step DESC LIMIT ?)"
-    chosen = f"FROM intervals WHERE {newest} AND first_step > ? ORDER BY first_step LIMIT ?"
-    which = (-1 if latest is None else latest, after, limit)
-    steps = connection.execute(f"SELECT first_step, last_step {chosen}", which).fetchall()
-    rows = connection.execute(f"SELECT {', '.join(FIELDS)} {chosen}", which)
-    fields: dict[str, NDArray[Any]] = {}
-    for index, row in enumerate(rows):
-        for name, blob in zip(FIELDS, row, strict=True):
-            if blob is None:
-                continue
-            if name not in fields:  # it has had nothing to tell up to here
-                fields[name] = np.full((len(steps), width), FIELDS[name], _BLOB_TYPES[name])
-            values = np.frombuffer(blob, _BLOB_TYPES[name])
-            if len(values) != width:
-                raise RunFormatError(
-                    f"intervals.{name}: {len(values)} values in a blob, and there are {width} parameters"
-                )
-            fields[name][index] = values
-    first, last = np.array(steps, np.int64).reshape(-1, 2).T
-    return ParameterHistory.from_fields(infos, first, last, fields)
-
-
-def read_exact_rows(connection: sqlite3.Connection, parameters: ParameterHistory) -> None:
-    """Read the latest exact rows into ``parameters``, as many as fit the memory for them."""
-    shape = (len(parameters.infos), len(COLUMNS))
-    fit = DEFAULT_ROW_BYTES // max(8, 8 * shape[0] * shape[1] + 8)
-    rows = connection.execute("SELECT step, moments FROM exact_rows ORDER BY step DESC LIMIT ?", (fit,)).fetchall()
-    if rows:
-        steps = [step for step, _ in reversed(rows)]
-        moments = np.frombuffer(b"".join(blob for _, blob in reversed(rows)), "<f8")
-        parameters.append_rows(steps, moments.reshape(len(rows), *shape))
+    Raises:
+        RunNotFoundError: there is no run.
+        RunFormatError: the file is not a run at all, or too damaged to be opened.
+    """
+    with open_for_reading(_place_of(run, directory)) as connection:
+        return list(what_is_damaged(connection))
 
 
 class Tail:
@@ -382,30 +370,24 @@ class Tail:
         self.history = History()
         self.run: StoredRun
         self._intervals = intervals
-        self._last_row = 0
+        self._last_batch = 0
         self._archives = -1
         self._infos: list[ParameterInfo] = []
-        self.clock: tuple[Int64Array, Float64Array] = _clock_arrays([])  # the latest steps, and their training seconds
+        self.clock: tuple[Int64Array, Float64Array]  # the latest steps, and their training seconds
 
     def read(self) -> None:
         """Look at the file again."""
         with open_for_reading(self.path) as connection:
             connection.execute("BEGIN")
-            self.run = _read_header(connection, self.path)
+            self.run = read_header(connection, self.path)
             archives = connection.execute("SELECT count(*) FROM archives").fetchone()[0]
-            if archives != self._archives:  # a resume took rows away: begin again
-                self.history, self._last_row, self._archives = History(), 0, archives
-            found, self._last_row = read_points(connection, self._last_row)
+            if archives != self._archives:  # a resume took values away: begin again
+                self.history, self._last_batch, self._archives = History(), 0, archives
+            found, self._last_batch = read_points(connection, self._last_batch)
             for name, series in found.items():
                 self.history[name].extend(series.values, series.steps)
             self.history.findings = self.run.findings
             if not self._infos:
                 self._infos = read_infos(connection)
             self.history.parameters = read_intervals(connection, self._infos, latest=self._intervals)
-            rows = connection.execute("SELECT step, seconds FROM clock ORDER BY step DESC LIMIT 1000").fetchall()
-        self.clock = _clock_arrays(rows[::-1])
-
-
-def _clock_arrays(rows: list[tuple[int, float]]) -> tuple[Int64Array, Float64Array]:
-    table = np.array(rows, np.float64).reshape(-1, 2)
-    return table[:, 0].astype(np.int64), table[:, 1]
+            self.clock = read_clock(connection, latest=1000)

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import atexit
-import operator
 import os
 import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, SupportsFloat
-
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import Any, Final
 
 from .._atexit import uncaught
-from .._checks import real_number
+from .._checks import function, seconds, whole_number, wrong_type
+from .._checks import path as checked_path
+from .._json import decode, encode
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
-from ..history import DEFAULT_INTERVAL_BYTES, History, Interval, ParameterHistory, ParameterInfo
-from .encoding import decode, encode
-from .file import RunFile, check_same_parameters
+from ..history import (
+    DEFAULT_INTERVAL_BYTES,
+    Document,
+    Entry,
+    ExactRows,
+    Interval,
+    Points,
+    Recorder,
+    Truncation,
+    finding_key,
+)
+from .file import RunFile
 from .names import checked_name, readable_name
-from .pending import ExactRows, Pending, Points
-from .reading import load_run
+from .pending import Batch, Pending
+from .reading import read_run
 from .schema import FILE_NAME
 from .writer import Writer
 
 STATES: Final = ("finished", "failed")
+DEFAULT_ROW_BYTES: Final = 256 * 2**20
 _NAME_TRIES: Final = 20
 
 
-class Run:
+class Run(Recorder):
     """One training on disk: a folder with one SQLite file in it, written by a thread of its own.
 
     ``log`` never waits for the disk. Where the disk fails, the training goes on, one warning says so, and what was
@@ -44,14 +54,16 @@ class Run:
         config: what the training was started with: a mapping, a dataclass or an ``argparse.Namespace``.
         resume: go on with the run ``name`` where it exists. What it holds at the first step logged now, and later,
             moves into the file's archive tables, so that no curve is doubled.
-        every_step: write the exact moments of every parameter at every step too (``log_rows``): 48 bytes for each
-            parameter and step.
+        every_step: write the moments of every parameter at every step exactly, in float64, and all of them. By default
+            they are written in float32, and the oldest go where they take more than ``max_row_bytes``.
+        max_row_bytes: how much of the disk they may take then; 0 for none.
         flush_seconds: what is older than this is on disk, also when the process is killed.
         max_pending_bytes: how much may wait in memory while the disk fails. Beyond it the oldest per-parameter blobs go
             first, then the oldest metrics; both are counted in the file.
 
     Raises:
-        InvalidValueError: the name can't be a folder's name, or a number is out of range.
+        InvalidTypeError: an argument is of the wrong type.
+        InvalidValueError: the name can't be a folder's name, a number is out of range, or the config can't be written.
         StoreError: the run exists and ``resume`` is False.
         RunLockedError: another process is writing it.
         RunFormatError: the file in its folder is not a run.
@@ -73,47 +85,51 @@ class Run:
         config: Any = None,
         resume: bool = False,
         every_step: bool = False,
+        max_row_bytes: int = DEFAULT_ROW_BYTES,
         flush_seconds: float = 2.0,
         max_pending_bytes: int = 256 * 2**20,
     ) -> None:
         """Open the run and start its writer."""
-        if not flush_seconds > 0:
-            raise InvalidValueError(f"flush_seconds: expected a number above 0, got {flush_seconds!r}")
-        if max_pending_bytes < 0:
-            raise InvalidValueError(f"max_pending_bytes: expected 0 or more, got {max_pending_bytes!r}")
+        super().__init__()
+        flush_seconds = seconds("flush_seconds", flush_seconds)
+        max_pending_bytes = whole_number("max_pending_bytes", max_pending_bytes)
         if resume and name is None:
             raise InvalidValueError("resume: say which run to go on with: Run(name=..., resume=True)")
-        self.directory = Path(directory)
+        self.directory = checked_path("directory", directory).absolute()  # wherever the program goes from here
         self.config: Any = {} if config is None else config
-        self.every_step = every_step
+        self.every_step = bool(every_step)
         self.state = "running"
-        self.history = History()
         self._owner = os.getpid()
         self._pending = Pending(max_pending_bytes)
         self.name = readable_name() if name is None else checked_name(name)
+        self._encoded_config = encode(self.config, "config")
+        self._max_row_bytes = whole_number("max_row_bytes", max_row_bytes)
         resumed = name is not None and (self.path / FILE_NAME).exists()
         if resumed and not resume:
             raise StoreError(
                 f"run {self.name!r} exists in {self.directory}: resume=True goes on with it; or choose another name"
             )
-        file, problem = self._open_file(named=name is not None)
+        self._ending = False
+        self._ends: list[Callable[[str | None], None]] = []
         self._seconds_before = 0.0
         self._truncate_at_first = resumed
-        if resumed:
-            try:
+        file, problem = self._open_file(named=name is not None)
+        try:
+            if resumed:
                 self._load()
-            except BaseException:
-                file.close()
-                file.release()
-                raise
-        self._started = time.monotonic()
-        self._file = file
-        self._writer = Writer(file, self._pending, flush_seconds=flush_seconds, working_directory=os.getcwd())
-        if problem is not None:
-            self._writer.fail(problem)
-        self._writer.start()
-        self._ends: list[Callable[[str | None], None]] = []
-        atexit.register(self._at_exit)
+            self._started = time.monotonic()
+            self._file = file
+            self._writer = Writer(
+                file, self._pending, self._everything, flush_seconds=flush_seconds, working_directory=os.getcwd()
+            )
+            if problem is not None:
+                self._writer.fail(problem)
+            self._writer.start()
+            atexit.register(self._at_exit)
+        except BaseException:
+            file.close()
+            file.release()
+            raise
 
     def _open_file(self, *, named: bool) -> tuple[RunFile, Exception | None]:
         """Open the file; a folder that can't be written now is the writer's to try again."""
@@ -125,21 +141,31 @@ class Run:
                 self.name = readable_name()
             except OSError:
                 break  # `open` below meets it again, and says what it is
-        file = RunFile(self.path, name=self.name, config=self.config)
+        file = RunFile(
+            self.path,
+            name=self.name,
+            config=self._encoded_config,
+            exact=self.every_step,
+            max_row_bytes=self._max_row_bytes,
+        )
         try:
             file.open()
-        except StoreError:
+        except (OSError, sqlite3.Error) as error:
+            if not isinstance(error, StoreError):
+                return file, error
             file.close()
             file.release()
             raise
-        except (OSError, sqlite3.Error) as error:
-            return file, error
+        except BaseException:
+            file.close()
+            file.release()
+            raise
         return file, None
 
     def _load(self) -> None:
-        stored = load_run(self.path)
-        self.history = stored.load_history(parameters=True)
-        self.history.parameters.max_interval_bytes = DEFAULT_INTERVAL_BYTES
+        stored = read_run(self.path)
+        self._history = stored.load_history(parameters=True)
+        self._history.parameters.max_interval_bytes = DEFAULT_INTERVAL_BYTES
         self._seconds_before = stored.seconds
         if not self.config:
             self.config = stored.config
@@ -151,127 +177,25 @@ class Run:
 
     @property
     def dropped_points(self) -> int:
-        """Metric values that were given up because the disk failed for too long."""
-        return self._pending.dropped_points
+        """Metric values that were given up: the disk failed for too long, or SQLite can't take them."""
+        return self._pending.dropped_points + self._file.points_set_aside
 
     @property
     def dropped_blobs(self) -> int:
-        """Per-parameter records that were given up because the disk failed for too long."""
-        return self._pending.dropped_blobs
-
-    def log(self, step: int, /, **metrics: SupportsFloat) -> None:
-        """Record one value of each metric at ``step``. Never waits for the disk; a tensor's device may be waited for.
-
-        Raises:
-            InvalidTypeError: the step is not an integer, or a value not a number. Nothing of the call is recorded.
-            InvalidValueError: the step comes before the last one of a metric.
-            ClosedError: the run is finished, or this is a fork of the process that writes it.
-        """
-        at = self._begin(step)
-        history = self.history
-        values: dict[str, float] = {}
-        for name, value in metrics.items():
-            values[name] = value if type(value) is float else real_number(f"metric {name!r}", value)
-            history[name].check_step(at)
-        for name, number in values.items():
-            history[name].append(number, at)
-        self._pending.add_points(Points(at, self._seconds(), values))
-
-    def log_many(self, steps: ArrayLike, metrics: Mapping[str, ArrayLike]) -> None:
-        """Record a value of each metric at each of ``steps``: int64 [n] and float64 [n] for each name.
-
-        Raises:
-            InvalidValueError: an array has another length, or the steps descend. Nothing of the call is recorded.
-            ClosedError: as ``log``.
-        """
-        where = np.array(steps, np.int64)
-        if not where.size:
-            return
-        self._begin(int(where[0]))
-        arrays = {name: np.array(values, np.float64) for name, values in metrics.items()}
-        for name, array in arrays.items():
-            self.history[name].check_steps(where, len(array))
-        for name, array in arrays.items():
-            self.history[name].extend(array, where)
-        self._pending.add_points(Points(where, self._seconds(), arrays))
-
-    def set_parameters(self, infos: Iterable[ParameterInfo]) -> None:
-        """Say which parameters the intervals and rows are about; call it once, before them.
-
-        Raises:
-            InvalidValueError: a resumed run was recorded with other parameters.
-        """
-        self._check_open()
-        given = ParameterHistory(infos)
-        if self.history.parameters.infos:
-            check_same_parameters(self.name, self.history.parameters.infos, given.infos)
-            return
-        self.history.parameters = given
-        rows = [
-            (index, info.name, encode(info.shape), info.dtype, info.group, info.numel)
-            for index, info in enumerate(given.infos)
-        ]
-        self._pending.add_document("parameters", "", rows)
-
-    def log_interval(self, interval: Interval) -> None:
-        """Record what an interval of steps says of every parameter."""
-        self._begin(interval.first_step)
-        self.history.parameters.append(interval)
-        self._pending.add_blob(interval)
-
-    def log_rows(self, steps: ArrayLike, rows: ArrayLike) -> None:
-        """Keep the exact moments of single steps, int64 [n] and float64 [n, T, 6]; on disk only with ``every_step``."""
-        where = np.array(steps, np.int64)
-        if not where.size:
-            return
-        self._begin(int(where[0]))
-        moments = np.asarray(rows, np.float64)
-        self.history.parameters.append_rows(where, moments)
-        if self.every_step:
-            self._pending.add_blob(ExactRows(where, moments.copy()))
-
-    def log_finding(self, finding: Mapping[str, Any]) -> None:
-        """Record a finding; one with the same key (its "key", or rule, first step and parameters) is replaced."""
-        self._check_open()
-        document = dict(finding)
-        key, text = finding_key(document), encode(document)
-        known = self.history.findings
-        place = next((index for index, other in enumerate(known) if finding_key(other) == key), len(known))
-        known[place : place + 1] = [document]
-        kept = decode(text)
-        columns = [kept.get(name) for name in ("rule", "severity", "first_step", "last_step")]
-        plain = [value if isinstance(value, (str, int, float)) else None for value in columns]
-        self._pending.add_document("findings", key, [(key, *plain, text)])
-
-    def set_meta(self, **facts: Any) -> None:
-        """Record facts about the training: "optimizer", "clip_threshold", "scheduler", "every", ..."""
-        self._check_open()
-        rows = {key: [(key, encode(value))] for key, value in facts.items()}
-        self.history.meta.update(facts)
-        for key, row in rows.items():
-            self._pending.add_document("meta", key, row)
-
-    def truncate(self, step: int) -> None:
-        """Go back to ``step``: what is recorded at it and later moves into the archive tables. Waits for the disk.
-
-        A resumed run does this by itself at the first step logged.
-
-        Raises:
-            StoreError: the disk can't be written now.
-        """
-        self._check_open()
-        step = operator.index(step)
-        self._truncate_at_first = False
-        self._order(lambda: self._file.truncate(step), "truncated")
-        self.history.truncate(step)
+        """Per-parameter records and documents that were given up, likewise."""
+        return self._pending.dropped_blobs + self._file.blobs_set_aside
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until everything logged is on disk.
 
         Raises:
+            InvalidTypeError, InvalidValueError: ``timeout`` is not a number of seconds.
             StoreError: it can't be written now.
         """
-        self._check_open()
+        timeout = seconds("timeout", timeout, zero=True)
+        with self._lock:
+            self._check_open()
+            self._carry_out()
         self._order(lambda: None, "flushed", timeout)
 
     def _order(self, action: Callable[[], None], done: str, timeout: float = 30.0) -> None:
@@ -280,39 +204,66 @@ class Run:
             raise StoreError(f"run {self.name!r} could not be {done}: {error}") from error
 
     def before_finish(self, end: Callable[[str | None], None]) -> None:
-        """Have ``end`` called before the run finishes, with the error that it ends with or None: it may still write."""
-        self._ends.append(end)
+        """Have ``end`` called before the run finishes, with the error that it ends with or None: it may still write.
+
+        One that raises is reported by a warning, and the run finishes.
+        """
+        self._ends.append(function("end", end))
 
     def finish(self, state: str = "finished", *, error: str | None = None, timeout: float = 10.0) -> None:
         """Write what waits, note how it ended, and close. More than once is fine; so is a disk that fails.
 
-        Where the disk fails for ``timeout`` seconds, a warning says how much could not be written.
+        Where the disk fails for ``timeout`` seconds, a warning says how much could not be written. Where an exception
+        such as ^C interrupts it, the run goes on running, and can be finished again.
 
         Raises:
-            InvalidValueError: the state is neither "finished" nor "failed".
+            InvalidTypeError, InvalidValueError: the state is neither "finished" nor "failed", ``error`` is no text, or
+                ``timeout`` is not a number of seconds. Nothing has changed then.
         """
-        if state not in STATES:
+        timeout = seconds("timeout", timeout, zero=True)
+        if not isinstance(state, str) or state not in STATES:
             raise InvalidValueError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+        if error is not None and not isinstance(error, str):
+            raise wrong_type("error", error, "a str")
         if self.state != "running" or os.getpid() != self._owner:
             return
-        for end in self._ends:  # what is still to be written, by a tracker for one
-            end(error or (state if state == "failed" else None))
+        self._call_ends(error or (state if state == "failed" else None))
         if self.state != "running":
             return
-        self.state = state
+        with self._lock:
+            self._carry_out()
+            self._ending = True
+        problem = self._note_end(state, error, time.monotonic() + timeout)
         atexit.unregister(self._at_exit)
-        deadline = time.monotonic() + timeout
-        problem = self._writer.order(lambda: self._file.finish(state, error), timeout)
-        while problem is not None and time.monotonic() < deadline:
-            time.sleep(0.25)
-            problem = self._writer.order(lambda: self._file.finish(state, error), deadline - time.monotonic())
-        self._writer.stop(max(1.0, deadline - time.monotonic()))
-        if problem is None:
-            self._file.close()
-        else:
+        self.state = state
+        if problem is not None:
             message = f"run {self.name!r}: {len(self._pending)} values could not be written: {problem}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def _call_ends(self, error: str | None) -> None:
+        """Let those who still have something to write do so, a tracker for one."""
+        for end in self._ends:
+            try:
+                end(error)
+            except Exception as problem:  # noqa: PERF203 - each fails for itself
+                message = f"run {self.name!r}: what was to be called before its end failed: {in_words(problem)}"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+    def _note_end(self, state: str, error: str | None, deadline: float) -> Exception | None:
+        """Write the end, close the file and give up the lock; all of it may be done again."""
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
+        problem = self._writer.order(lambda: self._file.finish(state, error), left())
+        while problem is not None and left():
+            time.sleep(min(0.25, left()))
+            problem = self._writer.order(lambda: self._file.finish(state, error), left())
+        self._writer.stop(max(1.0, left()))
+        if problem is None:
+            self._file.close()
         self._file.release()
+        return problem
 
     def __enter__(self) -> Run:
         """Return the run itself."""
@@ -331,44 +282,95 @@ class Run:
         """Say which run it is and how it stands."""
         return f"Run({str(self.path)!r}, {self.state}, last step {self.history.last_step})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refuse to be pickled or copied: a run has one writer.
+
+        Raises:
+            InvalidTypeError: always.
+        """
+        raise InvalidTypeError(
+            f"run {self.name!r} can't be pickled or copied, since one process writes it: pickle or copy its history, "
+            f"or read it elsewhere with load_run({str(self.path)!r})"
+        )
+
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
 
-    def _begin(self, step: int) -> int:
+    def _begin(self, step: Any, expected: str = "a whole number") -> int:
         """Check that ``step`` can be recorded now; the first one of a resumed run takes it back to there."""
-        self._check_open()
-        try:
-            step = operator.index(step)
-        except TypeError:
-            raise InvalidTypeError(f"step: expected an int, got {type(step).__name__} {step!r}") from None
-        if not 0 <= step < 2**63:
-            raise InvalidValueError(f"step: expected 0 or more, got {step}")
+        at = super()._begin(step, expected)
         if self._truncate_at_first:
-            if step <= self._last_recorded():
-                self.truncate(step)
+            intervals = self._history.parameters.last_step
+            if at <= max(self._history.last_step, int(intervals[-1]) if len(intervals) else -1):
+                self.truncate(at)
             self._truncate_at_first = False
-        return step
-
-    def _last_recorded(self) -> int:
-        intervals = self.history.parameters.last_step
-        return max(self.history.last_step, int(intervals[-1]) if len(intervals) else -1)
+        return at
 
     def _check_open(self) -> None:
-        if self.state != "running":
-            raise ClosedError(
-                f"run {self.name!r} is {self.state}: Run(name={self.name!r}, resume=True) goes on with it"
-            )
+        if self.state != "running" or self._ending:
+            state = "finishing" if self.state == "running" else self.state
+            raise ClosedError(f"run {self.name!r} is {state}: Run(name={self.name!r}, resume=True) goes on with it")
         if os.getpid() != self._owner:
             raise ClosedError(f"run {self.name!r} belongs to process {self._owner}, and this is a fork of it")
+
+    def _encoded(self, document: Document) -> Document:
+        """Return the document with its rows, as SQL takes them.
+
+        Raises:
+            InvalidValueError: its value can't be written.
+        """
+        if document.table == "parameters":
+            rows = [
+                (index, info.name, encode(list(info.shape)), info.dtype, info.group, info.numel)
+                for index, info in enumerate(document.value)
+            ]
+            return replace(document, rows=tuple(rows))
+        encoded = encode(document.value, f"{document.table} {document.key!r}")
+        if document.table == "meta":
+            return replace(document, rows=((document.key, encoded),))
+        kept = decode(encoded)
+        columns = [kept.get(name) for name in ("rule", "severity", "first_step", "last_step")]
+        return replace(document, rows=((document.key, *map(_plain, columns), encoded),))
+
+    def _pass_on(self, entry: Entry) -> None:
+        if isinstance(entry, Truncation):
+            self._order(lambda: self._file.truncate(entry.step), "truncated")
+            self._truncate_at_first = False
+        elif not isinstance(entry, ExactRows) or self.every_step or self._max_row_bytes:
+            self._pending.add(entry)
+
+    def _everything(self) -> Batch:
+        """Return all that is in memory, and forget what waits, which is a part of it. The writer asks for it."""
+        entered = self._lock.acquire(timeout=1.0)  # unless a thread waits in it for the writer, which changes nothing
+        try:
+            self._pending.done(self._pending.take())
+            history = self._history
+            points = []
+            for name, series in list(history.items()):
+                steps = series.steps
+                if len(steps):
+                    values = series.values[: len(steps)]
+                    points.append(Points(steps, {name: values}, {name: 0}, self._seconds()))
+            known = history.parameters
+            documents = [Document("parameters", "", known.infos)] if known.infos else []
+            documents += [Document("meta", key, value) for key, value in list(history.meta.items())]
+            documents += [Document("findings", finding_key(each), each) for each in list(history.findings)]
+            blobs: deque[Interval | ExactRows] = deque(known.intervals())
+            if self.every_step or self._max_row_bytes:
+                blobs.extend(ExactRows(steps, rows) for steps, rows in known.blocks())
+            encoded = {(each.table, each.key): self._encoded(each) for each in documents}
+            return Batch(deque(points), blobs, encoded)
+        finally:
+            if entered:
+                self._lock.release()
 
     def _at_exit(self) -> None:
         error = uncaught()
         self.finish("finished" if error is None else "failed", error=error)
 
 
-def finding_key(finding: Mapping[str, Any]) -> str:
-    """Return what makes two findings the same: the "key" they give, or rule, first step and parameters."""
-    given = finding.get("key")
-    if given is not None:
-        return str(given)
-    return f"{finding.get('rule')}@{finding.get('first_step')}:{','.join(finding.get('parameters') or ())}"
+def _plain(value: Any) -> Any:
+    """Return what a column of SQLite can hold; anything else stays in the document alone."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return None
+    return value if isinstance(value, (str, int, float)) else None

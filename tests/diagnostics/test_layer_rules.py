@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from test_gradient_rules import layered
 from test_loss_rules import judge
 
+from pytracker.columns import INFS, NANS, SUM_SQ
 from pytracker.diagnostics import Diagnosis
-from pytracker.history import INFS, NANS, SUM_SQ, History, ParameterInfo, summarize
+from pytracker.history import History, ParameterInfo, summarize
 
 
 def poisoned(step, places, column, *, steps=200, count=6, loss=None, keep_rows=True):

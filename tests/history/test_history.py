@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import operator
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytracker.errors import InvalidTypeError, InvalidValueError
+from pytracker.errors import InvalidTypeError, InvalidValueError, PytrackerError, SeriesIndexError
 from pytracker.history import History, Series
 
 floats = st.floats(allow_nan=False, width=64)
@@ -67,9 +68,45 @@ def test_an_unseen_name_joins_with_its_first_value():
     assert list(history) == ["loss"]
 
 
-def test_reading_an_empty_series_raises_an_index_error_that_names_it():
-    with pytest.raises(IndexError, match=r"series 'typo': index -1 is out of range, there are 0 values"):
-        History()["typo"][-1]
+def test_reading_a_series_that_holds_nothing_names_the_series_that_there_are():
+    history = History(loss=[1.0], grad_norm=[2.0])
+    with pytest.raises(SeriesIndexError, match=r"series 'lss' has no value; there are loss, grad_norm$"):
+        history["lss"][-1]
+    with pytest.raises(SeriesIndexError, match="nothing is recorded yet"):
+        History()["loss"][0]
+    with pytest.raises(IndexError, match="series 'loss': index 1 is out of range, there are 1 values"):
+        history["loss"][1]
+    assert list(history) == ["loss", "grad_norm"]
+
+
+def test_reading_a_series_whose_rows_are_on_their_way_says_so_and_names_flush():
+    history = History()
+    history.waiting = lambda: 12
+    with pytest.raises(SeriesIndexError, match=r"12 steps are still on their way: call flush\(\)"):
+        history["loss"][-1]
+    assert len(pickle.loads(pickle.dumps(history))) == 0
+
+
+@pytest.mark.parametrize("step", [math.nan, 1.5, "1", None, -1, 2**63 - 1, 10**400, True])
+def test_a_step_that_cannot_be_adds_nothing(step):
+    series = Series([1.0])
+    if step is not None:
+        with pytest.raises(PytrackerError, match="step is"):
+            series.append(9.0, step=step)
+    with pytest.raises(PytrackerError):
+        series.extend([9.0], steps=[step])
+    with pytest.raises(PytrackerError):
+        History().truncate(step)
+    assert (series[:], series.steps.tolist()) == ([1.0], [0])
+
+
+def test_there_is_no_step_after_the_largest():
+    series = Series([1.0], steps=[2**63 - 2], name="loss")
+    for add in (series.append, lambda value: series.extend([value]), lambda value: series.insert(0, value)):
+        with pytest.raises(InvalidValueError, match="there is no step after 9223372036854775806"):
+            add(1.0)
+    series.append(2.0, step=2**63 - 2)
+    assert series.steps.tolist() == [2**63 - 2] * 2
 
 
 def test_setdefault_pop_del_and_update_are_those_of_a_dict():

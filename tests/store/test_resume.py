@@ -19,7 +19,7 @@ def log_steps(run, steps, value):
         run.log(step, loss=value)
 
 
-def archived(path, table="archived_points"):
+def archived(path, table="archived_metrics"):
     connection = sqlite3.connect(path / "run.sqlite")
     rows = connection.execute(f"SELECT * FROM {table}").fetchall()
     connection.close()
@@ -90,7 +90,8 @@ def test_intervals_rows_and_findings_are_truncated_too(tmp_path, infos):
     assert parameters.rows()[0].tolist() == list(range(17))
     assert [finding["first_step"] for finding in load_run(run.path).findings] == [3]
     assert [row[1] for row in archived(run.path, "archived_intervals")] == [5, 10]
-    assert len(archived(run.path, "archived_exact_rows")) == 8
+    blocks = archived(run.path, "archived_exact_rows")
+    assert [(first, last, count) for _, first, last, count, *_ in blocks] == [(7, 9, 3), (10, 14, 5)]
     assert len(archived(run.path, "archived_findings")) == 1
 
 

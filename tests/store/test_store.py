@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import gradient_rows
 
+from pytracker._json import decode, encode
 from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError, RunNotFoundError, StoreError
 from pytracker.history import FIELDS, ParameterInfo, summarize
-from pytracker.store import Run, find_run, list_runs, load_run
-from pytracker.store.encoding import decode, encode
+from pytracker.store import Run, list_runs, load_run
 
 
 def recorded(tmp_path, steps=20, **options):
@@ -89,12 +89,38 @@ def test_parameters_come_back_exactly(tmp_path, infos):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_exact_rows_are_written_only_on_request(tmp_path, infos):
+def test_the_rows_of_every_step_come_back_as_float32_without_being_asked_for(tmp_path, infos):
+    generator = np.random.default_rng(1)
+    numel = np.array([info.numel for info in infos])
+    rows = np.concatenate([gradient_rows(generator, 5, numel) * scale for scale in (1.0, 1e-60, 1e60)])
+    rows[3, 1] = math.nan  # missing
+    rows[4, 0] = [math.nan, math.nan, math.nan, 0, 7, 0]
+    rows[5, 2] = [math.inf, math.inf, math.inf, 0, 0, 1]
     with Run(tmp_path) as run:
         run.set_parameters(infos)
-        run.log_rows([0], np.zeros((1, 3, 6)))
-    assert len(run.history.parameters.rows()[0]) == 1
-    assert len(load_run(run.path).history.parameters.rows()[0]) == 0
+        for first in (0, 5, 10):
+            run.log_rows(np.arange(first, first + 5), rows[first : first + 5])
+    steps, norms = load_run(run.path).history.parameters.norms()
+    assert steps.tolist() == list(range(15))
+    np.testing.assert_allclose(norms, np.sqrt(rows[:, :, 1]), rtol=1e-7)
+    np.testing.assert_array_equal(load_run(run.path).history.parameters.rows()[1][:, :, 4:], rows[:, :, 4:])
+
+
+def test_the_rows_of_every_step_take_no_more_of_the_disk_than_they_may_and_the_oldest_go(tmp_path, infos):
+    rows = np.random.default_rng(1).random((10, 3, 6))
+    with Run(tmp_path, name="few", max_row_bytes=3000) as run:
+        run.set_parameters(infos)
+        for first in range(0, 200, 10):
+            run.log_rows(np.arange(first, first + 10), rows)
+    stored = load_run(run.path)
+    steps, _ = stored.history.parameters.norms()
+    assert 10 <= len(steps) < 100
+    assert steps.tolist() == list(range(200 - len(steps), 200))
+    assert stored.dropped_rows == 200 - len(steps)
+    with Run(tmp_path, name="none", max_row_bytes=0) as run:
+        run.set_parameters(infos)
+        run.log_rows(np.arange(10), rows)
+    assert len(load_run(run.path).history.parameters.norms()[0]) == 0
 
 
 @dataclasses.dataclass
@@ -220,9 +246,9 @@ def test_a_bad_value_or_step_is_named_and_nothing_of_the_call_is_recorded(tmp_pa
             run.log(6, loss=2.0, accuracy="high")
         with pytest.raises(InvalidValueError, match="'loss': step 4 comes before the last recorded step 5"):
             run.log(4, other=1.0, loss=2.0)
-        with pytest.raises(InvalidTypeError, match=r"step: expected an int, got float 1\.5"):
+        with pytest.raises(InvalidTypeError, match=r"step is 1\.5, of type float; expected a whole number"):
             run.log(1.5, loss=2.0)
-        with pytest.raises(InvalidValueError, match="step: expected 0 or more, got -1"):
+        with pytest.raises(InvalidValueError, match=r"step is -1; expected a whole number.*0 or more"):
             run.log(-1, loss=2.0)
         with pytest.raises(InvalidValueError, match="'lr': got 3 values and 2 steps"):
             run.log_many([6, 7], {"loss": [1.0, 2.0], "lr": [1.0, 2.0, 3.0]})
@@ -232,7 +258,9 @@ def test_a_bad_value_or_step_is_named_and_nothing_of_the_call_is_recorded(tmp_pa
 
 def test_odd_values_in_findings_meta_and_names_never_stop_the_writer(tmp_path, infos):
     with Run(tmp_path, name="one") as run:
-        run.log_finding({"rule": ["no", "str"], "first_step": np.int64(3), "numbers": {"x": np.float32(1.5)}})
+        run.log_finding({"rule": "odd", "first_step": np.int64(3), "numbers": {"x": np.float32(1.5)}})
+        with pytest.raises(InvalidTypeError, match=r"the finding's rule is \['no', 'str'\], of type list"):
+            run.log_finding({"rule": ["no", "str"]})
         run.set_meta(model=object, size=np.int64(3), nested={"inf": math.inf, 1: {2, 3}})
         with pytest.raises(InvalidValueError, match="printable name"):
             run.log(0, **{"bad \udc80 name": 1.0})
@@ -287,17 +315,22 @@ def test_list_runs_shows_the_newest_first(tmp_path):
         list_runs(tmp_path / "nowhere")
 
 
-def test_find_run_takes_a_path_a_name_or_a_part_of_one(tmp_path):
+def test_load_run_takes_a_path_a_name_or_a_part_of_one(tmp_path, monkeypatch):
     path = recorded(tmp_path)
     with Run(tmp_path, name="two"):
         pass
-    assert find_run(str(path)).name == "one"
-    assert find_run(str(path / "run.sqlite")).name == "one"
-    assert find_run("tw", tmp_path).name == "two"
+    assert load_run(str(path)).name == "one"
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_run("one", tmp_path.name).name == "one"
+    tmp_path.rename("runs")
+    assert load_run("one").name == "one"
+    Path("runs").rename(tmp_path)
+    assert load_run(str(path / "run.sqlite")).name == "one"
+    assert load_run("tw", tmp_path).name == "two"
     with pytest.raises(RunNotFoundError, match="could be any of one, two"):
-        find_run("o", tmp_path)
+        load_run("o", tmp_path)
     with pytest.raises(RunNotFoundError, match=r"there is no run 'three'.*runs there: one, two"):
-        find_run("three", tmp_path)
+        load_run("three", tmp_path)
 
 
 def test_the_clock_tells_when_a_step_was_logged(tmp_path):

@@ -124,7 +124,9 @@ def test_a_run_killed_within_a_transaction_of_the_rollback_journal_is_read_as_it
     with Run(tmp_path, name="one") as run:
         run.log_many(range(20_000), {"loss": range(20_000)})
     writer = sqlite3.connect(run.path / "run.sqlite", isolation_level=None)
-    writer.executescript("PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = 5; BEGIN; UPDATE points SET value = -1;")
+    writer.executescript(
+        "PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = 5; BEGIN; UPDATE batches SET points = '{}';"
+    )
     shutil.copytree(run.path, tmp_path / "killed")  # what the disk holds at this moment: half a transaction
     writer.close()
     assert (tmp_path / "killed" / "run.sqlite-journal").stat().st_size > 0

@@ -354,12 +354,15 @@ def with_markup(document):
 KEPT = {"rule", "severity", "evidence", "cause", "action", "parameters", "series", "first_step", "last_step"}
 
 
+CHECKED = {"state", "points", "format", "steps"}  # a run that has anything else there is not read
+
+
 def spoil(file):
     """Put markup into every text in every table of a run's file."""
     with closing(sqlite3.connect(file)) as connection, connection:
         for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
             for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
-                if kind != "TEXT":
+                if kind != "TEXT" or column in CHECKED:
                     continue
                 for key, value in (
                     connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall() if (table != "meta") else []
@@ -370,7 +373,7 @@ def spoil(file):
                     except (TypeError, ValueError):
                         spoiled = f"{value}{MARKUP}"
                     connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (spoiled, key))
-        connection.execute("INSERT INTO meta VALUES (?, ?)", (MARKUP, json.dumps(MARKUP)))
+        connection.execute("INSERT INTO meta VALUES (?, ?, 0)", (MARKUP, json.dumps(MARKUP)))
 
 
 def test_nothing_that_a_file_holds_can_act_in_the_page(tmp_path, browser, infos):

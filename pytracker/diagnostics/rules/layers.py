@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...history import INFS, NANS
+from ...columns import INFS, NANS
 from ..findings import Finding
 from ..registry import rule
 from ..statistics import finite_only, median
