@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..._checks import items
 from ...errors import InvalidValueError
 from ...store import StoredRun, load_run
 from ..comparison import distinct_names
@@ -73,7 +74,8 @@ def report(runs: StoredRun | str | os.PathLike[str] | Iterable[StoredRun | str |
         InvalidValueError: there are no runs.
         MissingExtraError: plotly is not installed.
     """
-    given = [runs] if isinstance(runs, (StoredRun, str, os.PathLike)) else list(runs)
+    one = isinstance(runs, (StoredRun, str, os.PathLike))
+    given = [runs] if one else items("runs", runs, "what load_run gives, or paths: one, or a list")
     loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in given]
     if not loaded:
         raise InvalidValueError("report: no runs were given")
