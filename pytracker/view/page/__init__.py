@@ -75,7 +75,7 @@ def report(runs: StoredRun | str | os.PathLike[str] | Iterable[StoredRun | str |
         MissingExtraError: plotly is not installed.
     """
     one = isinstance(runs, (StoredRun, str, os.PathLike))
-    given = [runs] if one else items("runs", runs, "what load_run gives, or paths: one, or a list")
+    given: list[Any] = [runs] if one else items("runs", runs, "what load_run gives, or paths: one, or a list")
     loaded = [run if isinstance(run, StoredRun) else load_run(run) for run in given]
     if not loaded:
         raise InvalidValueError("report: no runs were given")
