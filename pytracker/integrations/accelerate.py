@@ -42,7 +42,7 @@ def step(tracker: Tracker, accelerator: Any, n: float = 1, **scalars: Any) -> No
         ClosedError, InvalidTypeError, InvalidValueError, ParameterError: as ``Tracker.step``.
     """
     if accelerator.sync_gradients:
-        tracker.step(n, grad_scale=getattr(accelerator.scaler, "_scale", None), **scalars)
+        tracker.step(n=n, grad_scale=getattr(accelerator.scaler, "_scale", None), **scalars)
 
 
 class PytrackerTracker(GeneralTracker):  # type: ignore[misc, unused-ignore]  # Any where accelerate has no types

@@ -5,6 +5,7 @@ model.fit(x, y, callbacks=[PytrackerCallback(run="runs")])
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,10 +14,9 @@ from ..errors import InvalidValueError, MissingExtraError
 from ..tracker import Tracker
 from .metrics import loggable
 
-try:
-    import keras
-except ImportError as error:
-    raise MissingExtraError("pytracker.integrations.keras", "keras", "keras") from error
+if find_spec("keras") is None:
+    raise MissingExtraError("pytracker.integrations.keras", "keras", "keras")
+import keras
 
 
 class PytrackerCallback(keras.callbacks.Callback):  # type: ignore[misc, unused-ignore]  # Any where keras has no types
