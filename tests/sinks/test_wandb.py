@@ -45,14 +45,24 @@ def records(path: Path) -> Iterator[object]:
             yield record
 
 
-def read(folder: Path) -> dict[str, dict[str, list]]:
-    """Return what each W&B run holds, by its name."""
-    runs: dict[str, dict[str, list]] = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+def by_kind(path: Path) -> dict[str, list]:
+    """Return the records of a run that has ended; W&B's service may write the last ones after `finish` has returned."""
+    end = time.monotonic() + 120
+    while True:
         found: dict[str, list] = {}
         for record in records(path):
             kind = record.WhichOneof("record_type")
             found.setdefault(kind, []).append(getattr(record, kind))
+        if "exit" in found or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
+
+
+def read(folder: Path) -> dict[str, dict[str, list]]:
+    """Return what each W&B run holds, by its name."""
+    runs: dict[str, dict[str, list]] = {}
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        found = by_kind(path)
         run = found["run"][0]
         values = runs.setdefault(run.display_name, {"history": [], "alert": [], "exit": [], "run": []})
         for kind in values:
