@@ -3,10 +3,12 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/kernel.h"
 #include "errors.h"
+#include "module_watch.h"
 #include "operators.h"
 #include "plan.h"
 #include "step_log.h"
@@ -44,7 +46,8 @@ constexpr int64_t kReleaseGil = 1 << 20;  // elements from which on other Python
 Source source_named(const std::string& name) {
   if (name == "gradient") return Source::kGradient;
   if (name == "value") return Source::kValue;
-  throw InvalidValueError("source is '" + name + "'; choose 'gradient' or 'value'");
+  if (name == "tensor") return Source::kTensor;
+  throw InvalidValueError("source is '" + name + "'; choose 'gradient', 'value' or 'tensor'");
 }
 
 int64_t elements_on_cpu(Plan& plan) {
@@ -55,20 +58,36 @@ int64_t elements_on_cpu(Plan& plan) {
   return elements;
 }
 
-// Whether the plan is for just these parameters, in this order.
+// Whether the plan is for just these parameters, in this order. Then they are alive.
 bool is_for(const Plan& plan, const py::sequence& parameters) {
-  const std::vector<at::Tensor>& known = plan.parameters();
+  const std::vector<PyObject*>& known = plan.parameters().objects();
   if (py::len(parameters) != known.size()) return false;
-  for (size_t i = 0; i < known.size(); ++i) {
-    const py::object item = parameters[i];
-    if (!THPVariable_Check(item.ptr()) || !THPVariable_Unpack(item.ptr()).is_same(known[i])) return false;
-  }
+  for (size_t i = 0; i < known.size(); ++i)
+    if (py::object(parameters[i]).ptr() != known[i]) return false;
+  return true;
+}
+
+// Takes hold of the parameters of a plan that has let go of them, where they are sure to be alive.
+bool hold_for(Plan& plan, const py::sequence& parameters) {
+  if (!is_for(plan, parameters)) return false;
+  plan.parameters().hold();
+  return true;
+}
+
+bool hold_of(Plan& plan, const ModuleWatch& watch, const py::object& root) {
+  if (!watch.unchanged(root)) return false;
+  plan.parameters().hold();
   return true;
 }
 
 // The norms of a module that is as it was when the plan was made, in one call; nothing where another way must be taken.
 std::optional<std::pair<double, double>> norm_and_max_of(Plan& plan, const ModuleWatch& watch, const py::object& root) {
   if (plan.has_pieces() || !watch.unchanged(root)) return std::nullopt;
+  plan.parameters().hold();
+  const struct Release {
+    Parameters& parameters;
+    ~Release() { parameters.release(); }
+  } at_end{plan.parameters()};
   return plan.norm_and_max();
 }
 
@@ -76,30 +95,49 @@ std::optional<std::pair<double, double>> norm_and_max_of(Plan& plan, const Modul
 constexpr int64_t kRenew = -1;     // nothing was recorded: too few slots, or the parameters moved to another device
 constexpr int64_t kCaptured = -2;  // a graph is being captured: its replays will record
 
-int64_t append(StepLog& log, Plan& plan, StepReader& reader, int64_t step, const py::dict& scalars) {
-  static thread_local std::vector<NamedValue> values;
-  std::optional<NamedValue> grad_scale;
+int64_t append(StepLog& log, StepReader& reader, int64_t step, const py::dict& scalars) {
+  const std::optional<StepInput> input = reader.read(log, scalars);  // first: __float__ may do anything to a gradient
+  if (!input) return kRenew;
+  Plan& plan = log.plan();
   plan.gather();
-  if (!log.current() || !reader.read(log, scalars, values, grad_scale)) return kRenew;
-  const auto record = [&] { return log.append(step, values, grad_scale ? &*grad_scale : nullptr); };
+  if (!log.current()) return kRenew;
   bool recorded = false;
   if (elements_on_cpu(plan) > kReleaseGil) {
+    const std::vector<at::Tensor> kept = plan.sources();  // whatever other threads do to the parameters
     const py::gil_scoped_release others_may_run;
-    recorded = record();
+    recorded = log.append(step, *input);
   } else {
-    recorded = record();
+    recorded = log.append(step, *input);
   }
-  values.clear();  // lets go of the tensors
   return recorded ? log.written() - log.drained() : kCaptured;
 }
 
+void replayed(StepLog& log, StepReader& reader, int64_t step) {
+  StepInput input;
+  reader.read_rates(log, input.values, input.rates);
+  log.replayed(step, input.rates);
+}
+
+// (steps, given, contexts, context of each row), a context being (elements, [(name, rate or None, slot or -1)]).
 py::tuple notes(const StepLog& log, int64_t first, int64_t count) {
-  py::list steps, given;
+  py::list steps, given, contexts, which;
+  std::shared_ptr<const Context> last;
   for (const RowNote& note : log.notes(first, count)) {
     steps.append(note.step);
     given.append(py::cast(note.given));
+    if (note.context != last) {
+      last = note.context;
+      py::list rates;
+      for (size_t i = 0; i < last->rates.values.size(); ++i) {
+        const Rate& rate = last->rates.values[i];
+        const py::object number = rate.slot == Rate::kOnHost ? py::object(py::float_(rate.number)) : py::none();
+        rates.append(py::make_tuple((*last->rates.names)[i], number, std::max(rate.slot, -1)));
+      }
+      contexts.append(py::make_tuple(last->elements, rates));
+    }
+    which.append(py::len(contexts) - 1);
   }
-  return py::make_tuple(steps, given);
+  return py::make_tuple(steps, given, contexts, which);
 }
 
 template <typename Error>
@@ -136,15 +174,31 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("has_backend", [](const std::string& device) { return has_backend(c10::Device(device).type()); });
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
-      .def(py::init([](std::vector<at::Tensor> parameters, std::vector<std::string> names, const std::string& source,
+      .def(py::init([](const py::sequence& parameters, std::vector<std::string> names, const std::string& source,
                        const std::vector<std::pair<int64_t, int64_t>>& windows) {
+             std::vector<PyObject*> objects;
+             for (const py::handle parameter : parameters) {
+               if (!THPVariable_Check(parameter.ptr()))
+                 throw InvalidTypeError(std::string("a plan is made for tensors, got ") +
+                                        Py_TYPE(parameter.ptr())->tp_name);
+               objects.push_back(parameter.ptr());
+             }
              std::vector<Window> read;
              for (const auto& [offset, length] : windows) read.push_back({offset, length});
-             return std::make_shared<Plan>(std::move(parameters), std::move(names), source_named(source), read);
+             return std::make_shared<Plan>(Parameters::of_objects(std::move(objects)), std::move(names),
+                                           source_named(source), read);
            }),
            py::arg("parameters"), py::arg("names"), py::arg("source") = "gradient", py::arg("windows") = py::list())
       .def_property_readonly("names", &Plan::names)
-      .def_property_readonly("parameters", &Plan::parameters)
+      .def_property_readonly("parameters",
+                             [](const Plan& plan) {
+                               if (!plan.parameters().held())
+                                 throw InvalidValueError("the plan has let go of its parameters");
+                               py::list parameters;
+                               for (PyObject* object : plan.parameters().objects())
+                                 parameters.append(py::reinterpret_borrow<py::object>(object));
+                               return parameters;
+                             })
       .def_property_readonly(
           "members",
           [](Plan& plan) {
@@ -161,7 +215,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                              })
       .def_property_readonly("generation", &Plan::generation)
       .def_property_readonly("has_pieces", &Plan::has_pieces)
-      .def("is_for", &is_for)
+      .def_property_readonly("elements", &Plan::elements, "Of each gradient as it was last found, float64 [T].")
+      .def("hold_for", &hold_for, py::arg("parameters"))
+      .def("hold_of", &hold_of, py::arg("watch"), py::arg("root"))
+      .def("hold",
+           [](Plan& plan) {
+             if (!plan.parameters().held()) throw InvalidValueError("the plan has let go of its parameters");
+             plan.parameters().hold();
+           })
+      .def("release", [](Plan& plan) { plan.parameters().release(); })
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
       .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))
       .def("scale", &Plan::scale, py::arg("factor"))
@@ -171,6 +233,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<StepReader>(m, "StepReader")
       .def(py::init<py::object, py::function, py::set>(), py::arg("optimizer"), py::arg("name_groups"),
            py::arg("reserved"))
+      .def_property_readonly("rate_names", &StepReader::rate_names)
       .def("reset", &StepReader::reset);
 
   py::class_<StepLog>(m, "StepLog")
@@ -182,12 +245,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("rows", &StepLog::rows)
       .def_property_readonly("scalar_names", &StepLog::scalar_names)
       .def("slot_of", &StepLog::slot_of)
-      .def("append", &append, py::arg("plan"), py::arg("reader"), py::arg("step"), py::arg("scalars"))
-      .def("replayed", &StepLog::replayed, py::arg("step"))
+      .def("append", &append, py::arg("reader"), py::arg("step"), py::arg("scalars"))
+      .def("replayed", &replayed, py::arg("reader"), py::arg("step"))
       .def("notes", &notes, py::arg("first"), py::arg("count"))
       .def("release", &StepLog::release, py::arg("end"));
 
   py::class_<ModuleWatch>(m, "ModuleWatch")
       .def(py::init<py::object>(), py::arg("root"))
-      .def("unchanged", &ModuleWatch::unchanged, py::arg("root"));
+      .def("unchanged", &ModuleWatch::unchanged, py::arg("root"))
+      .def("covers", [](const ModuleWatch& watch, const Plan& plan) { return watch.covers(plan.parameters()); });
 }

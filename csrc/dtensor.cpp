@@ -4,6 +4,8 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "tensor_memory.h"
+
 namespace pytracker {
 namespace {
 
@@ -12,6 +14,7 @@ namespace py = pybind11;
 py::object wrapped(const at::Tensor& tensor) { return py::reinterpret_steal<py::object>(THPVariable_Wrap(tensor)); }
 
 PyObject* const kLocalTensor = PyUnicode_InternFromString("_local_tensor");
+PyObject* const kWait = PyUnicode_InternFromString("wait");
 PyObject* const kSpec = PyUnicode_InternFromString("_spec");
 
 // An attribute, or null where there is none.
@@ -30,17 +33,29 @@ void release(PyObject* object) {
 
 }  // namespace
 
-at::Tensor local_piece(const at::Tensor& tensor, const std::string& name) {
+std::optional<at::Tensor> local_piece(const at::Tensor& tensor) {
   const py::gil_scoped_acquire gil;
-  const py::object wrapper = wrapped(tensor);
-  py::object local = attribute(wrapper, kLocalTensor);
-  if (!local || !THPVariable_Check(local.ptr()))
-    throw ParameterError(
-        c10::str("the gradient of '", name, "' is a ", Py_TYPE(wrapper.ptr())->tp_name,
-                 ", a tensor subclass without a local tensor that could be read; track the plain parameters instead"));
-  if (THPVariable_Unpack(local.ptr()).key_set().has(c10::DispatchKey::Python))
-    local = local.attr("wait")();  // of a collective that has not been waited for
+  py::object local = wrapped(tensor);
+  if (py::object piece = attribute(local, kLocalTensor)) local = piece;
+  if (!THPVariable_Check(local.ptr())) return std::nullopt;
+  if (is_subclass(THPVariable_Unpack(local.ptr()))) {
+    const py::object wait = attribute(local, kWait);
+    if (!wait) return std::nullopt;
+    local = wait();  // of a collective that has not been waited for
+    if (!THPVariable_Check(local.ptr()) || is_subclass(THPVariable_Unpack(local.ptr()))) return std::nullopt;
+  }
   return THPVariable_Unpack(local.ptr());
+}
+
+std::string type_name(const at::Tensor& tensor) {
+  const py::gil_scoped_acquire gil;
+  return Py_TYPE(wrapped(tensor).ptr())->tp_name;
+}
+
+at::Tensor whole_value(const at::Tensor& tensor, const std::string& name) {
+  const py::gil_scoped_acquire gil;
+  const py::module_ dtensor = py::module_::import("pytracker.core.dtensor");
+  return dtensor.attr("whole_value")(tensor, name).cast<at::Tensor>();
 }
 
 bool Placement::is_that_of(const at::Tensor& parameter, const at::Tensor& gradient) {

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,9 +14,15 @@ struct _object;
 
 namespace pytracker {
 
-// The piece of a DTensor that lies on this rank; FSDP2 and tensor parallel hand out gradients of this kind. Throws
-// ParameterError, naming `name`, where the tensor is of another subclass.
-at::Tensor local_piece(const at::Tensor& tensor, const std::string& name);
+// The piece of a DTensor that lies on this rank (FSDP2 and tensor parallel hand out gradients of this kind), or what a
+// collective that has not been waited for will have given. Nothing where the tensor is of another subclass.
+std::optional<at::Tensor> local_piece(const at::Tensor& tensor);
+
+// The name of a tensor's Python class.
+std::string type_name(const at::Tensor& tensor);
+
+// A value as this rank has it whole, of a tensor subclass. Throws InvalidValueError, naming `name`, where it has not.
+at::Tensor whole_value(const at::Tensor& tensor, const std::string& name);
 
 // Remembers the placement in which the gradient of a parameter was last found.
 class Placement {

@@ -1,48 +1,30 @@
 #include "plan.h"
 
-#include <ATen/Parallel.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "dtensor.h"
+#include "dtypes.h"
 #include "errors.h"
 #include "fold.h"
+#include "parallel.h"
+#include "scalar.h"
+#include "tensor_memory.h"
 
 namespace pytracker {
 namespace {
-
-std::optional<Dtype> dtype_of(c10::ScalarType type) {
-  switch (type) {
-    case c10::kDouble: return Dtype::kFloat64;
-    case c10::kFloat: return Dtype::kFloat32;
-    case c10::kHalf: return Dtype::kFloat16;
-    case c10::kBFloat16: return Dtype::kBFloat16;
-    case c10::kComplexFloat: return Dtype::kComplex64;
-    case c10::kComplexDouble: return Dtype::kComplex128;
-    default: return std::nullopt;
-  }
-}
-
-// Anything that is not simply memory with strides: a Python subclass (DTensor), a lazy negation, a sparse layout.
-const c10::DispatchKeySet kIrregular({c10::DispatchKey::Python, c10::DispatchKey::Negative, c10::DispatchKey::Sparse,
-                                      c10::DispatchKey::SparseCsr, c10::DispatchKey::NestedTensor,
-                                      c10::DispatchKey::Quantized});
-
-// A tensor that Python defines, such as a DTensor.
-bool is_subclass(const at::Tensor& tensor) { return tensor.key_set().has(c10::DispatchKey::Python); }
 
 // An address for gradients without elements, whose own may be null, which means no gradient.
 const char kNothing = 0;
 
 }  // namespace
 
-Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source,
-           std::vector<Window> windows)
+Plan::Plan(Parameters parameters, std::vector<std::string> names, Source source, std::vector<Window> windows)
     : parameters_(std::move(parameters)), names_(std::move(names)), source_(source), windows_(std::move(windows)) {
   if (parameters_.size() != names_.size())
     throw InvalidValueError(
@@ -50,7 +32,8 @@ Plan::Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, S
   if (!windows_.empty() && windows_.size() != names_.size())
     throw InvalidValueError(
         c10::str("there are ", windows_.size(), " windows and ", names_.size(), " names; give one for each"));
-  has_pieces_ = !windows_.empty() || std::any_of(parameters_.begin(), parameters_.end(), is_subclass);
+  has_pieces_ = !windows_.empty();
+  for (size_t i = 0; i < parameters_.size(); ++i) has_pieces_ = has_pieces_ || is_subclass(parameters_[i]);
   placements_.resize(names_.size());
   pieces_.resize(names_.size());
   group_by_device();
@@ -74,11 +57,13 @@ void Plan::group_by_device() {
     }
     const auto dtype = dtype_of(p.scalar_type());
     Layout layout;
-    const bool readable = dtype && !p.key_set().has_any(kIrregular) && windows_.empty();
+    const bool readable = dtype && is_plain(*p.unsafeGetTensorImpl()) && windows_.empty();
     layout.numel = readable ? p.numel() : 0;
     layout.dtype = dtype.value_or(Dtype::kFloat32);
-    slots.push_back({p.unsafeGetTensorImpl(), layout.numel, static_cast<int32_t>(group - groups.begin()),
-                     static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0});
+    Slot slot = {layout.numel, static_cast<int32_t>(group - groups.begin()),
+                 static_cast<int32_t>(group->members.size()), p.scalar_type(), layout.numel > 0};
+    slot.elements = layout.numel;
+    slots.push_back(slot);
     group->members.push_back(static_cast<int64_t>(i));
     group->layouts.tensors.push_back(layout);
   }
@@ -93,47 +78,47 @@ void Plan::group_by_device() {
   }
   groups_ = std::move(groups);
   slots_ = std::move(slots);
+  elements_.reset();
   ++generation_;
 }
 
-bool Plan::rebind(const std::vector<at::Tensor>& tensors) {
+bool Plan::rebind(std::vector<at::Tensor> tensors) {
   if (tensors.empty()) {
-    parameters_.assign(slots_.size(), at::Tensor());
     for (Group& group : groups_) group.kept.assign(group.members.size(), at::Tensor());
-    return true;
+  } else {
+    if (tensors.size() != slots_.size()) return false;
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (!tensors[i].defined() || tensors[i].device() != groups_[slots_[i].group].device) return false;
   }
-  if (tensors.size() != slots_.size()) return false;
-  for (size_t i = 0; i < tensors.size(); ++i)
-    if (tensors[i].device() != groups_[slots_[i].group].device) return false;
-  parameters_ = tensors;
-  for (size_t i = 0; i < tensors.size(); ++i) slots_[i].impl = tensors[i].unsafeGetTensorImpl();
+  parameters_.rebind(std::move(tensors));
   return true;
 }
 
-at::Tensor Plan::source_of(int64_t parameter) const {
-  return source_ == Source::kGradient ? slots_[parameter].impl->grad() : parameters_[parameter];
+const at::Tensor& Plan::source_of(int64_t parameter) const {
+  const at::Tensor& tensor = parameters_[parameter];
+  return source_ == Source::kGradient ? tensor.unsafeGetTensorImpl()->grad() : tensor;
 }
 
 // The address of a gradient, or of what lies on this rank of one, that is as the layout says; null where that cannot be
 // told at once.
 const void* Plan::plain_data(const Slot& slot, const c10::TensorImpl* impl) const {
-  if (!slot.plain || impl->key_set().has_any(kIrregular) || impl->numel() != slot.numel ||
+  if (!slot.plain || !is_plain(*impl) || impl->numel() != slot.numel ||
       c10::typeMetaToScalarType(impl->dtype()) != slot.dtype || !impl->is_non_overlapping_and_dense() ||
       impl->device() != groups_[slot.group].device)
     return nullptr;
-  return impl->data();
+  return dense_data(*impl);
 }
 
 void Plan::gather() {
+  if (!parameters_.held()) throw InvalidValueError("the plan has let go of its parameters; make a new one");
   constexpr int64_t kGrain = 2048;  // parameters; reading one costs tens of nanoseconds, mostly cache misses
   const int64_t n = static_cast<int64_t>(slots_.size());
-  at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Slot& slot = slots_[i];
-      const c10::TensorImpl* impl = slot.impl;
-      if (source_ == Source::kGradient) impl = slot.impl->grad().unsafeGetTensorImpl();
-      const bool there = impl != at::UndefinedTensorImpl::singleton();
-      groups_[slot.group].data[slot.position] = there ? plain_data(slot, impl) : nullptr;
+      const at::Tensor& tensor = source_of(i);
+      groups_[slot.group].data[slot.position] =
+          tensor.defined() ? plain_data(slot, tensor.unsafeGetTensorImpl()) : nullptr;
     }
   });
   irregular_.clear();
@@ -157,28 +142,36 @@ void Plan::take_pieces() {
   const auto taken = [&](int64_t i) {  // whether nothing more is to be found out about it
     const at::Tensor tensor = source_of(i);
     if (!tensor.defined() || !is_subclass(tensor)) return false;
-    if (!placements_[i].is_that_of(parameters_[i], tensor)) {
-      misplaced.push_back(i);
-      parameters.push_back(parameters_[i]);
-      gradients.push_back(tensor);
-      return false;
-    }
-    at::Tensor piece = local_piece(tensor, names_[i]);
-    Slot& slot = slots_[i];
-    Group& group = groups_[slot.group];
-    group.data[slot.position] = plain_data(slot, piece.unsafeGetTensorImpl());
-    if (group.data[slot.position] == nullptr) {
-      pieces_[i] = {std::move(piece), false};
-      return false;
-    }
-    group.kept[slot.position].reset();
-    slot.copied = false;
-    return true;
+    if (placements_[i].is_that_of(parameters_[i], tensor)) return take_piece(i, tensor);
+    misplaced.push_back(i);
+    parameters.push_back(parameters_[i]);
+    gradients.push_back(tensor);
+    return false;
   };
   irregular_.erase(std::remove_if(irregular_.begin(), irregular_.end(), taken), irregular_.end());
   if (misplaced.empty()) return;
   std::vector<at::Tensor> pieces = redistributed(parameters, gradients);
   for (size_t k = 0; k < misplaced.size(); ++k) pieces_[misplaced[k]] = {std::move(pieces[k]), true};
+}
+
+// Takes the local piece of one DTensor; true where it lies as the last one did, or is missing.
+bool Plan::take_piece(int64_t parameter, const at::Tensor& tensor) {
+  Slot& slot = slots_[parameter];
+  Group& group = groups_[slot.group];
+  std::optional<at::Tensor> piece = local_piece(tensor);
+  if (!piece && source_ == Source::kValue) return true;
+  if (!piece)
+    throw ParameterError(c10::str(subject(parameter), " is a ", type_name(tensor),
+                                  ", a tensor subclass without a local tensor that could be read; track the plain "
+                                  "parameters instead"));
+  group.data[slot.position] = plain_data(slot, piece->unsafeGetTensorImpl());
+  if (group.data[slot.position] == nullptr) {
+    pieces_[parameter] = {std::move(*piece), false};
+    return false;
+  }
+  group.kept[slot.position].reset();
+  slot.copied = false;
+  return true;
 }
 
 // The elements of a flat gradient, a rank's shard of several parameters in a row, that belong to one of them.
@@ -192,53 +185,90 @@ at::Tensor Plan::in_window(const at::Tensor& flat, int64_t parameter) const {
   return flat.flatten().narrow(0, window.offset, window.length);
 }
 
+std::string Plan::subject(int64_t parameter) const {
+  return c10::str(source_ == Source::kGradient ? "the gradient of '" : "parameter '", names_[parameter], "'");
+}
+
 // The slow path for one parameter: no gradient, or one that is new in some way. False where it is on another device.
 bool Plan::describe(int64_t parameter) {
   Slot& slot = slots_[parameter];
   Group& group = groups_[slot.group];
-  at::Tensor tensor = source_of(parameter);
   group.data[slot.position] = nullptr;
-  group.kept[slot.position] = at::Tensor();
-  if (!tensor.defined()) return true;
-
-  const std::string& name = names_[parameter];
-  const auto subject = [&] {
-    return c10::str(source_ == Source::kGradient ? "the gradient of '" : "parameter '", name, "'");
-  };
-  const Local local = std::exchange(pieces_[parameter], {});
-  if (local.piece.defined()) tensor = local.piece;
-  if (tensor.device() != group.device) {
+  group.kept[slot.position].reset();
+  Local local = std::exchange(pieces_[parameter], {});
+  if (!local.piece.defined()) local.piece = source_of(parameter);
+  if (!local.piece.defined()) return true;
+  if (local.piece.device() != group.device) {
     if (parameters_[parameter].device() != group.device) return false;
-    throw ParameterError(c10::str(subject(), " is on ", tensor.device(), " and the parameter on ", group.device,
-                                  "; move them to one device"));
+    throw ParameterError(c10::str(subject(parameter), " is on ", local.piece.device(), " and the parameter on ",
+                                  group.device, "; move them to one device"));
   }
-  const auto dtype = dtype_of(tensor.scalar_type());
-  if (!dtype)
-    throw ParameterError(c10::str(subject(), " has dtype ", tensor.scalar_type(),
-                                  "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
-  const at::Tensor found = tensor;
-  if (!windows_.empty()) tensor = in_window(tensor, parameter);
-  const int64_t numel = tensor.numel();
-  slot.copied = local.copied || tensor.is_neg();
-  if (tensor.layout() == c10::kSparse) {
-    slot.copied |= !tensor.is_coalesced();
-    tensor = tensor.coalesce()._values();
-  } else if (tensor.layout() != c10::kStrided) {
-    throw ParameterError(
-        c10::str(subject(), " has layout ", tensor.layout(), "; pytracker reads strided and sparse COO tensors"));
+  try {
+    lay_out(parameter, find(parameter, local), local);
+  } catch (const ParameterError&) {
+    if (source_ != Source::kValue) throw;  // a weight that cannot be read is missing
   }
-  if (tensor.is_neg()) tensor = tensor.resolve_neg();
+  return true;
+}
 
+// Brings a gradient into the form of memory with strides, or says why that cannot be.
+Plan::Found Plan::find(int64_t parameter, const Local& local) const {
+  at::Tensor tensor = local.piece;
+  if (!dtype_of(tensor.scalar_type()))
+    throw ParameterError(c10::str(subject(parameter), " has dtype ", tensor.scalar_type(),
+                                  "; pytracker reads float64, float32, float16, bfloat16, complex64 and complex128"));
+  if (tensor.layout() != c10::kStrided && tensor.layout() != c10::kSparse)
+    throw ParameterError(c10::str(subject(parameter), " has layout ", tensor.layout(),
+                                  "; pytracker reads strided and sparse COO tensors"));
+  if (!windows_.empty()) tensor = in_window(tensor, parameter);
+  Found found = {{}, local.copied, false, tensor.numel()};
+  if (tensor._is_zerotensor()) {
+    found.all_zeros = true;
+    return found;
+  }
+  if (tensor.layout() == c10::kSparse) {
+    if (memory_of(tensor._values()) != Memory::kThere || memory_of(tensor._indices()) != Memory::kThere) return found;
+    found.copied |= !tensor.is_coalesced();
+    tensor = tensor.coalesce()._values();
+  }
+  const bool is_negated = tensor.is_neg();
+  if (is_negated) tensor = tensor._neg_view();  // the memory as it is
+  if (!is_plain(*tensor.unsafeGetTensorImpl()))
+    throw ParameterError(c10::str(subject(parameter), " is no plain tensor but one of kind ", kind_of(tensor),
+                                  ", whose memory cannot be read; record it outside of the transform that made it"));
+  switch (memory_of(tensor)) {
+    case Memory::kFreed: return found;
+    case Memory::kTooSmall:
+      throw ParameterError(c10::str(subject(parameter), " has ", tensor.numel(), " elements in a memory of ",
+                                    tensor.storage().nbytes(), " bytes: its storage was resized"));
+    case Memory::kThere: break;
+  }
+  if (is_negated) {
+    tensor = tensor.neg();
+    found.copied = true;
+  }
+  found.tensor = std::move(tensor);
+  return found;
+}
+
+// Notes where the elements are, and how they lie, if that has changed.
+void Plan::lay_out(int64_t parameter, Found found, const Local& local) {
+  if (!found.tensor.defined() && !found.all_zeros) return;
+  Slot& slot = slots_[parameter];
+  Group& group = groups_[slot.group];
   Layout layout;
   Strided strided;
-  layout.dtype = *dtype;
-  if (!fold(tensor, layout, strided)) {
-    tensor = tensor.contiguous();
-    slot.copied = true;
-    layout.numel = tensor.numel();
-    layout.repeat = 1;
+  layout.dtype = group.layouts.tensors[slot.position].dtype;
+  if (found.tensor.defined()) {
+    layout.dtype = *dtype_of(found.tensor.scalar_type());
+    if (!fold(found.tensor, layout, strided)) {
+      found.tensor = found.tensor.contiguous();
+      found.copied = true;
+      layout.numel = found.tensor.numel();
+      layout.repeat = 1;
+    }
   }
-  layout.implicit_zeros = numel - layout.numel * layout.repeat;
+  layout.implicit_zeros = found.elements - layout.numel * layout.repeat;
 
   Layout& known = group.layouts.tensors[slot.position];
   if (!same(known, layout, group.layouts, strided)) {
@@ -253,12 +283,34 @@ bool Plan::describe(int64_t parameter) {
     known = layout;
     ++group.layouts.version;
   }
+  if (slot.elements != found.elements) {
+    slot.elements = found.elements;
+    elements_.reset();
+  }
+  const bool is_piece = found.tensor.is_same(local.piece);
+  slot.copied = found.copied;
   slot.numel = layout.numel;
-  slot.dtype = tensor.scalar_type();
-  slot.plain = strided.ndim == 0 && layout.repeat == 1 && tensor.is_same(found);
-  group.data[slot.position] = layout.numel == 0 ? &kNothing : tensor.const_data_ptr();
-  if (local.copied || !tensor.is_same(found)) group.kept[slot.position] = std::move(tensor);
-  return true;
+  slot.plain = is_piece && strided.ndim == 0 && layout.repeat == 1;
+  if (found.tensor.defined()) slot.dtype = found.tensor.scalar_type();
+  group.data[slot.position] = layout.numel == 0 ? &kNothing : found.tensor.const_data_ptr();
+  if (local.copied || !is_piece) group.kept[slot.position] = std::move(found.tensor);
+}
+
+std::vector<at::Tensor> Plan::sources() const {
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(slots_.size());
+  for (size_t i = 0; i < slots_.size(); ++i) tensors.push_back(source_of(static_cast<int64_t>(i)));
+  return tensors;
+}
+
+const at::Tensor& Plan::elements() {
+  if (!elements_.defined()) {
+    // Not by the dispatcher, which may be within a transform that would wrap it.
+    elements_ = at::detail::empty_cpu({static_cast<int64_t>(slots_.size())}, at::kDouble);
+    double* counts = elements_.mutable_data_ptr<double>();
+    for (const Slot& slot : slots_) *counts++ = static_cast<double>(slot.elements);
+  }
+  return elements_;
 }
 
 std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale) {
@@ -269,7 +321,7 @@ std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale
     const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
     rows.push_back(at::empty({width}, at::TensorOptions().dtype(at::kDouble).device(group.device)));
     Scalar scale{nullptr, 1.0};
-    if (grad_scale) scale = scalar_of(*grad_scale, "grad_scale", group.device, kept);
+    if (grad_scale) scale = divisor_of(*grad_scale, group.device, kept);
     reduce_into(group, rows.back(), scale);
   }
   return rows;
@@ -326,50 +378,20 @@ void Plan::scale(const at::Tensor& factor) {
   for (Group& group : groups_) {
     std::vector<void*> gradients(group.data.size());
     for (size_t i = 0; i < gradients.size(); ++i) {
-      if (group.data[i] == nullptr) continue;
-      at::Tensor gradient = source_of(group.members[i]);
-      if (slots_[group.members[i]].copied) {
-        if (is_subclass(gradient)) gradient = local_piece(gradient, names_[group.members[i]]);
-        if (gradient.is_sparse()) gradient = gradient._values();
-        gradient.mul_(factor.reshape({}));
+      if (group.data[i] == nullptr || group.layouts.tensors[i].numel == 0) continue;
+      const int64_t parameter = group.members[i];
+      const at::Tensor gradient = source_of(parameter);
+      at::Tensor memory = is_subclass(gradient) ? *local_piece(gradient) : gradient;
+      if (memory.is_sparse()) memory = memory._values();
+      if (slots_[parameter].copied) {
+        memory.mul_(factor.reshape({}));
       } else {
-        gradients[i] = const_cast<void*>(group.data[i]);
+        gradients[i] = memory.unsafeGetTensorImpl()->mutable_data();  // a lazy clone gets memory of its own first
         if (!gradient.is_inference()) gradient.unsafeGetTensorImpl()->bump_version();
       }
     }
     group.backend->scale(group.layouts, gradients.data(), factor.const_data_ptr<double>());
   }
-}
-
-Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept) {
-  at::Tensor tensor = value;
-  if (is_subclass(tensor)) tensor = local_piece(tensor, name);
-  if (tensor.numel() != 1)
-    throw InvalidValueError(c10::str("'", name, "' is a tensor of shape ", value.sizes(), " with ", value.numel(),
-                                     " elements; a recorded value has one: reduce it first, e.g. with .mean()"));
-  if (tensor.is_complex())
-    throw InvalidValueError(
-        c10::str("'", name, "' is complex (", tensor.scalar_type(), "); record .real, .imag or .abs()"));
-  Scalar scalar;
-  if (tensor.is_cpu()) {  // the value is here already: reading it waits for nothing
-    switch (tensor.scalar_type()) {
-      case c10::kFloat: scalar.value = *tensor.const_data_ptr<float>(); break;
-      case c10::kDouble: scalar.value = *tensor.const_data_ptr<double>(); break;
-      default: scalar.value = tensor.item().toDouble();
-    }
-    return scalar;
-  }
-  if (tensor.device() != device)
-    throw InvalidValueError(c10::str("'", name, "' is on ", tensor.device(),
-                                     ", where the model has no parameter; it is recorded on ", device,
-                                     ": move it there with .to('", device, "', non_blocking=True)"));
-  const auto dtype = dtype_of(tensor.scalar_type());
-  scalar.is_integer = tensor.scalar_type() == c10::kLong;
-  if (!dtype && !scalar.is_integer) tensor = tensor.to(at::kDouble);
-  scalar.dtype = dtype.value_or(Dtype::kFloat64);
-  scalar.data = tensor.const_data_ptr();
-  kept.push_back(std::move(tensor));
-  return scalar;
 }
 
 }  // namespace pytracker

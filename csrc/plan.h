@@ -11,11 +11,13 @@
 
 #include "backend.h"
 #include "dtensor.h"
+#include "parameters.h"
 
 namespace pytracker {
 
-// What of a parameter is reduced: its gradient, or its own values.
-enum class Source { kGradient, kValue };
+// What of a parameter is reduced: its gradient; its own values, which are missing where they cannot be read; or, as an
+// operator is given them, values that must be there.
+enum class Source { kGradient, kValue, kTensor };
 
 // Elements of a flat tensor that belong to one parameter (FSDP's flat parameters); a negative length: all of them.
 struct Window {
@@ -37,8 +39,7 @@ struct Group {
 class Plan {
  public:
   // Without windows every tensor is read whole; a parameter may occur several times, with different windows.
-  Plan(std::vector<at::Tensor> parameters, std::vector<std::string> names, Source source,
-       std::vector<Window> windows = {});
+  Plan(Parameters parameters, std::vector<std::string> names, Source source, std::vector<Window> windows = {});
 
   // Reads the pointers of all gradients. A gradient that moved, appeared or vanished costs nothing; one whose dtype or
   // shape in memory changed renews its layout; one on another device renews the groups (`generation` grows).
@@ -46,7 +47,7 @@ class Plan {
 
   // The same plan for other tensors, as many and on the same devices: tables are kept where the layouts are the same.
   // Without tensors it lets go of those it has. False where the plan does not fit.
-  bool rebind(const std::vector<at::Tensor>& tensors);
+  bool rebind(std::vector<at::Tensor> tensors);
 
   // Gathers, and reduces into one row for each device. grad_scale divides the statistics.
   std::vector<at::Tensor> reduce(const std::optional<at::Tensor>& grad_scale);
@@ -61,22 +62,28 @@ class Plan {
   // Multiplies the gathered gradients by *factor (float64, one element, on their device), and tells autograd.
   void scale(const at::Tensor& factor);
 
-  const std::vector<at::Tensor>& parameters() const { return parameters_; }
+  Parameters& parameters() { return parameters_; }
+  const Parameters& parameters() const { return parameters_; }
   const std::vector<std::string>& names() const { return names_; }
   std::vector<Group>& groups() { return groups_; }
+  const std::vector<Group>& groups() const { return groups_; }
   int64_t generation() const { return generation_; }
   // Whether a parameter is a tensor subclass, such as a DTensor, or is read through a window.
   bool has_pieces() const { return has_pieces_; }
+  // The gathered tensors themselves.
+  std::vector<at::Tensor> sources() const;
+  // The elements of each gradient as it was last found, float64 [T] on the host: another tensor where one has changed.
+  const at::Tensor& elements();
 
  private:
   struct Slot {  // what the fast path of gather() compares, side by side in memory
-    c10::TensorImpl* impl;
     int64_t numel;
     int32_t group, position;
     c10::ScalarType dtype;
     bool plain;            // the last gradient was a run of memory without gaps
     bool copied = false;   // what is read is a copy of the last gradient, which is to be scaled itself
     int32_t strided = -1;  // its place in Layouts::strided, once it has had one
+    int64_t elements = 0;  // of the last gradient, those that are not stored included
   };
 
   struct Local {
@@ -84,15 +91,27 @@ class Plan {
     bool copied = false;  // nothing else holds this memory
   };
 
+  // A gradient as a tensor that is memory with strides.
+  struct Found {
+    at::Tensor tensor;       // undefined: there is none, or its memory was freed
+    bool copied = false;     // not the gradient's own memory
+    bool all_zeros = false;  // there is no memory, and every element is zero
+    int64_t elements = 0;    // those that are not stored included
+  };
+
   void group_by_device();
   void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
-  at::Tensor source_of(int64_t parameter) const;
+  const at::Tensor& source_of(int64_t parameter) const;
   const void* plain_data(const Slot& slot, const c10::TensorImpl* impl) const;
   void take_pieces();
+  bool take_piece(int64_t parameter, const at::Tensor& tensor);
+  std::string subject(int64_t parameter) const;
   at::Tensor in_window(const at::Tensor& flat, int64_t parameter) const;
   bool describe(int64_t parameter);
+  Found find(int64_t parameter, const Local& local) const;
+  void lay_out(int64_t parameter, Found found, const Local& local);
 
-  std::vector<at::Tensor> parameters_;
+  Parameters parameters_;
   std::vector<std::string> names_;
   Source source_;
   std::vector<Window> windows_;
@@ -101,12 +120,9 @@ class Plan {
   std::vector<Slot> slots_;
   std::vector<Group> groups_;
   std::vector<int64_t> irregular_;  // parameters that the fast path left over in this gather()
+  at::Tensor elements_;             // undefined: to be made from the slots
   int64_t generation_ = 0;
   bool has_pieces_ = false;
 };
-
-// A value of a tensor of one element, for a back end on `device`: read now where the tensor lies on the host, pointed
-// to where it lies on `device`. `kept` receives what must outlive the launch. Throws InvalidValueError, naming `name`.
-Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept);
 
 }  // namespace pytracker

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "errors.h"
+#include "scalar.h"
 
 namespace pytracker {
 
@@ -32,14 +33,14 @@ int32_t StepLog::slot_of(const std::string& name) {
   return slot;
 }
 
-bool StepLog::append(int64_t step, const std::vector<NamedValue>& values, const NamedValue* grad_scale) {
+bool StepLog::append(int64_t step, const StepInput& input) {
   std::vector<Group>& groups = plan_->groups();
   std::vector<at::Tensor> kept;
   scalars_.resize(groups.size());
   for (auto& scalars : scalars_) scalars.clear();
   given_.assign(groups.size(), 0);
   // All values are checked before anything is launched, so that a bad one leaves no half of a row behind.
-  for (const NamedValue& value : values) {
+  for (const NamedValue& value : input.values) {
     size_t home = 0;  // numbers go with the first device's row, a tensor with the row of the device where it lies
     Scalar scalar;
     scalar.value = value.number;
@@ -52,12 +53,15 @@ bool StepLog::append(int64_t step, const std::vector<NamedValue>& values, const 
     scalars_[home].push_back(scalar);
     given_[home] |= uint64_t{1} << value.slot;
   }
+  const NamedValue* grad_scale = input.grad_scale ? &*input.grad_scale : nullptr;
   std::vector<Scalar> scales(groups.size(), Scalar{nullptr, grad_scale == nullptr ? 1.0 : grad_scale->number});
   for (size_t g = 0; g < groups.size() && grad_scale != nullptr && grad_scale->tensor.defined(); ++g) {
     const at::Tensor& scale = grad_scale->tensor;  // scaling is rare on a second device, and a copy does not wait
-    const at::Tensor near =
-        scale.is_cpu() ? scale : scale.to(groups[g].device, scale.scalar_type(), /*non_blocking=*/true);
-    scales[g] = scalar_of(near, "grad_scale", groups[g].device, kept);
+    const bool on_another = std::any_of(groups.begin(), groups.end(), [&](const Group& group) {
+      return group.device == scale.device() && group.device != groups[g].device && !scale.is_cpu();
+    });
+    const at::Tensor near = on_another ? scale.to(groups[g].device, scale.scalar_type(), /*non_blocking=*/true) : scale;
+    scales[g] = divisor_of(near, groups[g].device, kept);
   }
   bool capturing = false;
   for (size_t g = 0; g < groups.size(); ++g) {
@@ -72,12 +76,15 @@ bool StepLog::append(int64_t step, const std::vector<NamedValue>& values, const 
     groups[g].backend->step(request);
     capturing = capturing || groups[g].backend->capturing();
   }
-  if (!capturing) replayed(step);
+  if (!capturing) replayed(step, input.rates);
   return !capturing;
 }
 
-void StepLog::replayed(int64_t step) {
-  notes_.push_back({step, given_});
+void StepLog::replayed(int64_t step, const Rates& rates) {
+  const at::Tensor& elements = plan_->elements();
+  if (!context_ || !context_->elements.is_same(elements) || !(context_->rates == rates))
+    context_ = std::make_shared<const Context>(Context{elements, rates});
+  notes_.push_back({step, given_, context_});
   ++written_;
 }
 

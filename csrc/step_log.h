@@ -4,7 +4,10 @@
 // scalars were given). pytracker/core/device_log.py copies rows to the host and frees them with release().
 #pragma once
 
+#include <cstring>
 #include <deque>
+#include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -20,10 +23,41 @@ struct NamedValue {
   at::Tensor tensor;  // defined: `number` is not looked at
 };
 
+// The learning rate of one parameter group: a number where the host knows it, and so no scalar of the row; the slot of
+// a scalar where it is a tensor on a device.
+struct Rate {
+  static constexpr int32_t kOnHost = -1, kNone = -2;
+  double number = 0;
+  int32_t slot = kNone;
+  bool operator==(const Rate& other) const {  // by the bits: a NaN is no news for ever
+    return slot == other.slot && std::memcmp(&number, &other.number, sizeof(number)) == 0;
+  }
+};
+
+struct Rates {
+  std::shared_ptr<const std::vector<std::string>> names;  // null: there is no optimizer
+  std::vector<Rate> values;                               // [names]
+  bool operator==(const Rates& other) const { return names == other.names && values == other.values; }
+};
+
+// What the host is given with a step.
+struct StepInput {
+  std::vector<NamedValue> values;
+  std::optional<NamedValue> grad_scale;  // divides the statistics; its slot is not looked at
+  Rates rates;
+};
+
+// What holds for many rows, and is kept once for all of them.
+struct Context {
+  at::Tensor elements;  // of each gradient: Plan::elements()
+  Rates rates;
+};
+
 // What the host knows of a row.
 struct RowNote {
   int64_t step;
   std::vector<uint64_t> given;  // for each device, bit `slot` is set where that scalar lies in the device's row
+  std::shared_ptr<const Context> context;
 };
 
 class StepLog {
@@ -34,13 +68,12 @@ class StepLog {
   // The slot of a scalar's name, new names included; -1 where all slots are taken.
   int32_t slot_of(const std::string& name);
 
-  // Reduces the gathered gradients into the next row, without waiting. While a graph is captured no row is written:
-  // each replay writes one.
-  // `grad_scale`, where it is given, divides the statistics (its slot is not looked at). False while capturing.
-  bool append(int64_t step, const std::vector<NamedValue>& values, const NamedValue* grad_scale = nullptr);
+  // Reduces the gathered gradients into the next row, without waiting. False while a graph is captured: no row is
+  // written, but one by each replay.
+  bool append(int64_t step, const StepInput& input);
 
   // A graph with a captured append has been replayed: the device has written a row like that one.
-  void replayed(int64_t step);
+  void replayed(int64_t step, const Rates& rates);
 
   bool full() const { return written_ - drained_ >= capacity_; }
   // Whether the device's tensors are where they were when the log was made.
@@ -52,7 +85,7 @@ class StepLog {
   int64_t slots() const { return slots_; }
   const std::vector<std::string>& scalar_names() const { return scalar_names_; }
   const std::vector<at::Tensor>& rows() const { return rows_; }  // a device each: float64 [capacity, width]
-  const Plan& plan() const { return *plan_; }
+  Plan& plan() const { return *plan_; }
 
   // What the host knows of the rows from row `first` on, `count` at most. Rows are counted from the log's beginning.
   std::vector<RowNote> notes(int64_t first, int64_t count) const;
@@ -68,6 +101,7 @@ class StepLog {
   std::vector<at::Tensor> rows_;
   std::vector<at::Tensor> cursors_;  // a device each: int64, the row that the next launch writes
   std::deque<RowNote> notes_;
+  std::shared_ptr<const Context> context_;    // of the last row
   std::vector<uint64_t> given_;               // of the last step
   std::vector<std::vector<Scalar>> scalars_;  // a device each, kept to be filled again
 };

@@ -1,11 +1,9 @@
-// What Python hands over on a step, read without running Python code: keyword values, learning rates, and whether a
-// module still has the parameters that it had.
+// What Python hands over on a step, read without running Python code: keyword values and learning rates.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <optional>
-#include <unordered_set>
 #include <vector>
 
 #include "step_log.h"
@@ -14,10 +12,7 @@ namespace pytracker {
 
 namespace py = pybind11;
 
-// One recorded value: a number (bool, int, float, NumPy scalar) or a tensor. Throws InvalidTypeError, naming `name`.
-NamedValue named_value(int32_t slot, const std::string& name, PyObject* value);
-
-// Gives each keyword of tracker.step(**scalars) its slot, and each parameter group its learning rate.
+// Gives each keyword of tracker.step(**scalars) its slot, and reads the learning rate of each parameter group.
 class StepReader {
  public:
   // name_groups(param_groups) -> list of one series name for each group; called when their number changes. A scalar may
@@ -25,10 +20,15 @@ class StepReader {
   StepReader(py::object optimizer, py::function name_groups, py::set reserved)
       : optimizer_(std::move(optimizer)), name_groups_(std::move(name_groups)), reserved_(std::move(reserved)) {}
 
-  // Fills `values`, and `grad_scale` from the keyword of that name, which is not recorded. False where the log has too
-  // few slots and must be made anew.
-  bool read(StepLog& log, const py::dict& scalars, std::vector<NamedValue>& values,
-            std::optional<NamedValue>& grad_scale);
+  // What is to be recorded; `grad_scale` is the keyword of that name, which is not. Nothing where the log has too few
+  // slots and must be made anew.
+  std::optional<StepInput> read(StepLog& log, const py::dict& scalars);
+
+  // The learning rates as they are; those that are tensors on a device become `values`. False as above.
+  bool read_rates(StepLog& log, std::vector<NamedValue>& values, Rates& rates);
+
+  // The series of the learning rates, in the order of the groups.
+  std::vector<std::string> rate_names() const { return rate_names_ ? *rate_names_ : std::vector<std::string>(); }
 
   // Forgets the slots, which belong to a log that is gone.
   void reset();
@@ -39,33 +39,16 @@ class StepReader {
     int32_t slot;
   };
   int32_t slot_of(StepLog& log, PyObject* name);
-  bool read_learning_rates(StepLog& log, std::vector<NamedValue>& values);
+  bool read_device_rate(StepLog& log, size_t group, const at::Tensor& tensor, std::vector<NamedValue>& values,
+                        Rates& rates);
 
   py::object optimizer_;
   py::function name_groups_;
   py::set reserved_;
   std::vector<Key> keys_;
   std::vector<py::object> names_;
-  std::vector<int32_t> rate_slots_;
-};
-
-// Remembers which modules and parameters a module tree was made of, and tells at the price of a walk over its
-// dictionaries whether it still is.
-class ModuleWatch {
- public:
-  explicit ModuleWatch(const py::object& root);
-  bool unchanged(const py::object& root) const;
-
- private:
-  struct Node {
-    PyObject*
-        module;  // null for the root; not owned, since a child may lead back to the root, which must be free to die
-    std::vector<PyObject*> children, parameters;
-    std::vector<py::object> owned;  // the parameters, so that no other takes the address of one
-  };
-  void visit(PyObject* module, bool is_root);
-  std::vector<Node> nodes_;
-  std::unordered_set<PyObject*> seen_;
+  std::shared_ptr<const std::vector<std::string>> rate_names_;
+  bool warned_ = false;
 };
 
 }  // namespace pytracker

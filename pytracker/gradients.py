@@ -6,14 +6,13 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import moments
 from ._checks import real_number, wrong_value
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .core import Target, TrackedParameters, norms_of_known, plan_for_gradients
+from .core import PlannedParameters, Target, norms_of_known, planned_gradients, root
 from .distributed import merge_shards
 
 
@@ -47,12 +46,12 @@ def compute_gradient_stats(model: Target) -> dict[str, float]:
     """
     norms = norms_of_known(model)
     if norms is None:
-        tracked = plan_for_gradients(model)
-        if tracked.sharded:
-            stats = GradientStats(tracked)
-            norms = stats.total_norm.item(), stats.max_norm.item()
-        else:
-            norms = tracked.plan.norm_and_max()
+        with planned_gradients(model) as known:
+            if known.sharded:
+                stats = GradientStats(known)
+                norms = stats.total_norm.item(), stats.max_norm.item()
+            else:
+                norms = known.plan.norm_and_max()
     return {"grad_norm": norms[0], "grad_max": norms[1]}
 
 
@@ -83,7 +82,9 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
         >>> stats.to_dict()["abs_max"]
         4.0
     """
-    return GradientStats(plan_for_gradients(target), _scale_tensor(grad_scale))
+    divisor = _scale_tensor(grad_scale)
+    with planned_gradients(target) as known:
+        return GradientStats(known, divisor)
 
 
 def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
@@ -95,15 +96,6 @@ def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
     return torch.tensor(scale, dtype=torch.float64, device="cpu")
 
 
-def _root(squares: Tensor) -> Tensor:
-    """Return the square roots, correctly rounded; torch's own on the CPU are off by a bit now and then."""
-    if not squares.is_cpu:
-        return squares.sqrt()
-    roots = torch.empty_like(squares)
-    np.sqrt(squares.numpy(), out=roots.numpy())
-    return roots
-
-
 class GradientStats:
     """The statistics of one step's gradients; made by ``gradient_stats``.
 
@@ -113,24 +105,23 @@ class GradientStats:
     no parameter then.
     """
 
-    def __init__(self, tracked: TrackedParameters, grad_scale: Tensor | None = None) -> None:
+    def __init__(self, known: PlannedParameters, grad_scale: Tensor | None = None) -> None:
         """Reduce the gradients as they are."""
-        self._parameters = tracked.parameters  # asked for names only when they are wanted: there may be thousands
-        self._rows: list[Tensor] = tracked.plan.reduce(grad_scale)  # of each device
-        self._members: list[list[int]] = tracked.plan.members if len(self._rows) > 1 else []
-        if tracked.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
+        self._parameters = known.parameters  # asked for names only when they are wanted: there may be thousands
+        self._rows: list[Tensor] = known.plan.reduce(grad_scale)  # of each device
+        self._members: list[list[int]] = known.plan.members if len(self._rows) > 1 else []
+        self._counts: Tensor = known.plan.elements  # [T] on the host, of the gradients that were read
+        if known.sharded:  # the ranks' pieces are merged: collectives, which every rank must call
             local = self._tensors
-            self._tensors = merge_shards(tracked.parameters, local)
+            counts = [math.prod(each.shape) for each in known.parameters]
+            self._counts = torch.tensor(counts, dtype=torch.float64, device="cpu")
+            self._tensors = merge_shards(known.parameters, local)
             self._totals = moments.totals(self._tensors)
             self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
 
     @functools.cached_property
     def _names(self) -> list[str]:
         return [each.name for each in self._parameters]
-
-    @functools.cached_property
-    def _numel(self) -> list[int]:
-        return [math.prod(each.shape) for each in self._parameters]
 
     @property
     def names(self) -> list[str]:
@@ -156,12 +147,12 @@ class GradientStats:
 
     @functools.cached_property
     def _elements(self) -> Tensor:
-        return torch.tensor(self._numel, dtype=torch.float64, device="cpu").clamp(min=1).to(self._rows[0].device)
+        return self._counts.clamp(min=1).to(self._rows[0])
 
     @property
     def norms(self) -> Tensor:
         """L2 norms, [T]: sqrt(sum |g|^2)."""
-        return _root(self._tensors[:, SUM_SQ])
+        return root(self._tensors[:, SUM_SQ])
 
     @property
     def abs_max(self) -> Tensor:
@@ -176,7 +167,7 @@ class GradientStats:
     @property
     def rms(self) -> Tensor:
         """Root mean squares, [T]: norm / sqrt(number of elements)."""
-        return _root(self._tensors[:, SUM_SQ] / self._elements)
+        return root(self._tensors[:, SUM_SQ] / self._elements)
 
     @property
     def zero_fraction(self) -> Tensor:
@@ -196,12 +187,12 @@ class GradientStats:
     @property
     def total_norm(self) -> Tensor:
         """L2 norm of all gradients together, 0-d."""
-        return _root(self._totals[SUM_SQ])
+        return root(self._totals[SUM_SQ])
 
     @property
     def max_norm(self) -> Tensor:
         """Largest L2 norm of one parameter, 0-d."""
-        return _root(self._totals[MAX_SUM_SQ_TOTAL])
+        return root(self._totals[MAX_SUM_SQ_TOTAL])
 
     @property
     def total_abs_max(self) -> Tensor:
@@ -214,7 +205,7 @@ class GradientStats:
         return self._totals[NANS] + self._totals[INFS]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("_rows", "_members", "_names", "_numel")}
+        return {name: getattr(self, name) for name in ("_rows", "_members", "_names", "_counts")}
 
     def _on_host(self) -> GradientStats:
         host = GradientStats.__new__(GradientStats)
@@ -236,7 +227,7 @@ class GradientStats:
         """
         host = self._on_host()
         present = ~moments.is_missing(host._tensors)
-        elements = sum(n for n, here in zip(self._numel, present.tolist(), strict=True) if here)
+        elements = self._counts[present].sum().item()
         result = {
             "grad_norm": host.total_norm.item(),
             "grad_max": host.max_norm.item(),

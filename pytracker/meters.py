@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._checks import no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
-from .core import DeviceLog, Rows, Target, native, plan_for, watchable
+from .core import DeviceLog, Rows, Target, native, track, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .moments import is_missing
 
@@ -352,7 +352,7 @@ class GradientMeter:
     """
 
     def __init__(self, target: Target, *, every: int = 50) -> None:
-        tracked = plan_for(watchable(target))
+        tracked = track(watchable(target))
         if tracked.sharded:
             raise LayoutError(
                 "a GradientMeter sees only this rank's pieces of sharded parameters; use a Tracker instead"

@@ -28,7 +28,7 @@ from ._atexit import CloseAtExit, exit_on_signals
 from ._checks import no_copies, number_of_samples, real_number, text, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
-from .core import FIRST_SLOTS, DeviceLog, Rows, Target, plan_for, watchable
+from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
 from .errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
@@ -147,7 +147,7 @@ class Tracker:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
-        tracked = plan_for(watchable(model))
+        tracked = track(watchable(model))
         warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
         self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
@@ -166,7 +166,6 @@ class Tracker:
         self._steps = self._epochs = 0
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
-        self._numel = np.array([info.numel for info in self._team.infos], np.float64)
         self._gradient_watch = GradientWatch(model, self._held)
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
@@ -194,7 +193,7 @@ class Tracker:
     def _connect(self, run: Any, sinks: NoSinks, diagnosis: Diagnosis | None, on_finding: Any) -> None:
         self._run, self._sinks = run, sinks
         self._judge = LiveDiagnosis(diagnosis, run, on_finding, sinks.finding)
-        self._delivery = Delivery(run, sinks, self._gradient_watch, self._numel)
+        self._delivery = Delivery(run, sinks, self._gradient_watch, len(self._team.infos))
 
     def _begin(self, run: Any, optimizer: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any) -> None:
         """Open the run and the sinks, which only the first rank does, and say what is recorded."""

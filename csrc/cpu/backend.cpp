@@ -3,13 +3,13 @@
 // of threads, so neither do the bits.
 #include "../backend.h"
 
-#include <ATen/Parallel.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "../parallel.h"
 #include "kernel.h"
 
 namespace pytracker::cpu {
@@ -148,7 +148,7 @@ class CpuBackend final : public Backend {
   // Spreads the chunks over the threads: each takes those that start in its equal part of the cost.
   template <typename F>
   void for_each_chunk(F f) {
-    at::parallel_for(0, cost_.back(), kThreadCost, [&](int64_t from, int64_t to) {
+    parallel_for(0, cost_.back(), kThreadCost, [&](int64_t from, int64_t to) {
       const auto starts_from = cost_.begin(), starts_to = cost_.end() - 1;
       int64_t c = std::lower_bound(starts_from, starts_to, from) - starts_from;
       const int64_t end = std::lower_bound(starts_from, starts_to, to) - starts_from;

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .._checks import real_number, wrong_type, wrong_value
 from ..columns import SUM_SQ
-from ..core import Target, plan_for
+from ..core import PlannedParameters, Target, planned
 from ..errors import InvalidValueError, LayoutError
 
 
@@ -68,9 +68,15 @@ def clip_grad_norm_(
         parameters = list(parameters)
         if not parameters:
             warnings.warn("parameters is an empty generator, so no gradient is clipped", stacklevel=2)
-    tracked = plan_for(parameters)
-    plan = tracked.plan
-    if any(each.groups and not hasattr(each.parameter, "device_mesh") for each in tracked.parameters):
+    with planned(parameters) as known:
+        return _clip(known, max_norm, norm_type, error_if_nonfinite, foreach)
+
+
+def _clip(
+    known: PlannedParameters, max_norm: float, norm_type: float, error_if_nonfinite: bool, foreach: bool | None
+) -> Tensor:
+    plan = known.plan
+    if any(each.is_flat for each in known.parameters):
         raise LayoutError(
             "a FullyShardedDataParallel is clipped by its own method, model.clip_grad_norm_(max_norm, norm_type); "
             "gradient_stats(model) and a Tracker measure it"
@@ -78,7 +84,7 @@ def clip_grad_norm_(
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0, device=plan.devices[0])
-    if norm_type != 2.0 or max_norm == 0 or len(plan.devices) != 1 or tracked.sharded:
+    if norm_type != 2.0 or max_norm == 0 or len(plan.devices) != 1 or known.sharded:
         return _clip_by_torch(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     norm_and_factor = plan.reduce_and_clip(max_norm)
     norm: Tensor = norm_and_factor[0].to(_dtype_of_norm(gradients))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from . import native
+from . import native, operators
 from .device_log import FIRST_SLOTS, DeviceLog, Rows
 from .plans import (
+    PlannedParameters,
     Target,
     TrackedParameters,
     are_gradients,
     make_plan,
     norms_of_known,
     parameters_of,
-    plan_for,
-    plan_for_gradients,
+    planned,
+    planned_gradients,
+    track,
     watchable,
 )
-from .shards import LocalParameter, local_parameter, parameters_of_module
+from .reference import root
+from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
 __all__ = [
     "FIRST_SLOTS",
     "DeviceLog",
     "LocalParameter",
+    "ParameterLayout",
+    "PlannedParameters",
     "Rows",
     "Target",
     "TrackedParameters",
@@ -29,9 +34,12 @@ __all__ = [
     "make_plan",
     "native",
     "norms_of_known",
+    "operators",
     "parameters_of",
     "parameters_of_module",
-    "plan_for",
-    "plan_for_gradients",
+    "planned",
+    "planned_gradients",
+    "root",
+    "track",
     "watchable",
 ]

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,8 +30,13 @@ from ..columns import COLUMNS, MAX_SCALARS, TOTALS
 from ..errors import InvalidValueError
 from ..moments import merge
 from . import native
+from .reference import CAPTURED, RENEW
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
+
+
+Scalars: TypeAlias = tuple[NDArray[np.intp], NDArray[np.float64]]
+"""The values of one name: indices of the rows that have it, ascending, and the values."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Rows:
     steps: NDArray[np.int64]  # [n]
     totals: NDArray[np.float64]  # [n, 7], columns.TOTAL_COLUMNS
     tensors: NDArray[np.float64]  # [n, T, 6], columns.COLUMNS; NaN in all six where a parameter had no gradient
-    scalars: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]]  # name -> indices of the rows that have it, values
+    elements: NDArray[np.float64]  # [n, T], of each gradient; of no meaning where a parameter had none
+    scalars: dict[str, Scalars]
 
 
 @dataclass
@@ -53,6 +59,8 @@ class PendingCopy:
     steps: list[int]
     given: list[list[int]]  # for each row and device, which scalars are in that device's row: a bit for each slot
     names: list[str]
+    contexts: list[Any]  # (elements, learning rates) of one or more rows each, as StepLog.notes returns
+    context_of: list[int]  # for each row, which of these
     parts: list[torch.Tensor]  # for each device, [n, width] in host memory
     events: list[torch.cuda.Event]
     rows: Rows | None = None  # unpacked
@@ -185,8 +193,8 @@ class DeviceLog:
 
     @property
     def names(self) -> list[str]:
-        """The scalars recorded so far."""
-        return list(self._ring.log.scalar_names)
+        """The scalars recorded so far, learning rates included."""
+        return list(dict.fromkeys([*self._reader.rate_names, *self._ring.log.scalar_names]))
 
     def append(self, step: int, scalars: dict[str, Any]) -> None:
         """Record one step: reduce all gradients, with the scalars beside them, in one launch. Never waits.
@@ -196,12 +204,12 @@ class DeviceLog:
             ParameterError: a gradient cannot be read; no row is written.
         """
         ring = self._ring
-        undrained = ring.log.append(self._plan, self._reader, step, scalars)
+        undrained = ring.log.append(self._reader, step, scalars)
         if undrained >= self._every:
             self._drain()
-        elif undrained == native.RENEW:
+        elif undrained == RENEW:
             self._append_to_new(step, scalars)
-        elif undrained == native.CAPTURED:
+        elif undrained == CAPTURED:
             self._captured = True
         else:
             self._drain_if_due()
@@ -231,7 +239,7 @@ class DeviceLog:
     def replayed(self, step: int) -> None:
         """Note that a CUDA graph in which ``append`` was captured has been replayed: the device wrote a row."""
         log = self._ring.log
-        log.replayed(step)
+        log.replayed(self._reader, step)
         if log.written - log.drained >= self._every:
             self._drain()
         else:
@@ -279,12 +287,13 @@ class DeviceLog:
         if len(ring.pending) > 1:
             self._wait_and_warn()
         first = ring.sent
-        steps, given = ring.log.notes(first, self._every)
+        steps, given, contexts, context_of = ring.log.notes(first, self._every)
         if steps:
             turn = 1 - ring.pending[-1].turn if ring.pending else 0
             parts, events = ring.copies(first, len(steps), turn)
             names = list(ring.log.scalar_names)
-            copy = PendingCopy(first + len(steps), turn, steps, given, names, parts, events)
+            end = first + len(steps)
+            copy = PendingCopy(end, turn, steps, given, names, contexts, context_of, parts, events)
             if ring.on_host:
                 copy.rows = self._unpack(copy)
             ring.pending.append(copy)
@@ -323,7 +332,7 @@ class DeviceLog:
         given = np.array(copy.given, np.uint64)  # [rows, devices]
         members = self._ring.members
         moments: list[NDArray[np.float64]] = []
-        scalars: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]] = {}
+        scalars: dict[str, Scalars] = {}
         for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):
             end = TOTALS + len(of_device) * len(COLUMNS)
             moments.append(part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS)))
@@ -338,11 +347,68 @@ class DeviceLog:
             tensors = np.empty((len(copy.steps), sum(map(len, members)), len(COLUMNS)))
             for of_device, its_moments in zip(members, moments, strict=True):
                 tensors[:, of_device] = its_moments
-        return Rows(np.array(copy.steps, np.int64), totals, tensors, scalars)
+        elements, scalars = _unpack_contexts(copy, scalars)
+        return Rows(np.array(copy.steps, np.int64), totals, tensors, elements, scalars)
 
 
 def _is_done(event: torch.cuda.Event) -> bool:
     return bool(event.query())  # type: ignore[no-untyped-call]
+
+
+def _unpack_contexts(copy: PendingCopy, scalars: dict[str, Scalars]) -> tuple[NDArray[np.float64], dict[str, Scalars]]:
+    """Return the elements of each gradient, [n, T], and the scalars with the learning rates before them.
+
+    Where the groups agree, ``lr`` is their learning rate, whatever each one's series is called.
+    """
+    which = np.array(copy.context_of)
+    counts = np.array([elements.numpy() for elements, _ in copy.contexts])
+    same = (counts == counts[0]).all()
+    elements = np.broadcast_to(counts[0], (len(which), counts.shape[1])) if same else counts[which]
+    rates: dict[str, Scalars] = {}
+    begin = 0
+    while begin < len(which):  # the rows that have the same groups
+        names = [name for name, _, _ in copy.contexts[which[begin]][1]]
+        end = begin + 1
+        while end < len(which) and [name for name, _, _ in copy.contexts[which[end]][1]] == names:
+            end += 1
+        rows = np.arange(begin, end)
+        _add_rates(rates, names, rows, [copy.contexts[i][1] for i in which[rows]], copy.names, scalars)
+        begin = end
+    on_devices = {copy.names[slot] for _, groups in copy.contexts for _, _, slot in groups if slot >= 0}
+    return elements, {**rates, **{name: each for name, each in scalars.items() if name not in on_devices}}
+
+
+def _add_rates(
+    rates: dict[str, Scalars],
+    names: list[str],
+    rows: NDArray[np.intp],
+    contexts: list[list[tuple[str, float | None, int]]],
+    slot_names: list[str],
+    scalars: dict[str, Scalars],
+) -> None:
+    """Add the learning rates of some rows, all of which have the groups ``names``."""
+    if not names:
+        return
+    given = np.array([[number is not None for _, number, _ in context] for context in contexts])
+    values = np.array([[0.0 if number is None else number for _, number, _ in context] for context in contexts])
+    for row, context in enumerate(contexts):
+        for group, (_, _, slot) in enumerate(context):
+            if slot >= 0:
+                where, on_device = scalars[slot_names[slot]]
+                values[row, group] = on_device[np.searchsorted(where, rows[row])]
+                given[row, group] = True
+    for group, name in enumerate(names):
+        here = given[:, group]
+        if here.any():
+            _extend(rates, name, rows[here], values[here, group])
+    agree = given.all(axis=1) & (values == values[:, :1]).all(axis=1)
+    if "lr" not in names and agree.any():
+        _extend(rates, "lr", rows[agree], values[agree, 0])
+
+
+def _extend(series: dict[str, Scalars], name: str, rows: NDArray[np.intp], values: NDArray[np.float64]) -> None:
+    before, values_before = series.get(name, (rows[:0], values[:0]))
+    series[name] = np.concatenate([before, rows]), np.concatenate([values_before, values])
 
 
 def _in_order(

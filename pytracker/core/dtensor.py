@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import InvalidValueError
+
 _OPERATIONS = {"sum", "avg"}  # partial results that one sum over the ranks makes whole
 
 
@@ -51,6 +53,33 @@ def _summed_dimensions(wanted: tuple[Any, ...], given: tuple[Any, ...]) -> tuple
             return ()
         dimensions.append((dimension, origin.reduce_op))
     return tuple(dimensions)
+
+
+def whole_value(value: Any, name: str) -> Tensor:
+    """Return a value of a tensor subclass as this rank has it: of a DTensor that is replicated, or of a collective.
+
+    Raises:
+        InvalidValueError: this rank has only a part of it, or it is of another subclass.
+    """
+    placements = getattr(value, "placements", ())
+    if not all(placement.is_replicate() for placement in placements):
+        raise InvalidValueError(
+            f"{name!r} is a DTensor with placements {list(placements)}, of which this rank has a part; "
+            "record .full_tensor()"
+        )
+    local = getattr(value, "_local_tensor", value)
+    if is_subclass(local) and hasattr(local, "wait"):  # of a collective that has not been waited for
+        local = local.wait()
+    if not isinstance(local, Tensor) or is_subclass(local):
+        raise InvalidValueError(
+            f"{name!r} is a {type(value).__name__}, a tensor subclass whose value cannot be read; record a plain tensor"
+        )
+    return local
+
+
+def is_subclass(tensor: Any) -> bool:
+    """Tell whether Python defines what a tensor is, as for a DTensor or a FakeTensor."""
+    return bool(torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python))
 
 
 def local_pieces(parameters: list[Any], gradients: list[Any]) -> list[Any]:

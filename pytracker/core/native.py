@@ -20,14 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..columns import COLUMNS, METER_COLUMNS, TOTALS, row_width
+from ..columns import COLUMNS, MAX_SCALARS, METER_COLUMNS, TOTALS
 from ..errors import ParameterError
 from . import reference
 
-RENEW = -1
-"""``StepLog.append`` recorded nothing: the log has too few slots, or the parameters moved. Make a new one."""
-CAPTURED = -2
-"""``StepLog.append`` was captured in a CUDA graph, whose replays record."""
+_CONTRACT = {
+    "COLUMNS": list(COLUMNS),
+    "TOTALS": TOTALS,
+    "METER_COLUMNS": len(METER_COLUMNS),
+    "MAX_SCALARS": MAX_SCALARS,
+    "RENEW": reference.RENEW,
+    "CAPTURED": reference.CAPTURED,
+}
+"""What the native core must say of itself: numbers that both sides have to know."""
 
 
 @functools.cache
@@ -37,8 +42,13 @@ def load() -> tuple[ModuleType | None, str]:
         core = importlib.import_module("pytracker._C")
     except ImportError as error:
         return None, _reason(error)
-    if tuple(core.COLUMNS) != COLUMNS or core.TOTALS != TOTALS or len(METER_COLUMNS) != core.METER_COLUMNS:
-        return None, f"it was compiled from another version of the sources: its columns are {core.COLUMNS}; reinstall"
+    for name, expected in _CONTRACT.items():
+        found = getattr(core, name, None)
+        if found != expected:
+            return None, (
+                f"it was compiled from another version of the sources: {name} is {found} there and {expected} here; "
+                "reinstall"
+            )
     return core, ""
 
 
@@ -130,25 +140,3 @@ def tensor_moments(row: Tensor) -> NDArray[np.float64]:
 def _module_of(plan: Any) -> Any:
     core, _ = load()
     return core if core is not None and isinstance(plan, core.Plan) else reference
-
-
-def _register() -> None:
-    """Give the operators their fake kernels; without the native core, define them on top of the reference."""
-    core, _ = load()
-    if core is None:
-        reference.define_operators()
-
-    @torch.library.register_fake("pytracker::gradient_moments")  # type: ignore[untyped-decorator]  # torch has no types here
-    def _gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
-        return gradients[0].new_empty((row_width(len(gradients)),), dtype=torch.float64)
-
-    @torch.library.register_fake("pytracker::scale_gradients_")  # type: ignore[untyped-decorator]
-    def _scale_gradients(gradients: list[Tensor], factor: Tensor) -> None:
-        return None
-
-    @torch.library.register_fake("pytracker::meter_update_")  # type: ignore[untyped-decorator]
-    def _update_meters(state: Tensor, values: list[Tensor], weights: list[Tensor]) -> None:
-        return None
-
-
-_register()

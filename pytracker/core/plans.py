@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from .._checks import wrong_type
 from ..errors import InvalidTypeError, ParameterError
 from . import native
-from .shards import LocalParameter, local_parameter, parameters_of_module
+from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
 Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
 
@@ -23,10 +24,10 @@ _KEPT_LISTS = 4  # plans of the latest lists of parameters; a training has one o
 
 
 @dataclass(frozen=True)
-class TrackedParameters:
-    """The parameters of a target as this rank holds them, and the plan that reduces their gradients."""
+class PlannedParameters:
+    """A plan that reduces gradients, and what is known of each parameter. Keeps no parameter alive by itself."""
 
-    parameters: list[LocalParameter]
+    parameters: Sequence[ParameterLayout]
     plan: Any
 
     @functools.cached_property
@@ -34,16 +35,23 @@ class TrackedParameters:
         """Whether this rank has only a piece of some gradient."""
         return any(each.groups for each in self.parameters)
 
+
+@dataclass(frozen=True)
+class TrackedParameters(PlannedParameters):
+    """The parameters of a target as this rank holds them, and the plan that reduces their gradients."""
+
+    parameters: list[LocalParameter]
+
     @functools.cached_property
     def rewritten(self) -> bool:
         """Whether a wrapper may exchange the parameters of the modules as it goes: FSDP does so."""
         return any(each.window[1] >= 0 or each.shard.shard_ranks for each in self.parameters)
 
 
-_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, Any, TrackedParameters]] = (
-    weakref.WeakKeyDictionary()
-)
-_list_plans: list[TrackedParameters] = []
+# What was planned for targets that were looked at: with the plans let go of their parameters, so that looking at a
+# model limits neither how long it lives nor what may be done with it.
+_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, PlannedParameters]] = weakref.WeakKeyDictionary()
+_list_plans: list[PlannedParameters] = []
 
 
 def parameters_of(target: Target) -> list[LocalParameter]:
@@ -90,50 +98,86 @@ def _named(target: Any) -> list[tuple[str, Tensor]]:
 def norms_of_known(target: Target) -> tuple[float, float] | None:
     """Return the two norms of a module whose plan is at hand and fits, by the shortest way; else None. Waits."""
     known = _module_plans.get(target) if isinstance(target, torch.nn.Module) else None
-    norms: tuple[float, float] | None = None if known is None else known[1].norm_and_max_of(known[0], target)
+    if known is None:
+        return None
+    watch, planned = known
+    norms: tuple[float, float] | None = planned.plan.norm_and_max_of(watch, target)
     return norms
 
 
-def plan_for(target: Target) -> TrackedParameters:
-    """Return the parameters of a target and their plan; the same again while the parameters are the same.
+def track(target: Target) -> TrackedParameters:
+    """Return the parameters of a target and a plan of their own, which holds them.
 
     Raises:
         InvalidTypeError: the target is nothing of the kind.
         ParameterError: two parameters have the same name, or one has no data.
         LayoutError: it cannot be told which piece of a parameter this rank holds.
     """
-    if isinstance(target, torch.nn.Module):
-        known = _module_plans.get(target)
-        if known is not None and known[0].unchanged(target):
-            return known[2]
-        tracked = _tracked(parameters_of(target))
-        _module_plans[target] = (native.watch_module(target), tracked.plan, tracked)
-        return tracked
+    parameters = parameters_of(target)
+    return TrackedParameters(parameters, make_plan(parameters))
+
+
+@contextlib.contextmanager
+def planned(target: Target) -> Iterator[PlannedParameters]:
+    """Plan for one look at a target; within the block the plan holds its parameters.
+
+    The plan is kept for the next look, and is the same again while the parameters are the same.
+
+    Raises:
+        InvalidTypeError, ParameterError, LayoutError: as for ``track``.
+    """
+    known = _of_module(target) if isinstance(target, torch.nn.Module) else _of_list(target)
+    try:
+        yield known
+    finally:
+        known.plan.release()
+
+
+def _of_module(target: torch.nn.Module) -> PlannedParameters:
+    if target in _module_plans:
+        watch, known = _module_plans[target]
+        if known.plan.hold_of(watch, target):
+            return known
+    tracked = track(target)
+    watch = native.watch_module(target)
+    if not watch.covers(tracked.plan):  # FSDP1 keeps parameters where no walk over the modules finds them
+        tracked.plan.hold()
+    known = PlannedParameters([each.layout for each in tracked.parameters], tracked.plan)
+    _module_plans[target] = (watch, known)
+    return known
+
+
+def _of_list(target: Any) -> PlannedParameters:
     items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
-    for tracked in _list_plans:
-        if tracked.plan.is_for(items):
-            return tracked
-    tracked = _tracked(parameters_of(items))
-    if tracked.plan.is_for(items):  # not so for named pairs, whose names may differ next time
-        _list_plans.insert(0, tracked)
+    for known in _list_plans:
+        if known.plan.hold_for(items):
+            return known
+    tracked = track(items)
+    known = PlannedParameters([each.layout for each in tracked.parameters], tracked.plan)
+    if tracked.plan.hold_for(items):  # not so for named pairs, whose names may differ next time
+        tracked.plan.release()
+        _list_plans.insert(0, known)
         del _list_plans[_KEPT_LISTS:]
-    return tracked
+    return known
 
 
-def plan_for_gradients(target: Target) -> TrackedParameters:
-    """Return what ``plan_for`` does; where the tensors of a target are gradients themselves, a plan that reads those.
+@contextlib.contextmanager
+def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
+    """Plan as ``planned`` does; where the tensors of a target are gradients themselves, a plan that reads those.
 
     Gradients are new tensors on each call, so a plan for them isn't kept. None among them, which
     ``torch.autograd.grad(..., allow_unused=True)`` returns, is left out.
     """
-    if isinstance(target, torch.nn.Module):
-        return plan_for(target)
-    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
-    if not are_gradients(items):
-        return plan_for(items)
+    items: Any = target
+    if not isinstance(target, (torch.nn.Module, list, tuple)):
+        items = list(_iterable(target))
+    if isinstance(items, torch.nn.Module) or not are_gradients(items):
+        with planned(items) as known:
+            yield known
+        return
     named = [(str(index), item) for index, item in enumerate(items) if item is not None]
     parameters = parameters_of([item if isinstance(item, tuple) else (name, item) for name, item in named])
-    return TrackedParameters(parameters, make_plan(parameters, "value"))
+    yield PlannedParameters([each.layout for each in parameters], make_plan(parameters, "tensor"))
 
 
 def watchable(target: Target) -> Target:
@@ -172,10 +216,6 @@ def are_gradients(items: list[Any] | tuple[Any, ...]) -> bool:
             return False
         found = True
     return found
-
-
-def _tracked(parameters: list[LocalParameter]) -> TrackedParameters:
-    return TrackedParameters(parameters, make_plan(parameters))
 
 
 def _iterable(target: Any) -> Iterable[Any]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,12 @@ from .._checks import real_number
 from ..columns import ABS_MAX, COLUMNS, POWERS, SUM_SQ, TOTALS, row_width
 from ..errors import InvalidTypeError, InvalidValueError, ParameterError
 from ..moments import merge, totals
-from .dtensor import local_pieces
+from .dtensor import is_subclass, local_pieces, whole_value
+
+RENEW = -1
+"""``StepLog.append`` recorded nothing: the log has too few slots, or the parameters moved. Make a new one."""
+CAPTURED = -2
+"""``StepLog.append`` was captured in a CUDA graph, whose replays record."""
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
@@ -52,6 +58,21 @@ def moments(tensor: Tensor) -> Tensor:
     return torch.stack([real.sum(), squares.sum(), abs_max, *(count.to(dtype) for count in counts)])
 
 
+def root(values: Tensor) -> Tensor:
+    """Return square roots, correctly rounded as IEEE says: torch's own on the CPU may be wrong in the last bit.
+
+    Example:
+        >>> root(torch.tensor([4.0, 2.0], dtype=torch.float64)).tolist()
+        [2.0, 1.4142135623730951]
+    """
+    if not values.is_cpu:
+        on_device: Tensor = values.sqrt()
+        return on_device
+    roots = torch.empty_like(values, device=values.device)
+    np.sqrt(values.detach().numpy(), out=roots.numpy())
+    return roots
+
+
 def divide(rows: Tensor, scale: Tensor | float) -> Tensor:
     """Return rows [..., 6 or 7] of gradients divided by ``scale``: counts stay."""
     powers = torch.tensor(POWERS[: rows.shape[-1]], device=rows.device)
@@ -71,16 +92,48 @@ def checked_scalar(name: str, value: Any, devices: Sequence[torch.device]) -> Te
     """
     if not isinstance(value, Tensor):
         return torch.tensor(real_number(repr(name), value), dtype=torch.float64, device="cpu")
-    if value.numel() != 1:
+    tensor: Tensor = whole_value(value, name) if is_subclass(value) else value
+    if tensor.numel() != 1:
         raise InvalidValueError(
-            f"{name!r} is a tensor of shape {list(value.shape)} with {value.numel()} elements; "
+            f"{name!r} is a tensor of shape {list(tensor.shape)} with {tensor.numel()} elements; "
             "a recorded value has one: reduce it first, e.g. with .mean()"
         )
-    if value.is_complex():
-        raise InvalidValueError(f"{name!r} is complex ({value.dtype}); record .real, .imag or .abs()")
-    if value.device.type != "cpu" and value.device not in devices:
-        raise InvalidValueError(f"{name!r} is on {value.device}, where the model has no parameter; move it")
-    return value
+    if tensor.is_complex():
+        raise InvalidValueError(f"{name!r} is complex ({tensor.dtype}); record .real, .imag or .abs()")
+    if tensor.device.type == "cpu":
+        return torch.tensor(_item(tensor, name), dtype=torch.float64, device="cpu")
+    if tensor.device not in devices:
+        raise InvalidValueError(f"{name!r} is on {tensor.device}, where the model has no parameter; move it")
+    return tensor
+
+
+def checked_divisor(value: Any, devices: Sequence[torch.device]) -> Tensor:
+    """Return a grad_scale as a tensor of one element.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: it cannot be read, or is on the host and zero.
+    """
+    divisor = checked_scalar("grad_scale", value, devices)
+    if divisor.is_cpu and divisor == 0:
+        raise InvalidValueError("'grad_scale' is 0; the statistics are divided by it")
+    return divisor
+
+
+def _item(value: Tensor, name: str) -> float:
+    if value.layout is torch.strided and not value._is_zerotensor() and _is_freed(value):
+        raise InvalidValueError(f"{name!r} is a tensor whose memory was freed (untyped_storage().resize_)")
+    try:
+        return float((value if value.layout is torch.strided else value.to_dense()).item())
+    except (RuntimeError, NotImplementedError) as error:  # torch cannot read it either: within vmap, say
+        raise InvalidValueError(f"{name!r} is a tensor whose value cannot be read: {error}") from error
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Tell whether a strided tensor has elements and no memory."""
+    try:
+        return tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+    except (RuntimeError, NotImplementedError):  # wrapped by a transform, which says more when it is read
+        return False
 
 
 class Plan:
@@ -94,7 +147,10 @@ class Plan:
         windows: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Group the parameters by device."""
-        self.parameters = list(parameters)
+        self._objects = list(parameters)
+        self._ids = [id(parameter) for parameter in parameters]
+        self._holds = 1
+        self._counts = [parameter.numel() for parameter in parameters]
         self.names = list(names)
         self.source = source
         self.generation = 0
@@ -110,11 +166,45 @@ class Plan:
         self.members = [[i for i, p in enumerate(self.parameters) if p.device == device] for device in self.devices]
         self.generation += 1
 
-    def is_for(self, parameters: Sequence[Any]) -> bool:
-        """Tell whether the plan is for just these parameters, in this order."""
-        return len(parameters) == len(self.parameters) and all(
-            a is b for a, b in zip(parameters, self.parameters, strict=True)
-        )
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters, where the plan holds them."""
+        if not self._holds:
+            raise InvalidValueError("the plan has let go of its parameters")
+        return self._objects
+
+    @property
+    def elements(self) -> Tensor:
+        """The elements of each gradient as it was last found, float64 [T] on the host."""
+        return torch.tensor(self._counts, dtype=torch.float64, device="cpu")
+
+    def hold(self) -> None:
+        """Hold the parameters until one more ``release``."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Let go of the parameters, where as many calls were made as of those that hold them."""
+        self._holds -= 1
+        if not self._holds:
+            self._objects, self._gathered = [], []
+
+    def hold_for(self, parameters: Sequence[Any]) -> bool:
+        """Hold the parameters where they are just these, in this order; tell whether they are."""
+        if [id(parameter) for parameter in parameters] != self._ids:
+            return False
+        self._objects = list(parameters)
+        self.hold()
+        return True
+
+    def hold_of(self, watch: ModuleWatch, root: torch.nn.Module) -> bool:
+        """Hold the parameters of a module that is as it was when the plan was made; tell whether it is."""
+        if not watch.unchanged(root):
+            return False
+        if not self._holds:
+            known = {id(parameter): parameter for parameter in root.parameters()}
+            self._objects = [known[each] for each in self._ids]
+        self.hold()
+        return True
 
     def gather(self) -> None:
         """Take the gradients of this step.
@@ -125,19 +215,36 @@ class Plan:
         gradient = self.source == "gradient"
         found: list[Any] = [p.grad if gradient else p for p in self.parameters]
         pieces = local_pieces(self.parameters, found) if self.has_pieces else found
-        self._gathered = [self._checked(i, piece) for i, piece in enumerate(pieces)]
+        self._gathered = [self._piece(i, piece) for i, piece in enumerate(pieces)]
+        self._counts = [
+            count if tensor is None else tensor.numel()
+            for count, tensor in zip(self._counts, self._gathered, strict=True)
+        ]
         if any(p.device != self.devices[g] for g, members in enumerate(self.members) for p in self._of(members)):
             self._group()
 
     def _of(self, members: list[int]) -> list[Tensor]:
         return [self.parameters[i] for i in members]
 
-    def _checked(self, index: int, tensor: Tensor | None) -> Tensor | None:
+    def _piece(self, index: int, tensor: Tensor | None) -> Tensor | None:
+        """Return what can be read of a gradient; None where it is missing."""
         if tensor is None:
             return None
-        subject = f"the gradient of {self.names[index]!r}"
-        if self.source == "value":
-            subject = f"parameter {self.names[index]!r}"
+        try:
+            return self._checked(index, tensor)
+        except ParameterError:
+            if self.source != "value":
+                raise
+            return None  # a weight that cannot be read is missing
+
+    def _checked(self, index: int, tensor: Tensor) -> Tensor | None:
+        of_gradient = self.source == "gradient"
+        subject = f"{'the gradient of' if of_gradient else 'parameter'} {self.names[index]!r}"
+        if is_subclass(tensor):
+            raise ParameterError(
+                f"{subject} is a {type(tensor).__name__}, a tensor subclass without a local tensor that could be read; "
+                "track the plain parameters instead"
+            )
         if tensor.dtype not in DTYPES:
             raise ParameterError(
                 f"{subject} has dtype {tensor.dtype}; pytracker reads "
@@ -147,6 +254,10 @@ class Plan:
             raise ParameterError(
                 f"{subject} has layout {tensor.layout}; pytracker reads strided and sparse COO tensors"
             )
+        if tensor._is_zerotensor():
+            return torch.zeros_like(tensor, device=tensor.device)
+        if tensor.layout is torch.strided and _is_freed(tensor):
+            return None
         return self._in_window(index, tensor)
 
     def _in_window(self, index: int, tensor: Tensor) -> Tensor:
@@ -176,13 +287,13 @@ class Plan:
     def reduce(self, grad_scale: Tensor | float | None = None) -> list[Tensor]:
         """Gather, and return a row for each device."""
         if grad_scale is not None:
-            checked_scalar("grad_scale", grad_scale, self.devices)
+            grad_scale = checked_divisor(grad_scale, self.devices)
         self.gather()
         return [self.row(group, grad_scale) for group in range(len(self.devices))]
 
     def reduce_and_clip(self, max_norm: float) -> Tensor:
         """Gather, and return [total norm, factor that brings it down to max_norm], torch's formula."""
-        norm = self.reduce()[0][SUM_SQ].sqrt()
+        norm = root(self.reduce()[0][SUM_SQ])
         return torch.stack([norm, (max_norm / (norm + 1e-6)).clamp(max=1.0)])
 
     def scale(self, factor: Tensor) -> None:
@@ -200,7 +311,12 @@ class Plan:
 
     def norm_and_max_of(self, watch: ModuleWatch, root: torch.nn.Module) -> tuple[float, float] | None:
         """Return the norms of a module that is as it was when the plan was made, else None. Waits for the device."""
-        return None if self.has_pieces or not watch.unchanged(root) else self.norm_and_max()
+        if self.has_pieces or not self.hold_of(watch, root):
+            return None
+        try:
+            return self.norm_and_max()
+        finally:
+            self.release()
 
 
 class StepLog:
@@ -213,8 +329,9 @@ class StepLog:
         self.written = 0
         self.drained = 0
         self.scalar_names: list[str] = []
+        self._plan = plan
         self._generation = plan.generation
-        self._notes: deque[tuple[int, list[int]]] = deque()
+        self._notes: deque[tuple[int, list[int], Any]] = deque()
         self.rows = [
             torch.empty((capacity, row_width(len(members), slots)), dtype=wide(device), device=device)
             for device, members in zip(plan.devices, plan.members, strict=True)
@@ -228,41 +345,47 @@ class StepLog:
             self.scalar_names.append(name)
         return self.scalar_names.index(name)
 
-    def append(self, plan: Plan, reader: StepReader, step: int, scalars: dict[str, Any]) -> int:
-        """Record one step; return the number of undrained rows, or -1 where a new log is needed."""
-        plan.gather()
+    def append(self, reader: StepReader, step: int, scalars: dict[str, Any]) -> int:
+        """Record one step; return the number of undrained rows, or RENEW where a new log is needed."""
+        plan = self._plan
         scalars = dict(scalars)
         grad_scale = scalars.pop("grad_scale", None)
         if grad_scale is not None:
-            grad_scale = checked_scalar("grad_scale", grad_scale, plan.devices)
-            if grad_scale.is_cpu and grad_scale == 0:
-                raise InvalidValueError("'grad_scale' is 0; the statistics are divided by it")
-        values = reader.read(self, scalars)
-        if values is None or plan.generation != self._generation:
-            return -1
-        checked = [(slot, checked_scalar(self.scalar_names[slot], value, plan.devices)) for slot, value in values]
+            grad_scale = checked_divisor(grad_scale, plan.devices)
+        read = reader.read(self, scalars, plan.devices)
+        if read is None:
+            return RENEW
+        values, rates = read
+        plan.gather()
+        if plan.generation != self._generation:
+            return RENEW
         index = self.written % self.capacity
         given = [0] * len(self.rows)
         for group, rows in enumerate(self.rows):
             row = plan.row(group, grad_scale)
             rows[index, : len(row)] = row
-            for slot, value in checked:
+            for slot, value in values:
                 if (value.device if value.device.type != "cpu" else plan.devices[0]) == plan.devices[group]:
                     rows[index, len(row) + slot] = value.detach().reshape(())
                     given[group] |= 1 << slot
-        self._notes.append((step, given))
+        self._notes.append((step, given, (plan.elements, rates)))
         self.written += 1
         return self.written - self.drained
 
-    def replayed(self, step: int) -> None:
+    def replayed(self, reader: StepReader, step: int) -> None:
         """Note a row that a replayed CUDA graph has written; the reference can't be captured, so there is none."""
         raise InvalidValueError(f"step {step}: only the native core records CUDA graph replays")
 
-    def notes(self, first: int, count: int) -> tuple[list[int], list[list[int]]]:
-        """Return the steps of the rows from ``first`` on and, for each device, a bit for each scalar in its row."""
+    def notes(self, first: int, count: int) -> tuple[list[int], list[list[int]], list[Any], list[int]]:
+        """Return what the host knows of the rows from ``first`` on.
+
+        These are their steps, for each device a bit for each scalar in its row, and the contexts, (elements, [(name,
+        learning rate or None, slot or -1)]), with the index of each row's.
+        """
         begin = first - self.drained
         noted = list(self._notes)[begin : begin + count]
-        return [step for step, _ in noted], [given for _, given in noted]
+        steps = [step for step, _, _ in noted]
+        return steps, [given for _, given, _ in noted], [context for _, _, context in noted], list(range(len(noted)))
 
     def release(self, end: int) -> None:
         """Make the places of the rows before ``end`` free."""
@@ -272,7 +395,7 @@ class StepLog:
 
 
 class StepReader:
-    """Gives each keyword its slot, and each parameter group its learning rate."""
+    """Gives each keyword its slot, and reads the learning rate of each parameter group."""
 
     def __init__(
         self, optimizer: Any, name_groups: Callable[[list[dict[str, Any]]], list[str]], reserved: set[str]
@@ -281,32 +404,47 @@ class StepReader:
         self._optimizer = optimizer
         self._reserved = reserved
         self._name_groups = name_groups
-        self._rate_names: list[str] = []
+        self.rate_names: list[str] = []
 
-    def read(self, log: StepLog, scalars: dict[str, Any]) -> list[tuple[int, Any]] | None:
-        """Return (slot, value) of everything to record; None where the log has too few slots."""
-        named = [(name, value) for name, value in scalars.items() if value is not None]
+    def read(
+        self, log: StepLog, scalars: dict[str, Any], devices: Sequence[torch.device]
+    ) -> tuple[list[tuple[int, Tensor]], list[tuple[str, float | None, int]]] | None:
+        """Return (slot, value) of each scalar, and the learning rates; None where the log has too few slots."""
         groups = [] if self._optimizer is None else self._optimizer.param_groups
         if not isinstance(groups, list):
             raise InvalidTypeError(f"the optimizer's param_groups is of type {type(groups).__name__}; expected a list")
-        if len(groups) != len(self._rate_names):
-            self._rate_names = self._name_groups(groups)
-        for name, _ in named:
+        if len(groups) != len(self.rate_names):
+            self.rate_names = self._name_groups(groups)
+            self._reserved |= {"lr", *self.rate_names}
+        values: dict[int, Tensor] = {}
+        rates: list[tuple[str, float | None, int]] = []
+        for name, group in zip(self.rate_names, groups, strict=True):
+            rate = group.get("lr")
+            checked = None if rate is None else checked_scalar(name, rate, devices)
+            if checked is None or checked.is_cpu:
+                rates.append((name, None if checked is None else checked.item(), -1))
+                continue
+            slot = next((slot for slot, known in values.items() if known is checked), None)
+            slot = log.slot_of(name) if slot is None else slot
+            if slot < 0:
+                return None
+            values[slot] = checked
+            rates.append((name, None, slot))
+        for name, value in scalars.items():
+            if value is None:
+                continue
             if not name or not name.isprintable():
                 raise InvalidValueError(f"a recorded value has a printable name, got {name!r}")
-            if name in self._reserved or name in self._rate_names:
+            if name in self._reserved:
                 raise InvalidValueError(f"{name!r} is recorded by pytracker itself; give your value another name")
-        rates = [
-            (name, group["lr"])
-            for name, group in zip(self._rate_names, groups, strict=True)
-            if group.get("lr") is not None
-        ]
-        values = [(log.slot_of(name), value) for name, value in rates + named]
-        return None if any(slot < 0 for slot, _ in values) else values
+            slot = log.slot_of(name)
+            if slot < 0:
+                return None
+            values[slot] = checked_scalar(name, value, devices)
+        return list(values.items()), rates
 
     def reset(self) -> None:
         """Forget what belongs to a log that is gone."""
-        self._rate_names = []
 
 
 class ModuleWatch:
@@ -320,40 +458,10 @@ class ModuleWatch:
         """Compare the tree with what it was."""
         return self._snapshot(root) == self._before
 
+    def covers(self, plan: Plan) -> bool:
+        """Tell whether all parameters of a plan belong to the tree."""
+        return set(plan._ids) <= {each for of_module in self._before for each in of_module}
+
     @staticmethod
     def _snapshot(root: torch.nn.Module) -> list[list[int]]:
         return [[id(p) for p in module._parameters.values()] for module in root.modules()]
-
-
-def define_operators() -> None:
-    """Define torch.ops.pytracker.* on top of this module, where the native core has not."""
-    library: Any = torch.library.Library("pytracker", "DEF")  # type: ignore[no-untyped-call]
-    library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
-    library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
-    library.define("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()")
-
-    def gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
-        names = [f"tensors[{i}]" for i in range(len(gradients))]
-        return Plan(gradients, names, "value").reduce(grad_scale)[0]
-
-    def scale_gradients_(gradients: list[Tensor], factor: Tensor) -> None:
-        for gradient in gradients:
-            gradient.mul_(factor)
-
-    library.impl("gradient_moments", gradient_moments, "CompositeExplicitAutograd")
-    library.impl("scale_gradients_", scale_gradients_, "CompositeExplicitAutograd")
-    library.impl("meter_update_", meter_update_, "CompositeExplicitAutograd")
-    globals()["_library"] = library  # the operators live as long as this object
-
-
-def meter_update_(state: Tensor, values: list[Tensor], weights: list[Tensor]) -> None:
-    """Feed values[i] with weights[i] to the meter of row i of ``state``, float64 [K, 4]: val, sum, count, nans.
-
-    A weight of 0 adds nothing, whatever the value.
-    """
-    for meter, value, weight in zip(state, values, weights, strict=False):
-        number, n = (tensor.detach().reshape(()).to(state) for tensor in (value, weight))
-        weighs, nothing = n != 0, torch.zeros_like(number)
-        added = torch.where(weighs & ~number.isnan(), torch.stack([number * n, n]), nothing)
-        nans = (weighs & number.isnan()).to(state)
-        meter.copy_(torch.stack([number, meter[1] + added[0], meter[2] + added[1], meter[3] + nans]))

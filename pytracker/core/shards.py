@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,15 +33,31 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class LocalParameter:
-    """A parameter as this rank holds it."""
+class ParameterLayout:
+    """What there is to know of a parameter of which this rank holds all or a shard; keeps no tensor alive."""
 
     name: str  # in the model, without the wrappers around it
-    parameter: Tensor  # has the gradient
     shape: tuple[int, ...]  # of the whole parameter
     shard: Shard = Shard()
     window: tuple[int, int] = _ALL  # offset and length in a gradient that holds several parameters; length -1: all
     groups: tuple[str, ...] = ()  # names of those over which, one after another, the pieces add up to the whole
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is sharded as a part of a flat tensor, as by FSDP1."""
+        return bool(self.groups) and self.window[1] >= 0
+
+
+@dataclass(frozen=True)
+class LocalParameter(ParameterLayout):
+    """A parameter as this rank holds it."""
+
+    parameter: Tensor = field(kw_only=True)  # has the gradient
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """All but the tensor."""
+        return ParameterLayout(self.name, self.shape, self.shard, self.window, self.groups)
 
 
 def parameters_of_module(model: torch.nn.Module) -> list[LocalParameter]:
@@ -99,7 +115,7 @@ def local_parameter(name: str, parameter: Tensor) -> LocalParameter:
         raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is measured")
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
-        return LocalParameter(name, parameter, tuple(parameter.shape))
+        return LocalParameter(name, tuple(parameter.shape), parameter=parameter)
     coordinate = mesh.get_coordinate()
     counts = coordinate is not None
     same: list[Any] = []
@@ -119,7 +135,7 @@ def local_parameter(name: str, parameter: Tensor) -> LocalParameter:
         replica_ranks=tuple(mesh.mesh[tuple(same)].flatten().tolist()) if coordinate is not None else (),
     )
     groups = tuple(mesh.get_group(d).group_name for d in range(mesh.ndim)) if mesh.size() > 1 else ()
-    return LocalParameter(name, parameter, tuple(parameter.shape), shard, groups=groups)
+    return LocalParameter(name, tuple(parameter.shape), shard, groups=groups, parameter=parameter)
 
 
 def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[LocalParameter]:
@@ -147,7 +163,8 @@ def _of_fsdp1(path: str, module: torch.nn.Module) -> Iterable[LocalParameter]:
             else:
                 parameter = flat
                 window = (within.offset_in_shard, within.numel_in_shard) if within.in_shard else (0, 0)
-            found.append(LocalParameter(f"{path}.{name}".lstrip("."), parameter, tuple(shape), shard, window, groups))
+            full_name = f"{path}.{name}".lstrip(".")
+            found.append(LocalParameter(full_name, tuple(shape), shard, window, groups, parameter=parameter))
     except AttributeError as error:
         raise LayoutError(
             f"module {path or 'model'!r} is a FullyShardedDataParallel of a torch that pytracker cannot read "

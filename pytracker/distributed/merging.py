@@ -281,7 +281,8 @@ class MomentMerger(RowMerger):
         steps = merge.rows.steps
         check_stamps(merge.tensors[0][:HEADER].numpy(), len(self._ranks.members), steps, drain)
         tensors = self._derive(merge, len(steps), "the gradient of")
-        return Rows(steps, totals(tensors), tensors, merge.rows.scalars)
+        elements = np.broadcast_to(np.array([info.numel for info in self.infos], np.float64), tensors.shape[:2])
+        return Rows(steps, totals(tensors), tensors, elements, merge.rows.scalars)
 
     def _derive(self, merge: PendingMerge, count: int, what: str) -> NDArray[np.float64]:
         """Return merged moments, float64 [rows, T, 6], of the sums and maxima over all ranks, in place of the sums."""
@@ -327,7 +328,7 @@ class MomentMerger(RowMerger):
     def merge_now(self, tensors: NDArray[np.float64]) -> NDArray[np.float64]:
         """Merge moments of one row, float64 [T, 6], and return those of all ranks, [all T, 6]. A collective; waits."""
         nothing = np.empty((0, 0))
-        merge = self._begin(tensors[None], Rows(np.zeros(0, np.int64), nothing, nothing, {}))
+        merge = self._begin(tensors[None], Rows(np.zeros(0, np.int64), nothing, nothing, nothing, {}))
         self._ranks.wait(merge.works, "the norms of the parameters were not merged")
         merged: NDArray[np.float64] = self._derive(merge, 1, "parameter")[0]
         return merged

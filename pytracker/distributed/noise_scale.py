@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -182,12 +183,12 @@ class NoiseMerger(RowMerger):
         known = np.flatnonzero(np.isfinite(averaged))
         noise = {name: (known, values[known]) for name, values in zip(NOISE_SERIES, series, strict=True)}
         whole = self.without_others(rows)
-        return Rows(rows.steps, rows.totals, rows.tensors, {**whole.scalars, **noise})
+        return replace(rows, scalars={**whole.scalars, **noise})
 
     def without_others(self, rows: Rows) -> Rows:
         """Return the rows without a noise scale: DDP leaves every rank the whole gradient."""
         scalars = {name: values for name, values in rows.scalars.items() if name not in (_LOCAL, _MEAN)}
-        return Rows(rows.steps, rows.totals, rows.tensors, scalars)
+        return replace(rows, scalars=scalars)
 
     @staticmethod
     def _of(rows: Rows, name: str) -> NDArray[np.float64]:

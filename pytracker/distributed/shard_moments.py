@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..core import LocalParameter
+from ..core import ParameterLayout
 from ..moments import join, split
 from .ranks import group_named
 
 
-def merge_shards(parameters: list[LocalParameter], tensors: Tensor) -> Tensor:
+def merge_shards(parameters: Sequence[ParameterLayout], tensors: Tensor) -> Tensor:
     """Merge the moments [T, 6] of local pieces over the ranks that hold the others; waits as collectives do.
 
     Every rank must call it. Plain parameters are taken as they are: each rank has all of them.

@@ -98,7 +98,7 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
     Args:
         steps: int64 [n], ascending, n >= 1.
         rows: float64 [n, T, 6], in the order of ``COLUMNS``.
-        numel: int64 [T], the elements of each parameter.
+        numel: [T], the elements of each gradient, or [n, T] where they change from step to step.
         weight_norm: float [T], the norm of each parameter at the last step; None where it was not measured.
 
     Raises:
@@ -111,8 +111,8 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
     """
     steps = checked_steps("steps", steps)
     rows = np.asarray(rows, np.float64)
-    numel = np.asarray(numel, np.int64)
-    check_rows(steps, rows, len(numel))
+    numel = np.maximum(np.asarray(numel, np.float64), 1.0)
+    check_rows(steps, rows, numel.shape[-1])
     if not len(steps):
         raise InvalidValueError("summarize: no steps were given; an interval has at least one")
 
@@ -127,17 +127,21 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
         last = np.take_along_axis(norms, (len(steps) - 1 - np.argmax(present[::-1], axis=0))[None], axis=0)[0]
     counts = np.add.reduce(rows[:, :, ZEROS:], axis=0, where=present[:, :, None] if some_missing else True)
 
-    wide = np.empty((len(_REDUCED), len(numel)))
+    wide = np.empty((len(_REDUCED), rows.shape[1]))
     wide[0] = last
     wide[1] = np.add.reduce(norms, axis=0, where=present) / np.maximum(seen, 1)
     wide[2] = np.maximum.reduce(norms, axis=0, where=present, initial=0.0)
     wide[3] = np.maximum.reduce(rows[:, :, ABS_MAX], axis=0, where=present, initial=0.0)
-    wide[4] = counts[:, 0] / (np.maximum(seen, 1) * np.maximum(numel, 1))
+    if numel.ndim == 1 or (numel == numel[0]).all():
+        shares = counts[:, 0] / (numel if numel.ndim == 1 else numel[0])
+    else:
+        shares = np.add.reduce(rows[:, :, ZEROS] / numel, axis=0, where=present)
+    wide[4] = shares / np.maximum(seen, 1)
     wide[:5, seen == 0] = np.nan
     wide[5:7] = counts[:, 1:].T
     wide[7] = len(steps) - seen
     wide[8] = np.nan if weight_norm is None else weight_norm
-    first_nonfinite = np.full(len(numel), -1, np.int64)
+    first_nonfinite = np.full(rows.shape[1], -1, np.int64)
     if wide[5:7].any():
         nonfinite = (rows[:, :, NANS] + rows[:, :, INFS]) > 0  # a missing gradient's NaN is not above 0
         first_nonfinite = np.where(nonfinite.any(axis=0), steps[np.argmax(nonfinite, axis=0)], -1)

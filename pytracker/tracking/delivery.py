@@ -41,13 +41,13 @@ class Delivery:
         run: what records them.
         sinks: what mirrors them.
         watch: what warns of gradients that cannot be what was meant.
-        numel: elements of each parameter, [T].
+        parameters: how many there are.
     """
 
-    def __init__(self, run: Any, sinks: NoSinks, watch: GradientWatch, numel: NDArray[np.float64]) -> None:
+    def __init__(self, run: Any, sinks: NoSinks, watch: GradientWatch, parameters: int) -> None:
         self.means = EpochMeans()
-        self.weight_norms = np.full(len(numel), np.nan)
-        self._run, self._sinks, self._watch, self._numel = run, sinks, watch, numel
+        self.weight_norms = np.full(parameters, np.nan)
+        self._run, self._sinks, self._watch = run, sinks, watch
         self._queue: deque[_Parcel] = deque()
         self._newest = -1  # the last step that everyone has
         self._failed: set[str] = set()
@@ -62,9 +62,10 @@ class Delivery:
         newest = self._queue[-1].rows.steps[-1] if self._queue else self._newest
         if len(rows.steps) and rows.steps[-1] > newest:
             everywhere = np.arange(len(rows.steps))
-            gradients = {name: (everywhere, values) for name, values in gradient_series(rows, self._numel).items()}
-            has_parameters = len(self._numel) > 0
-            interval = summarize(rows.steps, rows.tensors, self._numel, self.weight_norms) if has_parameters else None
+            gradients = {name: (everywhere, values) for name, values in gradient_series(rows).items()}
+            interval = None
+            if len(self.weight_norms):
+                interval = summarize(rows.steps, rows.tensors, rows.elements, self.weight_norms)
             self._queue.append(_Parcel(rows, {**gradients, **rows.scalars}, interval))
         self.finish()
 

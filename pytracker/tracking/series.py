@@ -17,20 +17,17 @@ from ..history import ParameterInfo
 from ..moments import is_missing
 
 
-def gradient_series(rows: Rows, numel: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Return what is recorded of the gradients on every step, each [n]; NaN where no parameter had a gradient.
-
-    ``numel`` [T]: elements of the parameters.
-    """
+def gradient_series(rows: Rows) -> dict[str, NDArray[np.float64]]:
+    """Return what is recorded of the gradients on every step, each [n]; NaN where no parameter had a gradient."""
     totals, present = rows.totals, ~is_missing(rows.tensors)
     series = {
         "grad_norm": np.sqrt(totals[:, SUM_SQ]),
         "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
         "grad_abs_max": totals[:, ABS_MAX],
         "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
-        "grad_zero_fraction": totals[:, ZEROS] / np.maximum(present @ numel, 1),
+        "grad_zero_fraction": totals[:, ZEROS] / np.maximum((present * rows.elements).sum(axis=1), 1),
     }
-    some = present.any(axis=1) | (len(numel) == 0)
+    some = present.any(axis=1) | (rows.elements.shape[1] == 0)
     return series if some.all() else {name: np.where(some, values, np.nan) for name, values in series.items()}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pytracker.core.native  # defines the operators
-from pytracker.core import reference
+from pytracker.core import operators
 from pytracker.errors import InvalidValueError
 
 moments = torch.ops.pytracker.gradient_moments
@@ -70,7 +70,7 @@ def test_a_meter_takes_any_dtype(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [1.0, math.inf, math.nan])
 def test_a_weight_of_zero_adds_nothing_to_a_meter(value: float) -> None:
     state = torch.tensor([[7.0, 3.0, 2.0, 0.0]], dtype=torch.float64)
-    for operator in (update, reference.meter_update_):
+    for operator in (update, operators.meter_update_):
         operator(state, [torch.tensor(value)], [torch.tensor(0)])
         assert state[0, 0].item() == pytest.approx(value, nan_ok=True)
         assert state[0, 1:].tolist() == [3.0, 2.0, 0.0]

@@ -168,12 +168,6 @@ def test_more_scalars_than_a_row_can_hold_are_refused_by_number() -> None:
     assert tracker.history["loss"][:] == [1, 2]
 
 
-def test_a_parameter_that_cannot_be_read_is_named() -> None:
-    parameter = nn.Parameter(torch.eye(2).to_sparse_csr())
-    with pytest.raises(ParameterError, match=r"parameter 'weight' has layout (SparseCsr|torch.sparse_csr)"):
-        Tracker([("weight", parameter)], every=2, diagnosis=None)
-
-
 def test_a_parameter_without_a_shape_is_named() -> None:
     with pytest.raises(ParameterError, match="parameter 'weight' has no shape yet; run the model once"):
         Tracker(nn.LazyLinear(2), diagnosis=None)
