@@ -272,6 +272,77 @@ def check(run: str, directory: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("run", shell_complete=_complete)
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...")
+@click.option("--remove", is_flag=True, help="Take the tags away.")
+@_directory
+def tag(run: str, tags: tuple[str, ...], remove: bool, directory: str) -> None:
+    """Tag a run, also while it is written; `list --where tags=TAG` finds it.
+
+    Example: pytracker tag brisk-otter paper best
+    """
+    from ..view import annotate_run
+
+    path = _find(run, directory).path
+    notes = annotate_run(path, remove=tags) if remove else annotate_run(path, add=tags)
+    click.echo(", ".join(notes.get("tags", ())) or "no tags")
+
+
+@main.command()
+@click.argument("run", shell_complete=_complete)
+@click.argument("text")
+@click.option("--group", is_flag=True, help="TEXT is the name of a group that the run belongs to.")
+@_directory
+def note(run: str, text: str, group: bool, directory: str) -> None:
+    """Write a note to a run, or put it into a group; an empty TEXT takes it away.
+
+    Example: pytracker note brisk-otter "the one in figure 3"
+    """
+    from ..view import annotate_run
+
+    path = _find(run, directory).path
+    if group:
+        annotate_run(path, group=text)
+    else:
+        annotate_run(path, note=text)
+
+
+@main.command()
+@click.argument("run", shell_complete=_complete)
+@click.argument("name")
+@_directory
+def rename(run: str, name: str, directory: str) -> None:
+    """Give a run that nobody writes another name.
+
+    Example: pytracker rename brisk-otter baseline
+    """
+    from ..view import rename_run
+
+    click.echo(rename_run(_find(run, directory).path, name))
+
+
+@main.command("rm")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=_complete)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_directory
+def remove(runs: tuple[str, ...], yes: bool, directory: str) -> None:
+    """Delete runs that nobody writes, for good.
+
+    Example: pytracker rm brisk-otter
+    """
+    from ..view import delete_run, visible
+
+    paths = list(dict.fromkeys(_find(run, directory).path for run in runs))
+    if not yes:
+        names = ", ".join(visible(path.name) for path in paths)
+        click.confirm(f"delete {names} for good?", abort=True, err=True)
+    for path in paths:
+        left = delete_run(path)
+        if left:
+            click.echo(f"{visible(str(path))} stays: it also holds {visible(', '.join(left[:5]))}", err=True)
+
+
+@main.command()
 @_as_json
 def doctor(as_json: bool) -> None:
     """Say what is installed here, which back ends work, and why one does not.

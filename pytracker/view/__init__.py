@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .export import export_run as export_run
     from .formatting import sparkline as sparkline
     from .formatting import visible as visible
+    from .manage import annotate_run as annotate_run
+    from .manage import delete_run as delete_run
+    from .manage import read_notes as read_notes
+    from .manage import rename_run as rename_run
     from .page import build_document as build_document
     from .page import report as report
     from .page import write_report as write_report
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Comparison": "comparison",
+    "annotate_run": "manage",
+    "delete_run": "manage",
+    "read_notes": "manage",
+    "rename_run": "manage",
     "build_document": "page",
     "compare": "comparison",
     "export_run": "export",
@@ -41,11 +49,15 @@ _HOMES = {
 
 __all__ = [
     "Comparison",
+    "annotate_run",
     "build_document",
     "compare",
     "console",
+    "delete_run",
     "export_run",
     "make_app",
+    "read_notes",
+    "rename_run",
     "report",
     "select_runs",
     "serve",

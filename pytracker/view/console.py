@@ -20,6 +20,7 @@ from ..diagnostics import most_severe_first, span_of
 from ..store import StoredRun
 from .comparison import Comparison, flatten
 from .formatting import age, duration, number, sparkline, visible
+from .manage import read_notes
 from .metric_names import goal, ordered
 from .run_table import best_of, differing_keys, value_of
 
@@ -101,7 +102,7 @@ def _usual_columns(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
     bests = [best_of(run) for run in runs]
     columns["best"] = ["" if best is None else f"{best[0]} {number(best[1])}" for best in bests]
     columns |= _chosen_columns(runs, ("findings", "time"))
-    if any(run.meta.get("tags") for run in runs):
+    if any(value_of(run, "tags") for run in runs):
         columns |= _chosen_columns(runs, ("tags",))
     for key in differing_keys(runs)[:_SHOWN_KEYS] if len(runs) > 1 else ():
         columns |= _chosen_columns(runs, (key,))
@@ -160,6 +161,7 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
         "sessions": f"{len(run.sessions)}, {run.archived_points} repeated values archived"
         if len(run.sessions) > 1
         else None,
+        **{name: ", ".join(each) if isinstance(each, list) else each for name, each in read_notes(run.path).items()},
         "lost": f"{run.dropped_points} values, {run.dropped_blobs} per-parameter records, while the disk failed"
         if run.dropped_points or run.dropped_blobs
         else None,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..errors import InvalidValueError
 from ..store import StoredRun
 from .comparison import flatten, metric_result
+from .manage import read_notes
 from .metric_names import goal, headline
 
 _FIXED: Final[dict[str, Callable[[StoredRun], Any]]] = {
@@ -34,8 +35,8 @@ def value_of(run: StoredRun, column: str) -> Any:
     """Return what a run has in a column; None where it has nothing.
 
     A column is one of run, state, started, steps, time, findings; a key of the config (``optimizer.lr``); a metric,
-    which means its best value, or its last where neither high nor low is good; ``last:`` and a metric; or a key of the
-    run's meta, such as ``tags``.
+    which means its best value, or its last where neither high nor low is good; ``last:`` and a metric; tags, note and
+    group (``read_notes``); or a key of the run's meta.
     """
     if column in _FIXED:
         return _FIXED[column](run)
@@ -46,7 +47,7 @@ def value_of(run: StoredRun, column: str) -> Any:
     if name in run.summaries:
         result = metric_result(run, name)
         return result.last if result.best is None or column != name else result.best
-    return run.meta.get(column)
+    return read_notes(run.path).get(column, run.meta.get(column))
 
 
 def select_runs(

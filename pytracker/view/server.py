@@ -17,6 +17,8 @@ from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from ..errors import InvalidValueError, MissingExtraError, RunNotFoundError, StoreError
 from ..history import History
 from ..store import StoredRun, Tail, jsonable, load_run
@@ -109,7 +111,7 @@ class Folder:
             return curves(tail.history, tail.clock, _DRAWN_TOGETHER)
         except StoreError:  # the row says why
             self._tails.pop(name, None)
-            return curves(History(), Tail(self.path / name).clock)
+            return curves(History(), (np.empty(0, np.int64), np.empty(0)))
 
     def _scan(self) -> None:
         found = {}

@@ -21,7 +21,22 @@ from pytracker.diagnostics import RULES, Diagnosis, rule
 from pytracker.history import ParameterInfo, summarize
 from pytracker.store import Run, load_run
 
-VERBS = ("list", "show", "compare", "report", "serve", "watch", "export", "diagnose", "doctor", "demo")
+VERBS = (
+    "list",
+    "show",
+    "compare",
+    "report",
+    "serve",
+    "watch",
+    "export",
+    "diagnose",
+    "tag",
+    "note",
+    "rename",
+    "rm",
+    "doctor",
+    "demo",
+)
 
 
 def call(*arguments, cwd=None, **environment):
@@ -113,6 +128,23 @@ def test_without_a_name_the_run_that_was_written_last_is_meant(runs):
         assert (done.returncode, done.stderr) == (0, ""), arguments
     assert call("show", "--dir", runs).stdout.startswith("brisk-otter")
     assert "there is no run in nowhere" in call("show", "--dir", "nowhere").stderr
+
+
+def test_runs_are_tagged_noted_renamed_and_deleted(runs):
+    shutil.rmtree(runs / "broken")
+    here = ("--dir", runs)
+    assert call("tag", "otter", "paper", "best", *here).stdout == "paper, best\n"
+    assert call("tag", "otter", "best", "--remove", *here).stdout == "paper\n"
+    assert call("note", "otter", "figure 3", *here).returncode == 0
+    assert "figure 3" in call("show", "otter", *here).stdout
+    assert call("list", *here, "--where", "tags=paper", "--columns", "run").stdout.split()[2] == "brisk-otter"
+    assert call("rename", "otter", "baseline", *here).stdout.strip() == str(runs / "baseline")
+    asked = call("rm", "heron", *here)
+    assert (asked.returncode, "delete calm-heron for good?" in asked.stderr) == (1, True)
+    assert (runs / "calm-heron").exists()
+    assert call("rm", "heron", "baseline", "--yes", *here).returncode == 0
+    assert list(runs.iterdir()) == []
+    assert "Traceback" not in call("rename", "nobody", "x", *here).stderr
 
 
 def test_compare_has_one_row_a_run_and_details_on_demand(runs):

@@ -6,7 +6,7 @@ import pytest
 
 from pytracker.errors import InvalidValueError
 from pytracker.store import Run, list_runs
-from pytracker.view import select_runs
+from pytracker.view import annotate_run, select_runs
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def runs(tmp_path_factory):
         with Run(directory, name=f"run-{index:02d}", config=config) as run:
             for step in range(index + 1):
                 run.log(step, val_loss=1.0 / (index + 1) + step, accuracy=index / 12)
-            run.set_meta(tags=["even"] if index % 2 == 0 else ["odd", "paper"])
+        annotate_run(run.path, add=["even"] if index % 2 == 0 else ["odd", "paper"])
     with Run(directory, name="empty", config={}):
         pass
     return list_runs(directory)

@@ -15,6 +15,7 @@ from ...diagnostics import most_severe_first
 from ...errors import MissingExtraError
 from ...store import StoredRun, jsonable
 from ..comparison import flatten, metric_result
+from ..manage import read_notes
 from ..metric_names import describe, headline, ordered
 
 SCRIPTS: Final = ("values.js", "charts.js", "drawing.js", "parameters.js", "table.js", "page.js")
@@ -27,7 +28,7 @@ LIVE_POLICY: Final = _POLICY.format(script="'self'", connect="'self'") + "; fram
 
 def row(run: StoredRun, name: str | None = None) -> dict[str, Any]:
     """Return what the page's table says of a run, from its header alone."""
-    findings = most_severe_first(run.findings)
+    findings, notes = most_severe_first(run.findings), read_notes(run.path)
     document = {
         "id": name or run.name,
         "name": name or run.name,
@@ -41,7 +42,8 @@ def row(run: StoredRun, name: str | None = None) -> dict[str, Any]:
         "headline": headline(list(run.summaries)),
         "metrics": {each: vars(metric_result(run, each)) for each in ordered(run.summaries)},
         "config": flatten(run.config),
-        "facts": {**run.meta, **run.facts, "path": str(run.path)},
+        "tags": notes.get("tags", []),
+        "facts": {**notes, **run.meta, **run.facts, "path": str(run.path)},
     }
     plain: dict[str, Any] = jsonable(document)
     return plain

@@ -8,7 +8,7 @@ const summaryRuns = () => [...pageRuns.values()];
 const searched = (run) => {
   const words = view.search.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return true;
-  const text = `${run.name} ${run.state} ${Object.entries(run.config).map(([key, value]) => `${key}=${short(value)}`).join(" ")}`.toLowerCase();
+  const text = `${run.name} ${run.state} ${run.tags.map((tag) => `tags=${tag}`).join(" ")} ${Object.entries(run.config).map(([key, value]) => `${key}=${short(value)}`).join(" ")}`.toLowerCase();
   return words.every((word) => text.includes(word));
 };
 
@@ -28,6 +28,7 @@ function columnsOf(runs) {
     { key: "steps", title: "steps", number: true, value: (run) => run.steps },
     { key: "seconds", title: "time", number: true, value: (run) => run.seconds, text: (run) => duration(run.seconds) },
     { key: "created", title: "started", value: (run) => run.created, text: (run) => (run.created ? new Date(1000 * run.created).toISOString().slice(0, 16).replace("T", " ") : "") },
+    ...(runs.some((run) => run.tags.length) ? [{ key: "tags", title: "tags", value: (run) => run.tags.join(", ") }] : []),
     { key: "findings", title: "findings", number: true, value: (run) => run.findings },
   ];
   const metrics = judgedNames().slice(0, 12).flatMap((name) => [
