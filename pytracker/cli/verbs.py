@@ -179,13 +179,19 @@ def serve(folder: str | None, host: str, port: int, token: str | None, directory
 @click.option("--once", is_flag=True, help="Look once and leave.")
 @_directory
 def watch(run: str, every: float, once: bool, directory: str) -> None:
-    """Watch a training while it runs, also one that another process writes.
+    """Watch a training while it runs, also one that another process writes; wait for one that has not begun.
+
+    Where its meta or config says how many steps it is to have (total_steps, max_steps), the time left is shown.
 
     Example: pytracker watch brisk-otter
     """
-    from ..view import watch_run
+    from ..view import visible, wait_for_run, watch_run
 
-    watch_run(_find(run, directory).path, seconds=every, once=once)
+    def tell(message: str) -> None:
+        click.echo(visible(message), err=True)
+
+    found = _find(run, directory) if once else wait_for_run(run, directory, seconds=every, waiting=tell)
+    watch_run(found.path, seconds=every, once=once)
 
 
 @main.command()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .run_table import select_runs as select_runs
     from .server import make_app as make_app
     from .server import serve as serve
+    from .watch import wait_for_run as wait_for_run
     from .watch import watch_run as watch_run
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "serve": "server",
     "sparkline": "formatting",
     "visible": "formatting",
+    "wait_for_run": "watch",
     "watch_run": "watch",
     "write_report": "page",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "serve",
     "sparkline",
     "visible",
+    "wait_for_run",
     "watch_run",
     "write_report",
 ]

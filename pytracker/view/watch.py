@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,13 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..diagnostics import most_severe_first
+from ..errors import RunNotFoundError
 from ..history import History
-from ..store import StoredRun, Tail
+from ..store import StoredRun, Tail, find_run
 from . import console
+from .comparison import flatten
 from .formatting import age, duration, number, sparkline, steps_per_second
 from .metric_names import ordered
 
 _SPEED_SECONDS: Final = 30.0  # how far back the speed looks
+_PLANNED: Final = ("total_steps", "max_steps", "num_training_steps", "num_steps")
 _SERIES: Final = 10
 _FINDINGS: Final = 3
 
@@ -52,6 +56,35 @@ def watch_run(path: str | os.PathLike[str], *, seconds: float = 1.0, once: bool 
             live.update(screen(tail), refresh=True)
 
 
+def wait_for_run(
+    run: str, directory: str | os.PathLike[str], *, seconds: float = 1.0, waiting: Callable[[str], None] = print
+) -> StoredRun:
+    """Return the run that ``find_run`` finds, as soon as there is one; until then, say once what is waited for."""
+    told = False
+    while True:
+        try:
+            return find_run(run, directory)
+        except RunNotFoundError as error:
+            if not told:
+                waiting(f"{error}; waiting for it (Ctrl-C ends)")
+            told = True
+        time.sleep(seconds)
+
+
+def steps_planned(run: StoredRun) -> int | None:
+    """Return how many steps a training is to have, where its meta or its config says so.
+
+    >>> steps_planned(StoredRun(Path("a"), "a", "running", config={"train": {"max_steps": 500}}))
+    500
+    """
+    known = {**flatten(run.config), **run.meta}
+    for name in _PLANNED:
+        for key, value in known.items():
+            if key.rpartition(".")[2] == name and type(value) is int and value > 0:
+                return value
+    return None
+
+
 def screen(tail: Tail) -> RenderableType:
     """Return what ``watch`` shows at one moment."""
     history, parameters = tail.history, tail.history.parameters
@@ -72,10 +105,14 @@ def screen(tail: Tail) -> RenderableType:
 
 
 def _head(run: StoredRun, speed: float | None) -> Text:
+    planned = steps_planned(run)
+    left = None if planned is None or not speed or run.state != "running" else (planned - run.last_step - 1) / speed
     told = [
         run.name,
         run.state,
         f"step {run.last_step}" if run.summaries else "no steps yet",
+        "" if planned is None else f"of {planned} ({min(1.0, (run.last_step + 1) / planned):.0%})",
+        "" if left is None or left <= 0 else f"{duration(left)} left",
         duration(run.seconds or None),
         f"{number(speed)} steps/s" if speed else "",
     ]

@@ -438,6 +438,20 @@ def test_watch_follows_a_training_in_another_process_until_it_ends(tmp_path):
     assert "▁" in text
 
 
+def test_watch_waits_for_a_run_that_has_not_begun(tmp_path):
+    command = [sys.executable, "-m", "pytracker", "watch", "late", "--dir", str(tmp_path), "--every", "0.1"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "there is no run 'late'" in watching.stderr.readline()
+    with Run(tmp_path, name="late", config={"max_steps": 8}) as run:
+        for step in range(4):
+            run.log(step, loss=1.0)
+    shown, errors = watching.communicate(timeout=120)
+    assert (watching.returncode, errors) == (0, "")
+    assert "finished" in shown
+    assert "step 3   of 8 (50%)" in call("watch", "late", "--dir", tmp_path, "--once", COLUMNS="200").stdout
+    assert call("watch", "never", "--dir", tmp_path, "--once").returncode == 1
+
+
 def test_watch_reads_only_what_is_new_and_begins_again_after_a_resume(tmp_path):
     from pytracker.store import Tail
 
