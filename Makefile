@@ -19,7 +19,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo integrations test bench pictures lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
+.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
 
 demo: build
 	$(BIN)/python -m pytracker.demo
@@ -39,6 +39,11 @@ pictures: build $(VENV)/.docs
 	$(BIN)/python -m benchmarks.diagnosis.pictures
 
 integrations: $(VENV)/.integrations
+
+# The documentation: a warning is an error, and so is a link that leads nowhere.
+site: build $(VENV)/.site
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	@echo "build/site/index.html"
 
 doctor: build
 	$(BIN)/pytracker doctor
@@ -77,6 +82,10 @@ $(VENV)/.dev: $(VENV)/.torch-$(TORCH) pyproject.toml
 # The trainers and tools of tests/integrations and tests/sinks; without them these tests are skipped.
 $(VENV)/.integrations: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev-integrations]'
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[site]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev

@@ -151,7 +151,7 @@ class GradientStats:
 
     @property
     def norms(self) -> Tensor:
-        """L2 norms, [T]: sqrt(sum |g|^2)."""
+        """L2 norms, [T]: ``sqrt(sum |g|^2)``."""
         return root(self._tensors[:, SUM_SQ])
 
     @property

@@ -37,12 +37,12 @@ class GradientNoiseScale:
         noise = pytracker.GradientNoiseScale(model, batch_size=32)
         with pytracker.Tracker(model, noise_scale=noise) as tracker: ...
 
-    With |G_b|^2 the squared norm of one rank's gradient, averaged over the ranks, b the samples behind it, and |G_B|^2,
-    B the same of the average of all (McCandlish et al., An Empirical Model of Large-Batch Training, 2018, arXiv
-    1812.06162, appendix A.1), these have no bias:
+    With ``|G_b|^2`` the squared norm of one rank's gradient, averaged over the ranks, b the samples behind it, and
+    ``|G_B|^2``, B the same of the average of all (McCandlish et al., An Empirical Model of Large-Batch Training, 2018,
+    arXiv 1812.06162, appendix A.1), these have no bias:
 
-    * ``grad_sq_estimate`` = (B |G_B|^2 - b |G_b|^2) / (B - b), of the true gradient's squared norm,
-    * ``grad_variance_estimate`` = (|G_b|^2 - |G_B|^2) / (1/b - 1/B), of the trace of a sample's covariance.
+    * ``grad_sq_estimate = (B |G_B|^2 - b |G_b|^2) / (B - b)``, of the true gradient's squared norm,
+    * ``grad_variance_estimate = (|G_b|^2 - |G_B|^2) / (1/b - 1/B)``, of the trace of a sample's covariance.
 
     ``noise_scale`` is their ratio, in samples: batches much smaller than that are mostly noise, and larger ones bring
     little. Both are smoothed before they are divided, since the ratio of two noisy numbers is biased: exponential

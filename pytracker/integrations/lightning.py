@@ -50,8 +50,7 @@ class PytrackerCallback(_pl.Callback):  # type: ignore[misc]
     the run of a training that goes on from one.
 
     Several optimizers are players with a tracker and a run each, over the parameters that the optimizer has; ``run`` is
-    a directory then. In manual optimization, clip after ``optimizer.step`` has been called or not at all: what you clip
-    before is recorded clipped.
+    a directory then. In manual optimization, what you clip before ``optimizer.step`` is recorded clipped.
 
     Args:
         options: those of ``Tracker``: ``run``, ``sinks``, ``every``, ... With a ``PytrackerLogger`` on the trainer, its
