@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +26,7 @@ import torch
 from ._atexit import CloseAtExit, exit_on_signals
 from ._checks import no_copies, number_of_samples, real_number, text, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
+from ._warn import warn_user
 from .columns import MAX_SCALARS, SUM_SQ
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
 from .diagnostics import Diagnosis, Finding
@@ -150,7 +150,7 @@ class Tracker:
         tracked = track(watchable(model))
         warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
-        self._watch = ModelWatch(None if tracked.rewritten else model, self._held)
+        self._watch = ModelWatch(None if tracked.rewritten else model, self._held, optimizer, self._regroup)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
         infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
@@ -298,12 +298,10 @@ class Tracker:
 
         Example:
             >>> with Tracker([], diagnosis=None) as tracker:
-            ...     for step in range(4):
-            ...         tracker.step(loss=1.0)
-            ...         if step % 2:
-            ...             tracker.log(val_loss=0.5)
-            >>> tracker.history["val_loss"].steps.tolist()
-            [1, 3]
+            ...     tracker.step(loss=1.0)
+            ...     tracker.log(val_loss=0.5)
+            >>> tracker.history["val_loss"][:]
+            [0.5]
         """
         with self._lock:
             self._record_late(self._checked(metrics))
@@ -418,11 +416,9 @@ class Tracker:
         """Say what is lost with a tracker that was dropped; nothing can be brought home where garbage is collected."""
         is_open = not getattr(self, "_closed", True) and self._at_exit.is_ours
         if is_open and (lost := self._steps - 1 - self.history.last_step) > 0:
-            warnings.warn(
+            warn_user(
                 f"a tracker was dropped without close(), and with it the last {lost} of its {self._steps} steps; use "
-                "`with pytracker.Tracker(...) as tracker`, or call tracker.close() at the end",
-                RuntimeWarning,
-                stacklevel=2,
+                "`with pytracker.Tracker(...) as tracker`, or call tracker.close() at the end"
             )
 
     __reduce_ex__ = no_copies("a Tracker", "save tracker.state_dict(), and keep the tracker out of what is copied")
@@ -440,7 +436,7 @@ class Tracker:
         try:
             self.close(error=in_words(error))
         except Exception as problem:
-            warnings.warn(f"the last rows could not be brought home: {problem}", RuntimeWarning, stacklevel=2)
+            warn_user(f"the last rows could not be brought home: {problem}")
 
     def state_dict(self) -> dict[str, Any]:
         """Bring home what has been recorded, and return the number of steps and epochs. Waits for device and disk.
@@ -490,6 +486,11 @@ class Tracker:
     def _add(self, findings: list[Finding]) -> None:
         for finding in findings:
             self._judge.add(finding)
+
+    def _regroup(self, optimizer: Any) -> None:
+        """Note in which group of the optimizer each parameter is; ranks that merge keep what they agreed on."""
+        if not self._team.talks:
+            self._run.set_parameters(parameter_infos(self._held, optimizer))
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""

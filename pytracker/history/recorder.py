@@ -162,7 +162,7 @@ class Recorder:
             known = self._history.parameters.infos
             if known:
                 _check_same_parameters(known, given)
-            elif given:
+            if given != known:  # the first time, or they have moved to other groups of the optimizer
                 self._record_document("parameters", "", given)
 
     def log_interval(self, interval: Interval) -> None:
@@ -298,7 +298,10 @@ class Recorder:
     def _put_document(self, document: Document) -> None:
         history = self._history
         if document.table == "parameters":
-            history.parameters = ParameterHistory(document.value)
+            if history.parameters.infos:
+                history.parameters.infos = document.value
+            else:
+                history.parameters = ParameterHistory(document.value)
         elif document.table == "meta":
             history.meta[document.key] = document.value
         else:

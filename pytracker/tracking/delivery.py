@@ -22,12 +22,11 @@ from .series import gradient_series
 
 @dataclass
 class _Parcel:
-    """Rows, what is recorded of them, and who has them already."""
+    """Rows, and what is recorded of them."""
 
     rows: Rows
     series: dict[str, tuple[NDArray[np.intp], NDArray[np.float64]]]  # name -> indices of the rows that have it, values
     interval: Interval | None  # None: there are no parameters
-    begun: bool = False  # the run may have some of it
     mirrored: bool = False
 
 
@@ -90,25 +89,16 @@ class Delivery:
                 warn_user(f"{what} could not take what was recorded; the training goes on: {in_words(error)}")
 
     def _record(self, parcel: _Parcel) -> None:
-        rows, again, parcel.begun = parcel.rows, parcel.begun, True
+        """Record it; a recorder passes over what it has, where an interruption makes this the second time."""
+        rows = parcel.rows
         batches: dict[bytes, dict[str, NDArray[np.float64]]] = {}  # what has the same steps is one append
         for name, (where, values) in parcel.series.items():
-            begin = self._recorded_of(name, rows.steps[where]) if again else 0
-            batches.setdefault(where[begin:].tobytes(), {})[name] = values[begin:]
+            batches.setdefault(where.tobytes(), {})[name] = values
         for places, metrics in batches.items():
             self._run.log_many(rows.steps[np.frombuffer(places, np.intp)], metrics)
-        if parcel.interval is None:
-            return
-        parameters = self._run.history.parameters
-        if not (again and parameters.newest_row >= rows.steps[-1]):
+        if parcel.interval is not None:
             self._run.log_rows(rows.steps, rows.tensors)
-        if not (again and len(parameters) and parameters.last_step[-1] >= rows.steps[-1]):
             self._run.log_interval(parcel.interval)
-
-    def _recorded_of(self, name: str, steps: NDArray[np.int64]) -> int:
-        """Return how many of ``steps``, whose recording was interrupted, a series has."""
-        recorded = self._run.history.get(name, ())
-        return int(np.searchsorted(steps, recorded.steps[-1], side="right")) if len(recorded) else 0
 
     def _mirror(self, parcel: _Parcel) -> None:
         if not parcel.mirrored:

@@ -1,6 +1,8 @@
 """Ctrl-C at every line of step, drain, flush, close and finish: all rows but the last step's are there, once.
 
-The suite tries every seventh place. All of them: PYTRACKER_EVERY_PLACE=1 python -m pytest tests/tracking/test_interrupts.py
+The suite tries every seventh place. All of them:
+
+    PYTRACKER_EVERY_PLACE=1 python -m pytest tests/tracking/test_interrupts.py
 """
 
 from __future__ import annotations
