@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._checks import LARGEST_STEP, text, whole_number, wrong_type
+from .._checks import LARGEST_STEP, items, text, whole_number, wrong_type
 from ..columns import ABS_MAX, COLUMNS, INFS, NANS, SUM_SQ, ZEROS
 from ..errors import InvalidValueError
 from ..moments import is_missing
@@ -156,10 +156,11 @@ def checked_steps(name: str, steps: Any) -> Int64Array:
         InvalidTypeError: they are not integers.
         InvalidValueError: one is out of range.
     """
-    if isinstance(steps, (str, bytes)) or not isinstance(steps, Iterable):
-        raise wrong_type(name, steps, "a list of steps")
-    given = steps if isinstance(steps, (np.ndarray, list, tuple, range)) else list(steps)
-    array = np.asarray(given) if len(given) else np.empty(0, np.int64)
+    given = steps if isinstance(steps, (np.ndarray, range)) else items(name, steps, "a list of steps")
+    try:
+        array = np.asarray(given) if len(given) else np.empty(0, np.int64)
+    except (TypeError, ValueError):  # an array without an axis; lists within lists
+        raise wrong_type(name, steps, "a list of steps") from None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         return np.array([whole_number(name, step) for step in given], np.int64)
     if len(array) and not (array.min() >= 0 and array.max() <= LARGEST_STEP):

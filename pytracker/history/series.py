@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from .._checks import LARGEST_STEP, real_number, whole_number, wrong_type
+from .._checks import LARGEST_STEP, items, real_number, whole_number, wrong_type
 from ..errors import InvalidValueError, SeriesIndexError
 from .growing import GrowingTable
 from .intervals import Float64Array, Int64Array, checked_steps
@@ -120,9 +120,8 @@ class Series(MutableSequence[float]):
             return values.values
         if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "fiub":
             return values.astype(np.float64)
-        if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-            raise wrong_type(self._label, values, "a list of numbers")
-        return np.array([real_number(self._label, value) for value in values], np.float64)
+        given = items(self._label, values, "a list of numbers")
+        return np.array([real_number(self._label, value) for value in given], np.float64)
 
     def check_room(self, steps: Int64Array, count: int) -> None:
         """Raise ``InvalidValueError`` unless ``count`` values can be added at ``steps`` now."""

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from .._atexit import uncaught
-from .._checks import function, seconds, whole_number, wrong_type
+from .._checks import function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
@@ -222,7 +222,7 @@ class Run(Recorder):
         """
         timeout = seconds("timeout", timeout, zero=True)
         if not isinstance(state, str) or state not in STATES:
-            raise InvalidValueError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+            raise wrong_value("state", state, f"one of {', '.join(STATES)}")
         if error is not None and not isinstance(error, str):
             raise wrong_type("error", error, "a str")
         if self.state != "running" or os.getpid() != self._owner:
