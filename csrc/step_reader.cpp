@@ -31,9 +31,9 @@ NamedValue named_value(int32_t slot, const std::string& name, PyObject* value) {
   const double number = no_number ? -1 : PyFloat_AsDouble(value);
   if (no_number || (number == -1 && PyErr_Occurred() != nullptr)) {
     PyErr_Clear();
-    const py::str shown = py::repr(value)[py::slice(0, 80, 1)];
-    throw InvalidTypeError("'" + name + "' is " + shown.cast<std::string>() + ", of type " + Py_TYPE(value)->tp_name +
-                           "; a recorded value is a number or a tensor of one element");
+    const py::object shown = py::module_::import("pytracker._checks").attr("shown");  // whatever the value's repr does
+    throw InvalidTypeError("'" + name + "' is " + shown(py::handle(value)).cast<std::string>() + ", of type " +
+                           Py_TYPE(value)->tp_name + "; a recorded value is a number or a tensor of one element");
   }
   return {slot, number, {}};
 }

@@ -1,0 +1,298 @@
+"""Everything public, called with what no one should give it: it works, or an error of pytracker names the argument."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pytracker
+from pytracker.errors import PytrackerError
+
+
+class Raising:
+    """Raises in whatever is asked of it."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    __str__ = __float__ = __index__ = __bool__ = __hash__ = __repr__  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+HOSTILE: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "a bool": lambda: True,
+    "text": lambda: "x",
+    "no text": lambda: "",
+    "a lone surrogate": lambda: "\udce9",
+    "a NUL": lambda: "a\0b",
+    "long text": lambda: "x" * 100_000,
+    "bytes": lambda: b"x",
+    "NaN": lambda: math.nan,
+    "infinity": lambda: math.inf,
+    "a negative integer": lambda: -1,
+    "a fraction of one": lambda: 0.5,
+    "a large integer": lambda: 2**63,
+    "an integer that no float holds": lambda: 10**400,
+    "an integer too long to print": lambda: 10**5000,
+    "a large float": lambda: 1e308,
+    "a complex number": lambda: 1j,
+    "a Fraction": lambda: Fraction(1, 3),
+    "a Decimal": lambda: Decimal("NaN"),
+    "an int64": lambda: np.int64(3),
+    "a float32": lambda: np.float32(0.5),
+    "a complex64": lambda: np.complex64(1j),
+    "a str_": lambda: np.str_("x"),
+    "a datetime64": lambda: np.datetime64("2026-01-01"),
+    "an array": lambda: np.ones(3),
+    "an array of objects": lambda: np.array([object(), None]),
+    "an empty list": list,
+    "a list of integers": lambda: [1],
+    "a deep list": lambda: nested(100_000),
+    "a dictionary": lambda: {1: 2},
+    "an object": object,
+    "an object that raises": Raising,
+    "a class": lambda: int,
+    "a tensor of two": lambda: torch.ones(2),
+    "a complex tensor": lambda: torch.tensor(1j),
+    "a tensor without data": lambda: torch.ones((), device="meta"),
+    "a sparse tensor": lambda: torch.ones(1).to_sparse(),
+    "a module": lambda: nn.ReLU(),
+}
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+
+def model_with_gradients() -> nn.Linear:
+    model = nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()
+    return model
+
+
+def meter() -> pytracker.AverageMeter:
+    filled = pytracker.AverageMeter()
+    filled.update(2.0)
+    return filled
+
+
+def assigning(name: str) -> Callable[[Path], Call]:
+    return lambda _: (lambda **given: setattr(meter(), name, given[name]), {name: 1.0})
+
+
+def tracker(**arguments: Any) -> pytracker.Tracker:
+    return pytracker.Tracker(**{"model": model_with_gradients(), "diagnosis": None, **arguments})
+
+
+def tracker_arguments(folder: Path) -> dict[str, Any]:
+    return {
+        "model": model_with_gradients(),
+        "optimizer": None,
+        "run": folder / "runs",
+        "every": 2,
+        "diagnosis": None,
+        "on_finding": None,
+        "sinks": [],
+        "meta": {"clip_threshold": 1.0},
+        "process_group": None,
+        "rank_timeout": 300.0,
+        "seconds": 2.0,
+        "check_replicas": False,
+        "noise_scale": None,
+        "close_on_signal": False,
+    }
+
+
+def recorded(folder: Path) -> pytracker.Run:
+    run = pytracker.Run(folder / "recorded")
+    run.log(0, loss=1.0)
+    return run
+
+
+def make_and_step(**arguments: Any) -> None:
+    with pytracker.Tracker(**arguments) as made:
+        made.step(loss=1.0)
+        made.step(loss=2.0)
+
+
+def make_and_log(**arguments: Any) -> None:
+    run = pytracker.Run(**arguments)
+    run.log(0, loss=1.0)
+    run.finish()
+
+
+def finding() -> pytracker.Finding:
+    return pytracker.Finding("rule", "warning", 0, 3, "evidence")
+
+
+CALLS: dict[str, Callable[[Path], Call]] = {
+    "AverageMeter": lambda _: (pytracker.AverageMeter, {"name": "Loss", "fmt": ":.4e"}),
+    "AverageMeter.update": lambda _: (meter().update, {"val": 1.0, "n": 1}),
+    "AverageMeter.load_state_dict": lambda _: (meter().load_state_dict, {"state": meter().state_dict()}),
+    "AverageMeter.val": assigning("val"),
+    "AverageMeter.sum": assigning("sum"),
+    "AverageMeter.count": assigning("count"),
+    "AverageMeter.avg": assigning("avg"),
+    "CSVSink": lambda folder: (pytracker.CSVSink, {"path": folder / "a.csv", "per_parameter": None, "depth": None}),
+    "Diagnosis": lambda _: (pytracker.Diagnosis, {"rules": None, "settings": None}),
+    "Diagnosis.update": lambda _: (
+        pytracker.Diagnosis().update,
+        {"history": pytracker.History(loss=[1.0, 2.0]), "stop": None},
+    ),
+    "Finding.merge": lambda _: (finding().merge, {"later": finding()}),
+    "Finding.from_dict": lambda _: (pytracker.Finding.from_dict, {"values": finding().to_dict()}),
+    "GradientMeter": lambda _: (pytracker.GradientMeter, {"target": model_with_gradients(), "every": 2}),
+    "History": lambda _: (lambda series, **named: pytracker.History(series, **named), {"series": {}, "loss": [1.0]}),
+    "History.truncate": lambda _: (pytracker.History(loss=[1.0]).truncate, {"step": 0}),
+    "Run": lambda folder: (
+        make_and_log,
+        {"directory": folder, "name": "a", "config": {}, "flush_seconds": 2.0, "max_pending_bytes": 1 << 20},
+    ),
+    "Run.log": lambda folder: (
+        lambda step, **metrics: recorded(folder).log(step, **metrics),
+        {"step": 3, "loss": 1.0},
+    ),
+    "Run.log_many": lambda folder: (recorded(folder).log_many, {"steps": [1], "metrics": {"loss": [1.0]}}),
+    "Run.set_meta": lambda folder: (recorded(folder).set_meta, {"fact": 1}),
+    "Run.truncate": lambda folder: (recorded(folder).truncate, {"step": 0}),
+    "Run.flush": lambda folder: (recorded(folder).flush, {"timeout": 30.0}),
+    "Run.finish": lambda folder: (
+        recorded(folder).finish,
+        {"state": "finished", "error": None, "timeout": 10.0},
+    ),
+    "Tracker": lambda folder: (make_and_step, tracker_arguments(folder)),
+    "Tracker.every": lambda _: (lambda every: setattr(tracker(), "every", every), {"every": 3}),
+    "Tracker.step": lambda _: (tracker().step, {"n": 1, "loss": 1.0, "grad_scale": 1.0}),
+    "Tracker.log": lambda _: (tracker().log, {"val_loss": 1.0}),
+    "Tracker.epoch": lambda _: (tracker().epoch, {"val_loss": 1.0}),
+    "Tracker.close": lambda _: (tracker().close, {"error": None}),
+    "Tracker.load_state_dict": lambda _: (tracker().load_state_dict, {"state": {"steps": 0, "epochs": 0}}),
+    "clip_grad_norm_": lambda _: (
+        pytracker.clip_grad_norm_,
+        {"parameters": model_with_gradients(), "max_norm": 1.0, "norm_type": 2.0},
+    ),
+    "compare": lambda folder: (pytracker.compare, {"runs": [recorded(folder).path], "thresholds": None}),
+    "compute_gradient_stats": lambda _: (pytracker.compute_gradient_stats, {"model": model_with_gradients()}),
+    "diagnose": lambda _: (
+        pytracker.diagnose,
+        {"history": pytracker.History(loss=[1.0]), "rules": None, "settings": None},
+    ),
+    "gradient_stats": lambda _: (pytracker.gradient_stats, {"target": model_with_gradients(), "grad_scale": 1.0}),
+    "report": lambda folder: (pytracker.report, {"runs": recorded(folder).path}),
+    "list_runs": lambda folder: (pytracker.list_runs, {"directory": folder}),
+    "load_run": lambda folder: (pytracker.load_run, {"run": recorded(folder).path, "directory": folder}),
+}
+
+CALLED_BY_OTHERS = {
+    "a tracker calls it, with what it made": (
+        "CSVSink.open",
+        "CSVSink.write",
+        "CSVSink.late",
+        "CSVSink.truncate",
+        "Run.set_parameters",
+        "Run.log_interval",
+        "Run.log_rows",
+        "Run.log_finding",
+        "Run.before_finish",
+    ),
+    "it reads what a file or a rule holds, which may be anything": ("Diagnosis.as_recorded", "Finding.plain"),
+    "gradient_stats makes it, and it takes a flag": ("GradientStats", "GradientStats.to_dict"),
+    "it takes a flag": ("GradientMeter.compute",),
+    "those of a mapping, and what a series asks of its history": (
+        "History.get",
+        "History.setdefault",
+        "History.pop",
+        "History.join",
+        "History.what_there_is",
+    ),
+    "tests/diagnostics/test_findings.py has its own": ("Finding",),
+    "tests/distributed has a model in DistributedDataParallel": ("GradientNoiseScale",),
+    "tests/cuda has graphs": ("Tracker.replayed",),
+}
+"""What is not in the table, by the reason."""
+
+OTHER_WORDS = {
+    "model": ("the target", "parameter '0'"),
+    "target": ("the target", "parameter '0'"),
+    "parameters": ("the target", "parameter '0'"),
+    "sinks": ("a sink",),
+    "metrics": ("series",),
+    "runs": ("path", "run at"),
+    "directory": ("folder",),
+    "path": ("run at",),
+}
+"""What a message calls an argument where it does not use its name."""
+
+
+def public_callables() -> Iterator[str]:
+    """Iterate over the functions, classes, methods and properties of ``__all__`` that take something."""
+    for name in pytracker.__all__:
+        thing = getattr(pytracker, name)
+        if not inspect.isclass(thing):
+            yield name
+        elif not issubclass(thing, BaseException):
+            yield name
+            for attribute in dir(thing):
+                member = inspect.getattr_static(thing, attribute)
+                function = getattr(member, "__func__", member)
+                ours = inspect.isfunction(function) and function.__module__.startswith("pytracker.")
+                takes = ours and len(inspect.signature(function).parameters) > 1
+                if not attribute.startswith("_") and (takes or getattr(member, "fset", None)):
+                    yield f"{name}.{attribute}"
+
+
+def test_everything_public_that_takes_something_is_in_the_table() -> None:
+    assert set(public_callables()) == set(CALLS).union(*CALLED_BY_OTHERS.values())
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_as_it_should_be_works(name: str, tmp_path) -> None:
+    function, arguments = CALLS[name](tmp_path)
+    function(**arguments)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CALLS)
+def test_what_no_one_should_give_works_or_is_refused_by_name(name: str, tmp_path) -> None:
+    assert list(faults_of(CALLS[name], tmp_path)) == []
+
+
+def faults_of(make: Callable[[Path], Call], folder: Path) -> Iterator[str]:
+    """Iterate over what is wrong with a call when each argument in turn is each of the hostile values."""
+    for argument in make(folder / "valid")[1]:
+        for kind, value in HOSTILE.items():
+            here = folder / f"{argument} {kind}"
+            here.mkdir(parents=True)
+            function, arguments = make(here)
+            try:
+                with contextlib.chdir(here):
+                    function(**{**arguments, argument: value()})
+            except PytrackerError as error:
+                if not any(word in str(error) for word in (argument, *OTHER_WORDS.get(argument, ()))):
+                    yield f"{argument} is {kind}: not named in {error}"
+            except Exception as error:
+                yield f"{argument} is {kind}: {type(error).__name__}: {error}"
