@@ -104,10 +104,10 @@ class Browser:
         entries = self._call("POST", "/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
 
-    def screenshot(self, path: Path) -> None:
-        """Take a picture of the whole page."""
+    def screenshot(self, path: Path, *, top: float = 0, height: float = 8000) -> None:
+        """Take a picture of the page, from ``top`` on and at most so high."""
         size = self._devtools("Page.getLayoutMetrics", {})["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 8000), "scale": 1}
+        clip = {"x": 0, "y": top, "width": size["width"], "height": min(size["height"] - top, height), "scale": 1}
         picture = self._devtools("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
         path.write_bytes(base64.b64decode(picture["data"]))
 
