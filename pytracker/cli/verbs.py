@@ -175,8 +175,8 @@ def serve(folder: str | None, host: str, port: int, token: str | None, directory
 
 @main.command()
 @_run
-@click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between looks.")
-@click.option("--once", is_flag=True, help="Look once and leave.")
+@click.option("--every", default=1.0, show_default=True, type=click.FloatRange(min=0.1), help="Seconds between reads.")
+@click.option("--once", is_flag=True, help="Show it once and end.")
 @_directory
 def watch(run: str, every: float, once: bool, directory: str) -> None:
     """Watch a training while it runs, also one that another process writes; wait for one that has not begun.
@@ -236,9 +236,9 @@ def export(run: str, output: str, format_: str | None, parameters: bool, guard: 
 def diagnose(run: str, fail_on: str | None, defaults: bool, directory: str, as_json: bool) -> None:
     """Say what is wrong with a training, how that is known, and what to do.
 
-    The rules judge what is recorded, with the settings that the training was given; what else was found while it ran
-    (by rules that are not known here, or by comparing ranks) is told as it was then. The status is 0, or 3 as --fail-on
-    says.
+    The rules judge what is recorded, with the settings of the training. Findings that only the training could make (by
+    rules that are not known here, or by comparing ranks) are shown as they were then. The status is 0, or 3 where
+    --fail-on says so.
 
     Example: pytracker diagnose brisk-otter --fail-on warning
     """

@@ -190,7 +190,7 @@ def _checked(thresholds: Mapping[str, float], names: list[str]) -> dict[str, flo
         if name not in names:
             raise InvalidValueError(f"thresholds: no run has a metric {shown(name)}; there are {', '.join(names)}")
         if goal(name) is None:
-            raise InvalidValueError(f"thresholds: it can't be told whether {name!r} should rise or fall")
+            raise InvalidValueError(f"thresholds: nobody knows whether {name!r} should rise or fall")
     return {name: real_number(f"thresholds[{name!r}]", value) for name, value in given.items()}
 
 

@@ -223,9 +223,9 @@ def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
         severity = str(finding.get("severity", "info"))
         rest = literal(f" {finding.get('rule')}, {span_of(finding)}")
         head = Text.assemble(literal(severity, _SEVERITY_STYLES.get(severity, "")), rest)
-        told = {"evidence": finding.get("evidence"), "parameters": named(finding)}
-        told |= {name: finding.get(name) for name in ("cause", "action")}
-        parts += [head, _pairs({f"  {name}": text for name, text in told.items() if text})]
+        facts = {"evidence": finding.get("evidence"), "parameters": named(finding)}
+        facts |= {name: finding.get(name) for name in ("cause", "action")}
+        parts += [head, _pairs({f"  {name}": text for name, text in facts.items() if text})]
     return Group(*parts) if len(parts) > 1 else Text("no findings")
 
 

@@ -24,7 +24,7 @@ from .comparison import flatten
 from .formatting import age, duration, number, sparkline, steps_per_second
 from .metric_names import ordered
 
-_SPEED_SECONDS: Final = 30.0  # how far back the speed looks
+_SPEED_SECONDS: Final = 30.0  # the speed is that of the last so many
 _PLANNED: Final = ("total_steps", "max_steps", "num_training_steps", "num_steps")
 _SERIES: Final = 10
 _FINDINGS: Final = 3
@@ -35,8 +35,8 @@ def watch_run(path: str | os.PathLike[str], *, seconds: float = 1.0, once: bool 
 
     Args:
         path: the run's folder.
-        seconds: between two looks at the file. Each look reads only what is new.
-        once: look once and leave; so does a run that nobody writes.
+        seconds: between two readings of the file. Each reads only what is new.
+        once: show it once and return, as for a run that nobody writes.
 
     Raises:
         RunNotFoundError: there is no run.
@@ -60,14 +60,14 @@ def wait_for_run(
     run: str, directory: str | os.PathLike[str], *, seconds: float = 1.0, waiting: Callable[[str], None] = print
 ) -> StoredRun:
     """Return the run that ``find_run`` finds, as soon as there is one; until then, say once what is waited for."""
-    told = False
+    said = False
     while True:
         try:
             return find_run(run, directory)
         except RunNotFoundError as error:
-            if not told:
+            if not said:
                 waiting(f"{error}; waiting for it (Ctrl-C ends)")
-            told = True
+            said = True
         time.sleep(seconds)
 
 
@@ -107,7 +107,7 @@ def screen(tail: Tail) -> RenderableType:
 def _head(run: StoredRun, speed: float | None) -> Text:
     planned = steps_planned(run)
     left = None if planned is None or not speed or run.state != "running" else (planned - run.last_step - 1) / speed
-    told = [
+    facts = [
         run.name,
         run.state,
         f"step {run.last_step}" if run.summaries else "no steps yet",
@@ -117,8 +117,8 @@ def _head(run: StoredRun, speed: float | None) -> Text:
         f"{number(speed)} steps/s" if speed else "",
     ]
     if run.state == "running" and run.sessions:
-        told.append(f"written {age(run.sessions[-1].last_written)} ago")
-    return console.literal("   ".join(filter(None, told)), "bold")
+        facts.append(f"written {age(run.sessions[-1].last_written)} ago")
+    return console.literal("   ".join(filter(None, facts)), "bold")
 
 
 def _series(history: History) -> Table:

@@ -137,9 +137,9 @@ function findingCard(run, finding, named) {
   const place = make("button", { className: "link", data: { first, last }, onclick: () => showSteps(run, first, last) }, first === last ? `step ${first}` : `steps ${first} to ${last}`);
   const who = named ? [make("span", { className: "dot", style: { background: run.look.color } }), ` ${run.name}: `] : [];
   const facts = { parameters: (finding.parameters || []).join(", "), cause: finding.cause, action: finding.action };
-  const told = Object.entries(facts).filter(([, text]) => text).flatMap(([key, text]) => [make("dt", {}, key), make("dd", {}, String(text))]);
+  const shown = Object.entries(facts).filter(([, text]) => text).flatMap(([key, text]) => [make("dt", {}, key), make("dd", {}, String(text))]);
   return make("div", { className: "card finding", data: { severity: String(finding.severity) } },
-    make("h3", {}, ...who, `${finding.severity}: ${finding.rule} `, place), make("p", {}, String(finding.evidence || "")), make("dl", {}, ...told));
+    make("h3", {}, ...who, `${finding.severity}: ${finding.rule} `, place), make("p", {}, String(finding.evidence || "")), make("dl", {}, ...shown));
 }
 
 function showSteps(run, first, last) {

@@ -11,7 +11,7 @@ def thin(steps: Int64Array, values: Float64Array, points: int) -> tuple[Int64Arr
     """Return at most about ``points`` of a series, as drawn on a screen that is no wider.
 
     The series is cut into equal parts, and of each the smallest, the largest and the first non-finite value are kept,
-    in order; besides the first and the last of all. A series that is short enough comes back whole.
+    in order, and the first and the last of all. A short enough series comes back whole.
 
     >>> steps, values = np.arange(1000), np.zeros(1000)
     >>> values[500] = 7.0
