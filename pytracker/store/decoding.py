@@ -129,18 +129,22 @@ def read_points(connection: Connection, after: int = 0) -> tuple[dict[str, Serie
     columns = "series, first_step, last_step, count, points, checksum"
     rows = connection.execute(f"SELECT id, {columns} FROM batches WHERE id > ? ORDER BY id", (after,))
     texts: dict[int, list[str]] = {series: [] for series in names}
+    counts = dict.fromkeys(names, 0)
     damage, last = Damage(), after
     for batch, *row in rows:
-        series, first_step, last_step, _, points, _ = row
+        series, first_step, last_step, count, points, _ = row
         last = batch
         connection.charge(points)
         if not damage.is_in(tuple(row), f"{names.get(series)!r} at steps {first_step} to {last_step}"):
             texts[series].append(points)
+            counts[series] += count
     damage.warn(connection)
     found = {}
     for series, parts in texts.items():
         if parts:
             steps, values = unpack_points(parts)
+            if len(steps) != counts[series]:
+                raise RunFormatError(f"{names[series]!r} has {len(steps)} values, and there should be {counts[series]}")
             found[names[series]] = Series(values, steps, name=names[series])
     return found, last
 

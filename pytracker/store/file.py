@@ -75,7 +75,7 @@ class RunFile:
         self.points_set_aside = 0
         self.blobs_set_aside = 0
         self.reasons: list[str] = []  # what was set aside since the writer last looked, and why
-        self._config = config
+        self.config = config
         self._row_format = "float64" if exact else "float32"
         self._max_row_bytes = math.inf if exact else max_row_bytes
         self._row_bytes = 0
@@ -124,7 +124,7 @@ class RunFile:
             if found is None:
                 connection.execute(
                     "INSERT INTO run (name, created, config, readable_by) VALUES (?, ?, ?, ?)",
-                    (self.name, self._created, self._config, FORMAT),
+                    (self.name, self._created, self.config, FORMAT),
                 )
             elif self._identity is None:
                 self._created = found[0]
@@ -136,11 +136,12 @@ class RunFile:
                 self._session = connection.execute(sql, (now, now)).lastrowid
             self._read_again(connection)
         identity = _identity(self.folder / FILE_NAME)
-        self.is_empty_again = self._identity not in (None, identity)
         self._identity = self._identity or identity
+        self.is_empty_again = self.is_empty_again or self._identity != identity
 
     def abandon(self) -> None:
         """Let go of a file that is lost, with its lock, so that ``open`` begins another."""
+        self.is_empty_again = True  # whichever file comes next: it may have the inode of this one
         self.close()
         self.release()
         self._session = None
@@ -230,9 +231,9 @@ class RunFile:
 
     def release(self) -> None:
         """Give up the lock."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _read_again(self, connection: sqlite3.Connection) -> None:
         """Learn what the file holds, of which a transaction that failed may have left a wrong picture."""

@@ -38,20 +38,20 @@ class RunLock:
             RunLockedError: another writer has it; the message says which.
             OSError: the lock file cannot be made.
         """
-        self._descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = open(folder / LOCK_NAME, "ab+", buffering=0)  # noqa: SIM115 - it is closed by `release`
         try:
             self._take(name)
-            os.ftruncate(self._descriptor, 0)
+            self._file.truncate(0)
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
+            self._file.write(json.dumps(holder).encode())
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
         _held.add(self)
 
     def _take(self, name: str) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not _try_lock(self._descriptor, exclusive=True):
+        while not _try_lock(self._file.fileno(), exclusive=True):
             if time.monotonic() > deadline:
                 raise RunLockedError(
                     f"run {name!r} is being written by {self._holder()}: wait for it, stop it, or choose another name"
@@ -60,7 +60,7 @@ class RunLock:
 
     def _holder(self) -> str:
         try:
-            holder = json.loads(os.pread(self._descriptor, 4096, 0))
+            holder = json.loads(os.pread(self._file.fileno(), 4096, 0))
             return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         except (ValueError, KeyError, OSError):
             return "another process"
@@ -68,13 +68,11 @@ class RunLock:
     @property
     def is_unlinked(self) -> bool:
         """Whether the lock's file was deleted, as a folder's that is removed."""
-        return os.fstat(self._descriptor).st_nlink == 0
+        return os.fstat(self._file.fileno()).st_nlink == 0
 
     def release(self) -> None:
         """Give the lock up; more than once is fine."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
 
 def _try_lock(descriptor: int, *, exclusive: bool) -> bool:

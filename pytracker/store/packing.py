@@ -62,10 +62,10 @@ def unpack_points(texts: Sequence[str]) -> tuple[Int64Array, Float64Array]:
     (array([7, 8, 8]), array([0.5, nan, inf]))
     """
     joined = ",".join([text[1:-1] for text in texts])
-    found = json.loads("[" + joined.replace('"', "").replace(":", ",") + "]")
     try:
+        found = json.loads("[" + joined.replace('"', "").replace(":", ",") + "]")
         return checked_steps("step", found[::2]), np.array(found[1::2], np.float64)
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise ValueError(f"points are not steps and numbers: {error}") from error
 
 

@@ -69,6 +69,7 @@ class Run(Recorder):
         RunFormatError: the file in its folder is not a run.
 
     >>> import tempfile
+    >>> from pytracker import load_run
     >>> folder = tempfile.mkdtemp()
     >>> with Run(folder, name="first", config={"lr": 0.1}) as run:
     ...     for step in range(3):
@@ -117,6 +118,7 @@ class Run(Recorder):
         try:
             if resumed:
                 self._load()
+                file.config = encode(self.config, "config")  # for a file that has to be begun again
             self._started = time.monotonic()
             self._file = file
             self._writer = Writer(

@@ -209,12 +209,12 @@ def test_a_disk_that_turns_read_only_costs_a_warning_and_no_value(tmp_path):
         step = log_until(run, lambda: len(run.history["loss"]) > 1000)
         run.flush()
         run._writer.order(run._file.close, 5)  # an open file would keep the file system writable
-        os.close(run._file._lock._descriptor)
+        run._file._lock._file.close()
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
         with pytest.warns(RuntimeWarning, match="can't be written to .*The training goes on"):
             step = log_until(run, lambda: run._writer._failures >= 2, step)
         subprocess.run(["mount", "-o", "remount,rw", tmp_path / "disk"], check=True)
-        run._file._lock._descriptor = os.open(run.path / "run.lock", os.O_RDWR)
+        run._file._lock._file = open(run.path / "run.lock", "ab+", buffering=0)  # noqa: SIM115 - as the lock does
         step = log_until(run, lambda: not run._writer.last_error, step)
         run.finish()
         assert_whole(run, step)
