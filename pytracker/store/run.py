@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from .._atexit import uncaught
 from .._checks import function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
+from .._warn import warn_user
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
 from ..history import (
     DEFAULT_INTERVAL_BYTES,
@@ -40,6 +42,9 @@ from .writer import Writer
 STATES: Final = ("finished", "failed")
 DEFAULT_ROW_BYTES: Final = 256 * 2**20
 _NAME_TRIES: Final = 20
+
+_open: weakref.WeakValueDictionary[Path, Run] = weakref.WeakValueDictionary()
+"""The runs that this process has opened, by folder: a notebook cell that runs again opens its run again."""
 
 
 class Run(Recorder):
@@ -110,7 +115,10 @@ class Run(Recorder):
             raise StoreError(
                 f"run {self.name!r} exists in {self.directory}: resume=True goes on with it; or choose another name"
             )
-        self._ending = False
+        if resumed and (earlier := _open.get(self.path)) is not None and earlier.state == "running":
+            warn_user(f"run {self.name!r} was still open in this process; that Run and its tracker are closed now")
+            earlier.finish()
+        self._ending = self._is_handed_over = False
         self._ends: list[Callable[[str | None], None]] = []
         self._seconds_before = 0.0
         self._truncate_at_first = resumed
@@ -128,6 +136,7 @@ class Run(Recorder):
                 self._writer.fail(problem)
             self._writer.start()
             atexit.register(self._at_exit)
+            _open[self.path] = self
         except BaseException:
             file.close()
             file.release()
@@ -227,7 +236,7 @@ class Run(Recorder):
             raise wrong_value("state", state, f"one of {', '.join(STATES)}")
         if error is not None and not isinstance(error, str):
             raise wrong_type("error", error, "a str")
-        if self.state != "running" or os.getpid() != self._owner:
+        if self.state != "running" or os.getpid() != self._owner or self._is_handed_over:
             return
         self._call_ends(error or (state if state == "failed" else None))
         if self.state != "running":
@@ -241,6 +250,26 @@ class Run(Recorder):
         if problem is not None:
             message = f"run {self.name!r}: {len(self._pending)} values could not be written: {problem}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def hand_over(self) -> bool:
+        """Close the tracker that writes, if there was one, and go back to step 0: another takes its place.
+
+        What has been recorded moves into the archive tables. Waits for the disk.
+
+        Raises:
+            StoreError: the disk can't be written now.
+        """
+        self._check_open()
+        if not self._ends:
+            return False
+        self._is_handed_over = True  # so that the tracker leaves the run open
+        try:
+            self._call_ends(None)
+        finally:
+            self._is_handed_over = False
+        self._ends.clear()
+        self.truncate(0)
+        return True
 
     def _call_ends(self, error: str | None) -> None:
         """Let those who still have something to write do so, a tracker for one."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checks import path, wrong_type
+from .._warn import warn_user
 from ..history import Recorder
 from ..store import Run
 
@@ -22,6 +23,11 @@ def opened(run: Any) -> Any:
         return Run(path("run", run))
     if not hasattr(run, "log_many"):
         raise wrong_type("run", run, "a Run or a directory")
+    if isinstance(run, Run) and run.hand_over():
+        warn_user(
+            f"run {run.name!r} had a tracker, as where a notebook's cell runs again: that one is closed, and what it "
+            "recorded moves into the run's archive"
+        )
     return run
 
 

@@ -245,3 +245,32 @@ def test_a_run_that_refuses_rows_is_told_once_and_the_training_goes_on(weight, t
         train(tracker, weight, 2)
     assert len(caught) == 1
     assert tracker.history["loss"].steps.tolist() == [3, 4]
+
+
+def test_a_cell_that_makes_its_tracker_again_closes_the_earlier_one_and_says_so(weight, tmp_path) -> None:
+    run = Run(tmp_path, name="cell")
+    earlier = Tracker([("w", weight)], run=run, every=10, diagnosis=None)
+    train(earlier, weight, 4)
+    with pytest.warns(RuntimeWarning, match="run 'cell' had a tracker") as caught:
+        tracker = Tracker([("w", weight)], run=run, every=10, diagnosis=None)
+    assert caught[0].filename == __file__
+    assert earlier.closed
+    assert run.state == "running"
+    with tracker:
+        train(tracker, weight, 2)
+    stored = load_run(run.path)
+    assert (stored.state, stored.history["loss"][:]) == ("finished", [0.0, 1.0])
+
+
+def test_a_cell_that_opens_its_run_again_finishes_the_earlier_one_and_says_so(weight, tmp_path) -> None:
+    Run(tmp_path, name="cell").finish()
+    earlier = Tracker([("w", weight)], run=Run(tmp_path, name="cell", resume=True), every=10, diagnosis=None)
+    train(earlier, weight, 4)
+    with pytest.warns(RuntimeWarning, match="run 'cell' was still open in this process"):
+        run = Run(tmp_path, name="cell", resume=True)
+    assert earlier.closed
+    assert run.history["loss"][:] == [0.0, 1.0, 2.0, 3.0]
+    with Tracker([("w", weight)], run=run, diagnosis=None) as tracker:
+        tracker.load_state_dict(earlier.state_dict())
+        train(tracker, weight, 1)
+    assert load_run(run.path).history["loss"].steps.tolist() == [0, 1, 2, 3, 4]
