@@ -328,7 +328,7 @@ def test_a_gradient_meter_says_that_it_cannot_be_copied(copied) -> None:
 def test_gradients_themselves_are_no_target_of_a_meter() -> None:
     weight = torch.ones(2, requires_grad=True)
     gradients = torch.autograd.grad(weight.sum(), [weight])
-    with pytest.raises(InvalidTypeError, match="the target is 1 tensors that are gradients"):
+    with pytest.raises(InvalidTypeError, match="the target holds gradients"):
         GradientMeter(gradients)
 
 

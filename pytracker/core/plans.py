@@ -191,9 +191,9 @@ def watchable(target: Target) -> Target:
     items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
     if are_gradients(items):
         raise InvalidTypeError(
-            f"the target is {len(items)} tensors that are gradients, or have none in .grad and require none: what is "
-            "measured on each step is the .grad of parameters. Give the module or its parameters; "
-            "gradient_stats(gradients) measures gradients once"
+            "the target holds gradients, or tensors that have none in .grad and require none; what is measured on each "
+            "step is the .grad of parameters. Give the module or its parameters; gradient_stats(gradients) measures "
+            "gradients once"
         )
     return items
 

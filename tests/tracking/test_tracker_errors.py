@@ -110,7 +110,7 @@ def test_a_model_that_its_optimizer_trains_is_worth_no_warning(recwarn) -> None:
 
 def test_gradients_are_no_model() -> None:
     weight = torch.ones(2, requires_grad=True)
-    with pytest.raises(InvalidTypeError, match="the target is 1 tensors that are gradients"):
+    with pytest.raises(InvalidTypeError, match="the target holds gradients"):
         Tracker(torch.autograd.grad(weight.sum(), [weight]))
 
 
