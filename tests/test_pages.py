@@ -9,8 +9,9 @@ import pytest
 import torch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-WITH_CODE = ("index.md", "sinks.md", "migration.md")
-PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+README = "../README.md"
+WITH_CODE = (README, "index.md", "sinks.md", "migration.md")
+PAGES = [README, *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
