@@ -52,7 +52,7 @@ def test_evaluations_in_mid_epoch_by_epoch_and_after_the_end_are_at_their_steps(
         trainer = hf.trainer(tmp_path, eval_strategy=strategy, eval_steps=2)
         with track(trainer, diagnosis=None) as tracking:
             trainer.train()
-            trainer.evaluate()
+            trainer.evaluate(hf.sentences(4))
         recorded = tracking.tracker.history["eval_loss"]
         assert recorded.steps.tolist() == steps
         assert recorded[:] == [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -129,14 +129,15 @@ def test_what_heirs_of_the_trainer_log_is_recorded(tmp_path: Path) -> None:
         def training_step(self, *arguments: object) -> torch.Tensor:
             loss = super().training_step(*arguments)
             if self.accelerator.sync_gradients:
-                self.log({"rewards/mean": 0.5, "note": "a text", "lr": 3.0})
+                step = float(self.state.global_step)
+                self.log({"rewards/mean": 0.5 + step, "note": "a text", "lr": 3.0 + step})
             return loss
 
     trainer = hf.trainer(tmp_path, Rewarded, max_steps=2)
     with track(trainer, diagnosis=None) as tracking:
         trainer.train()
-    assert tracking.tracker.history["rewards/mean"] == [0.5, 0.5]
-    assert tracking.tracker.history["logged/lr"] == [3.0, 3.0]
+    assert tracking.tracker.history["rewards/mean"] == [0.5, 1.5]
+    assert tracking.tracker.history["logged/lr"] == [3.0, 4.0]
 
 
 def test_what_is_no_trainer_is_refused() -> None:

@@ -35,7 +35,7 @@ def transformers_trainer(folder: Path) -> None:
     trainer = hf.trainer(folder, ddp_backend="gloo", eval_strategy="epoch")
     with track(trainer, run=folder / "hf", diagnosis=None, check_replicas=True) as tracking:
         trainer.train()
-        trainer.evaluate()
+        trainer.evaluate(hf.sentences(4))
     check(tracking.tracker, trainer.norms)
     if dist.get_rank() == 0:
         names = {info.name for info in tracking.tracker.history.parameters.infos}
