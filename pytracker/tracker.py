@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -98,6 +98,9 @@ class Tracker:
         noise_scale: of a model in DDP: records ``noise_scale``, and the estimates it is made of, on every step. One
             collective a drain.
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
+        on_rank_fault: what happens where a rank is missing, leaves or disagrees once the tracker is made. "warn": one
+            warning says which, the run is marked (``rank_fault`` in its meta), the training goes on, and what needs no
+            other rank is recorded: the scalars, and under DDP everything. "raise": a RankMismatchError, at each call.
         close_on_signal: end the program by SystemExit at SIGTERM and SIGHUP, so that it is closed as by Ctrl-C. A
             signal that the program handles or ignores is left as it is.
 
@@ -106,7 +109,7 @@ class Tracker:
         InvalidValueError: ``every`` is less than 1, or ``rank_timeout`` not above 0.
         ParameterError: two parameters have the same name, or one has no data.
         LayoutError: it cannot be told which piece of a parameter this rank holds; the message says what to give.
-        RankMismatchError: the ranks have different intervals or models, or one does not come.
+        RankMismatchError: the ranks have different intervals or models, or one does not come, as the tracker is made.
 
     Example:
         >>> import torch
@@ -142,6 +145,7 @@ class Tracker:
         check_replicas: bool = False,
         noise_scale: GradientNoiseScale | None = None,
         rank_timeout: float = 300.0,
+        on_rank_fault: Literal["warn", "raise"] = "warn",
         close_on_signal: bool = True,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
@@ -161,6 +165,10 @@ class Tracker:
             check_replicas=check_replicas,
             noise_scale=noise_scale,
             timeout=rank_timeout,
+            receive=self._receive,
+            find=lambda finding: self._judge.add(finding),
+            mark=lambda fault: self._run.set_meta(rank_fault=fault),
+            on_fault=on_rank_fault,
         )
         self._lock = threading.RLock()
         self._steps = self._epochs = 0
@@ -172,18 +180,18 @@ class Tracker:
             self._log = DeviceLog(
                 self._plan,
                 every,
-                self._take,
+                self._team.take,
                 seconds=math.inf if self._team.talks else seconds,  # ranks that meet drain at the same step
                 optimizer=optimizer,
                 reserved=_RESERVED,
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
-            self._append = self._append_and_poll if self._team.polls else self._log.append
+            self._append = self._append_and_poll if self._team.talks else self._log.append
             self._begin(run, optimizer, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
             self._closed = self._ended = True
             self._at_exit.forget()
-            self._team.leave(self._receive)
+            self._team.leave(in_words(error))
             self._sinks.close(in_words(error))
             self._run.finish("failed", error=in_words(error))
             raise
@@ -226,7 +234,7 @@ class Tracker:
 
     @property
     def history(self) -> History:
-        """What has arrived so far; ``flush`` brings the rest. Never waits."""
+        """What has arrived so far; ``flush`` brings the rest. What ranks merge is on the first alone. Never waits."""
         history: History = self._run.history
         return history
 
@@ -283,7 +291,7 @@ class Tracker:
             self._delivery.means.weigh(step, number_of_samples("n", n))
             self._sinks.stamp(step)
             self._log.replayed(step)
-            self._team.poll(self._receive)
+            self._team.poll()
 
     def log(self, **metrics: Any) -> None:
         """Record metrics at the latest step, in the middle of an epoch or at its end. Waits for values on a device.
@@ -355,9 +363,9 @@ class Tracker:
     def flush(self) -> None:
         """Bring everything recorded so far to the history and the run. Waits for the device."""
         with self._lock:
-            self._team.meet(self._steps, self._receive)
+            self._team.meet(self._steps)
             self._log.flush()
-            self._add(self._team.finish(self._receive))
+            self._team.finish()
             self._delivery.finish()
             self._judge.look(self.history, now=True)
             self._sinks.flush()
@@ -371,7 +379,7 @@ class Tracker:
                 have lost each other before.
 
         Raises:
-            RankMismatchError: the ranks disagree, or one is missing; what needs no other rank is recorded.
+            RankMismatchError: the ranks disagree, or one is missing, and ``on_rank_fault`` is "raise".
         """
         error = None if error is None else text("error", error)
         with self._lock:
@@ -379,7 +387,7 @@ class Tracker:
                 return
             self._closed = self._ending = True
             try:
-                self._end(error or (in_words(self._team.fault) if self._team.fault else None))
+                self._end(error or self._team.error)
             except BaseException as problem:  # what is left of the end is done all the same
                 if not self._ended:
                     with contextlib.suppress(Exception):  # the first says more
@@ -391,11 +399,11 @@ class Tracker:
     def _end(self, error: str | None) -> None:
         """Bring everything home and close what was opened. After an interruption it can be called again."""
         try:
-            self.flush() if error is None else self._flush_alone()
+            self.flush() if error is None else self._flush_alone(error)
         except BaseException as problem:  # ^C too, while other ranks are waited for
             error = error or in_words(problem)
             with contextlib.suppress(Exception):
-                self._flush_alone()
+                self._flush_alone(error)
             raise
         finally:
             if error is None:
@@ -405,9 +413,9 @@ class Tracker:
             self._at_exit.forget()
             self._ended = True
 
-    def _flush_alone(self) -> None:
+    def _flush_alone(self, error: str) -> None:
         """Bring home what needs no other rank: they may not know of the fault, so nobody is waited for."""
-        self._team.leave(self._receive)
+        self._team.leave(error)
         self._log.flush()
         self._delivery.finish()
         self._judge.look(self.history, now=True)
@@ -472,20 +480,12 @@ class Tracker:
     def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
         """Append, where ranks meet at a drain: also what they measured; and hand on what has been merged meanwhile."""
         self._log.append(step, {**scalars, **self._team.scalars()})
-        self._team.poll(self._receive)
-
-    def _take(self, rows: Rows) -> None:
-        """Take rows of this rank: all there is, or pieces to be merged with those of others."""
-        self._add(self._team.take(rows, self._receive))
+        self._team.poll()
 
     def _receive(self, rows: Rows) -> None:
         """Hand rows of the whole model to everyone who wants them, and then let the rules see them."""
         self._delivery.put(rows)
         self._judge.look(self.history)
-
-    def _add(self, findings: list[Finding]) -> None:
-        for finding in findings:
-            self._judge.add(finding)
 
     def _regroup(self, optimizer: Any) -> None:
         """Note in which group of the optimizer each parameter is; ranks that merge keep what they agreed on."""
@@ -494,6 +494,5 @@ class Tracker:
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
-        moments, found = self._team.merge_weights(max(self._steps - 1, 0), weight_moments(self._held))
-        self._add(found)
+        moments = self._team.merge_weights(max(self._steps - 1, 0), weight_moments(self._held))
         self._delivery.weight_norms = np.sqrt(moments[:, SUM_SQ])

@@ -49,6 +49,11 @@ class Rows:
     elements: NDArray[np.float64]  # [n, T], of each gradient; of no meaning where a parameter had none
     scalars: dict[str, Scalars]
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the rows say anything of the gradients: merged ones do so on the first rank alone."""
+        return bool(self.totals.shape[1])
+
 
 @dataclass
 class PendingCopy:

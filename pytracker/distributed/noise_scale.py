@@ -18,8 +18,9 @@ from ..columns import SUM_SQ
 from ..core import Rows, native
 from ..errors import InvalidTypeError, LayoutError
 from ..history import ParameterInfo
-from .merging import HEADER, PendingMerge, RowMerger, check_stamps, stamp
+from .groups import SUM
 from .ranks import Ranks
+from .row_merger import HEADER, PendingMerge, RowMerger, check_stamps, stamp
 
 NOISE_SERIES = ("noise_scale", "grad_sq_estimate", "grad_variance_estimate")
 _LOCAL, _MEAN = "_noise_scale/local", "_noise_scale/mean"
@@ -149,40 +150,35 @@ def _default_hook() -> Hook:
 
 
 class NoiseMerger(RowMerger):
-    """Averages what the ranks measured, one collective an interval, and adds the noise scale to the rows."""
+    """Averages what the ranks measured, one collective an interval and level, and adds the noise scale to the rows."""
 
     def __init__(self, ranks: Ranks, infos: list[ParameterInfo], noise: GradientNoiseScale, *, every: int) -> None:
-        """Begin without a step."""
-        super().__init__(ranks, infos)
+        super().__init__(ranks, ranks.members, infos, every)
         self._noise = noise
-        self._every = every
         self._smoothed = np.zeros(3)  # squared norm, variance, weights
 
     def scalars(self) -> dict[str, Any]:
-        """Return what this rank measured in the latest backward."""
         return self._noise.scalars()
 
-    def begin(self, rows: Rows) -> PendingMerge:
-        """Enqueue the sum of this rank's squared norms."""
-        squares = np.zeros(HEADER + max(self._every, len(rows.steps)))
-        squares[:HEADER] = stamp(rows.steps)
-        squares[HEADER : HEADER + len(rows.steps)] = self._of(rows, _LOCAL)
-        tensor = torch.from_numpy(squares)
-        return PendingMerge(rows, [tensor], [dist.all_reduce(tensor, group=self._ranks.group, async_op=True)])
+    def pack(self, merge: PendingMerge) -> tuple[Any, list[Any]]:
+        steps = merge.rows.steps
+        squares = np.zeros(HEADER + max(self._every, len(steps)))
+        squares[:HEADER] = stamp(steps, merge.dropped)
+        squares[HEADER : HEADER + len(steps)] = self._of(merge.rows, _LOCAL)
+        return squares, [(torch.from_numpy(squares), SUM)]
 
-    def finish(self, merge: PendingMerge, drain: int) -> Rows:
-        """Return the rows, with the noise scale in place of what it is made of."""
-        rows = merge.rows
-        summed, ranks = merge.tensors[0].numpy(), len(self._ranks.members)
-        check_stamps(summed[:HEADER], ranks, rows.steps, drain)
-        mean = summed[HEADER : HEADER + len(rows.steps)] / ranks
+    def unpack(self, merge: PendingMerge) -> Rows:
+        rows, ranks = merge.rows, len(self._members)
+        whole = self.without_others(rows)
+        if check_stamps(merge.packed[:HEADER], ranks, rows.steps, merge.drain):
+            return whole
+        mean = merge.packed[HEADER : HEADER + len(rows.steps)] / ranks
         averaged = self._of(rows, _MEAN)
         with np.errstate(invalid="ignore", divide="ignore"):
             units = np.where(averaged > 0, rows.totals[:, SUM_SQ] / averaged, 1.0)
         series = self._estimate(mean * units, averaged * units)
         known = np.flatnonzero(np.isfinite(averaged))
         noise = {name: (known, values[known]) for name, values in zip(NOISE_SERIES, series, strict=True)}
-        whole = self.without_others(rows)
         return replace(rows, scalars={**whole.scalars, **noise})
 
     def without_others(self, rows: Rows) -> Rows:

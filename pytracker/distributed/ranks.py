@@ -1,39 +1,28 @@
-"""The ranks that work together: a gloo group of our own on the host, waits that end, errors that name the missing."""
+"""The ranks that work together: what they agree on, and how they wait for each other."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import hashlib
-import itertools
 import math
-import pickle
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from ..errors import LayoutError, RankMismatchError
+from .groups import HostGroup, part_of
+from .levels import Levels
+from .missing_ranks import PATIENCE, RollCall, in_few_words
+from .rendezvous import rendezvous
 
-_PAUSE = 0.0005  # seconds between two looks at a collective that is waited for
-_PATIENCE = 5.0  # seconds in which a rank that is still there also notices that a collective has failed
-_LOOK = 0.2  # seconds between two looks at whether a rank has left
 RESCUE = 1.0  # seconds in which what ranks have sent arrives, although they will not go on
+_PAUSE = 0.0005  # seconds between two looks at a collective that is waited for
+_LOOK = 0.2  # seconds between two looks at whether a rank has left
 
-_CALLS = ("makes the tracker", "is in epoch, flush or close", "compares copies")
-"""What ranks meet for. A meeting begins with a header of one size, so that ranks at different calls can say so."""
-
-_abandoned: list[tuple[Any, list[Any]]] = []
-
-
-def abandon(memory: Any, works: Iterable[Any]) -> None:
-    """Keep what collectives read and write that nobody waits for any more, until torch's threads are done with it."""
-    _abandoned[:] = [each for each in _abandoned if not all(work.is_completed() for work in each[1])]
-    _abandoned.append((memory, list(works)))
+MAKING, MEETING = "makes the tracker", "is in epoch, flush or close"
+NOT_MADE = "not all ranks came to make the tracker"
 
 
 def is_first_rank() -> bool:
@@ -47,7 +36,7 @@ def has_others() -> bool:
 
 
 def group_named(name: str) -> Any:
-    """Return a process group by its name: who keeps the group itself alive keeps its threads to the interpreter's end.
+    """Return one of torch's process groups: keeping the group itself would keep its threads to the interpreter's end.
 
     Raises:
         RuntimeError: there is none of that name (any more).
@@ -55,309 +44,228 @@ def group_named(name: str) -> Any:
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined,arg-type]  # torch's own way
 
 
-_Key: TypeAlias = "tuple[tuple[int, ...], datetime.timedelta, str, int]"  # ranks, timeout, purpose, place
-
-_names: dict[_Key, str] = {}
-"""The gloo group of some ranks with a timeout and a purpose, by name: kept for the next tracker for as long as nothing
-went wrong in it. It ends with ``torch.distributed``. Trackers at the same time have groups of their own: each has the
-first place that is free."""
-_taken: set[_Key] = set()
-_attempts: Counter[_Key] = Counter()
+def nothing() -> None:
+    """Do nothing while others are waited for."""
 
 
-def _group_of(key: _Key) -> Any:
-    with contextlib.suppress(KeyError, RuntimeError):
-        return group_named(_names[key])
-    members, timeout, purpose, _ = key
-    local = len(members) < dist.get_world_size()
-    store = dist.distributed_c10d._get_default_store()
-    _attempts[key] += 1
-    digest = hashlib.sha256(repr((key, _attempts[key])).encode()).hexdigest()
-    place = f"pytracker/{digest}"
-    try:
-        store.set(f"{place}/{dist.get_rank()}", "")
-        if local:
-            _count_alike(store, place, members, timeout)
-        group = dist.new_group(
-            list(members),
-            timeout=timeout,
-            backend="gloo",
-            use_local_synchronization=local,
-            group_desc=f"pytracker: {purpose}",
-        )
-    except RuntimeError as error:
-        raise RankMismatchError(
-            f"not all ranks came to make the tracker (waited {timeout.total_seconds():.0f} s at most); of "
-            f"{len(members)} ranks: {_absent(store, place, members, 0.0)}. Every rank must make one, with the same "
-            "arguments; where this one trains alone, give "
-            "process_group=torch.distributed.new_group([rank], use_local_synchronization=True). "
-            f"torch says: {error}"
-        ) from error
-    _names[key] = group.group_name
-    return group
+def all_done(works: Sequence[Any]) -> bool:
+    """Tell whether collectives are over. Never waits.
 
-
-def _count_alike(store: Any, place: str, members: tuple[int, ...], timeout: datetime.timedelta) -> None:
-    """Give every member as many groups as the others have.
-
-    torch names a group of some ranks after them and the number of groups that the process has: where that differs, as
-    between stages of a pipeline, members would wait for each other under different names.
+    Raises:
+        RuntimeError: one has failed.
     """
-    rank, groups = dist.get_rank(), dist.distributed_c10d._world.pg_names
-    keys = [f"{place}/groups/{member}" for member in members]
-    store.set(f"{place}/groups/{rank}", str(len(groups)))
-    store.wait(keys, timeout)
-    counts = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
-    for _ in range(max(map(int, counts)) - len(groups)):
-        dist.new_group([rank], backend="gloo", use_local_synchronization=True)
+    if not all(work.is_completed() for work in works):
+        return False
+    for work in works:
+        work.wait()  # it is over: this raises where it failed
+    return True
 
 
-def _absent(store: Any, place: str, members: Iterable[int], patience: float, left: Iterable[int] = ()) -> str:
-    """Say which ranks have not left a sign of theirs in a store. Of those that have ``left`` none is waited for."""
-    try:
-        store.set(f"{place}/{dist.get_rank()}", "")
-        missing = [rank for rank in members if rank != dist.get_rank()]
-        end = time.monotonic() + patience
-        while True:
-            missing = [rank for rank in missing if not store.check([f"{place}/{rank}"])]
-            if set(missing) <= set(left) or time.monotonic() > end:
-                break
-            time.sleep(0.05)
-    except Exception as gone:  # the store went with the process that held it
-        return f"their store does not answer either ({type(gone).__name__}), so the rank that held it is gone"
-    return f"no answer from ranks {missing}" if missing else "every rank is there and noticed it too"
+@dataclass
+class _Wait:
+    """How long something is waited for."""
+
+    ends_at: float
+    looks_at: float  # when the store is asked next whether a rank has left
+    gives_up_at: float = math.inf  # a little after one has
 
 
 class Ranks:
-    """Some ranks, and two gloo groups of them: one for rows, and one to meet and to agree.
-
-    The groups lie on the host: their collectives neither mix with those of the training nor touch the device. There are
-    two because ranks that disagree would else answer one collective with another, of another size, for which gloo ends
-    the process. Making the first ones of some ranks is a collective of its own, and waits.
+    """Some ranks that meet, agree and wait for each other. Making it is a meeting of its own, and waits.
 
     Args:
         members: global ranks, this one among them; all ranks by default.
         timeout: seconds until a rank that does not come is missing.
-        meets: whether the ranks may disagree; False saves the second group.
 
     Raises:
         LayoutError: torch.distributed is not initialized.
         RankMismatchError: a rank does not come within the timeout.
     """
 
-    def __init__(self, members: list[int] | None = None, *, timeout: float, meets: bool = True) -> None:
-        """Make the groups."""
+    def __init__(self, members: Sequence[int] | None = None, *, timeout: float) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise LayoutError("torch.distributed is not initialized; call init_process_group before making the tracker")
-        self._limit = datetime.timedelta(seconds=timeout)
         self.members = list(range(dist.get_world_size())) if members is None else sorted(members)
-        self._rows = self._free_key(tuple(self.members), "rows" if meets else "copies")
-        self._meetings: _Key = (*self._rows[:2], "meetings", self._rows[3]) if meets else self._rows
-        self._calls = 0
-        _taken.add(self._rows)
-        try:
-            self._make_groups(meets)
-        except BaseException:
-            self.leave()
-            raise
+        self.rank = dist.get_rank()
+        self.timeout = timeout
+        self._meetings_held = 0
+        self._closables: list[Levels | HostGroup] = []
+        self._store, self._meetings = rendezvous(self.members, timeout, self._begin)
+        self._roll = RollCall(part_of(self._store, "roll"), self.members)
 
-    def _free_key(self, ranks: tuple[int, ...], purpose: str) -> _Key:
-        return next(key for place in itertools.count() if (key := (ranks, self._limit, purpose, place)) not in _taken)
+    def _begin(self, store: Any) -> tuple[Any, Levels]:
+        self._store = store
+        return store, self.levels("meetings", self.members)
 
-    def _make_groups(self, meets: bool) -> None:
-        self._meeting: Any = None
-        self._meeting = _group_of(self._meetings)
-        if meets:
-            self._agree_on_rows()
-        self.group: Any = _group_of(self._rows)
+    def levels(self, purpose: str, members: Sequence[int]) -> Levels:
+        """Return levels of some of the ranks, for one purpose. Each of these makes them; none waits."""
+        store = part_of(self._store, purpose)
+        self._closables.append(levels := Levels(store, members, self.timeout))
+        return levels
 
-    def _agree_on_rows(self) -> None:
-        """Forget the group for rows unless all ranks kept it: collectives may be under way where one has left it."""
-        mine, kept = _names.get(self._rows), [""]
-        with contextlib.suppress(RankMismatchError):
-            kept = self.gather(mine)
-        if self._meetings not in _names:  # this rank had not noticed that the last tracker's ranks lost each other
-            self._meeting, self._calls = _group_of(self._meetings), 0
-            kept = self.gather(mine)
-        if None in kept or len(set(kept)) > 1:
-            _names.pop(self._rows, None)
-
-    def keep_agreed(self, groups: Iterable[tuple[int, ...]]) -> None:
-        """Forget the groups of copies that not all of their members have kept. A collective of all ranks; waits."""
-        keys = [self._free_key(group, "copies") for group in groups]
-        told = dict(zip(self.members, self.gather({key[0]: _names.get(key) for key in keys}), strict=True))
-        for key in keys:
-            if len({told[rank].get(key[0]) for rank in key[0]}) > 1:
-                _names.pop(key, None)
+    def group(self, purpose: str, members: Sequence[int]) -> HostGroup:
+        """Return one group of some of the ranks, for one purpose. Each of these makes it; none waits."""
+        store = part_of(self._store, purpose)
+        self._closables.append(group := HostGroup(store, members, self.timeout))
+        return group
 
     @property
     def is_first(self) -> bool:
         """Whether this process is the first of them, which alone writes and judges."""
-        return dist.get_rank() == self.members[0]
+        return self.rank == self.members[0]
 
-    def gather(self, value: Any, failure: str = "not all ranks came to make the tracker", call: int = 0) -> list[Any]:
-        """Return what every rank gave, in the order of ``members``. A collective; waits.
+    def tally(
+        self,
+        value: Any,
+        failure: str = NOT_MADE,
+        *,
+        doing: str = MAKING,
+        meanwhile: Callable[[], None] = nothing,
+    ) -> dict[Any, list[int]]:
+        """Return every different value that a rank gave, and the ranks that gave it. A meeting; waits.
 
-        The message of an error begins with ``failure``. ``call``: the place in ``_CALLS`` of what they do.
-
-        Raises:
-            RankMismatchError: a rank does not come within the timeout, or does something else.
-        """
-        pickled = pickle.dumps(value)
-        sizes = self._meet(call, len(pickled), failure)
-        mine = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
-        mine[: len(pickled)] = torch.frombuffer(bytearray(pickled), dtype=torch.uint8)
-        values = self._gather_tensors(mine, failure)
-        return [pickle.loads(each[:size].numpy().tobytes()) for each, size in zip(values, sizes, strict=True)]
-
-    def gather_count(self, count: int, meanwhile: Callable[[], None], failure: str) -> list[int]:
-        """Return every rank's count, in the order of ``members``. A collective; calls ``meanwhile`` as it waits.
-
-        The message of an error begins with ``failure``.
+        Args:
+            value: hashable, and small where ranks differ in it.
+            failure: what an error's message begins with.
+            doing: what the ranks meet for; those at different meetings are told so.
+            meanwhile: called as others are waited for.
 
         Raises:
             RankMismatchError: a rank does not come within the timeout, or does something else.
         """
-        return self._meet(1, count, failure, meanwhile)
-
-    def _meet(self, call: int, value: int, failure: str, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
-        """Return every rank's value. Ranks that meet for different things are told so."""
-        self._calls += 1
-        mine = torch.tensor([call, self._calls, value], device="cpu")
-        headers = [each.tolist() for each in self._gather_tensors(mine, failure, meanwhile)]
-        calls = {(header[0], header[1]) for header in headers}
-        if len(calls) > 1:
-            self.discard()
-            does = {
-                rank: f"{_CALLS[call]} (meeting {number})"
-                for rank, (call, number, _) in zip(self.members, headers, strict=True)
-            }
+        self._meetings_held += 1
+        mine = {(doing, self._meetings_held, value): [(self.rank, self.rank)]}
+        said = self._exchange(mine, _merge_tallies, failure, meanwhile)
+        tallied = {key: _expanded(spans) for key, spans in said.items()}
+        if len({key[:2] for key in tallied}) > 1:
+            does = {f"{doing} (meeting {number})": ranks for (doing, number, _), ranks in tallied.items()}
             raise RankMismatchError(
-                f"the ranks do different things, by rank: {does}; every rank must make its trackers and call epoch, "
+                f"the ranks do different things: {by_value(does)}; every rank must make its trackers and call epoch, "
                 "flush and close alike"
             )
-        return [int(header[2]) for header in headers]
-
-    def _gather_tensors(
-        self, mine: torch.Tensor, failure: str, meanwhile: Callable[[], None] = lambda: None
-    ) -> list[torch.Tensor]:
-        """Return the tensors of all ranks, of one size. Gives up where a rank has said that it left."""
-        received = [torch.empty_like(mine) for _ in self.members]
-        try:
-            work = dist.all_gather(received, mine, group=self._meeting, async_op=True)
-        except RuntimeError as error:
-            raise self._missing(failure, error) from error
-        try:
-            self.wait([work], failure, meanwhile)
-        except BaseException:
-            abandon((mine, received), [work])
-            self.discard()
-            raise
-        return received
-
-    def _store(self) -> Any:
-        return dist.distributed_c10d._get_process_group_store(self._meeting)
-
-    def _left(self) -> list[int]:
-        """Return a rank that has said that it left; none where none has."""
-        try:
-            store = self._store()
-            return [int(store.get("pytracker/left"))] if store.check(["pytracker/left"]) else []
-        except Exception:  # the store went with the process that held it
-            return []
+        return {key[2]: ranks for key, ranks in sorted(tallied.items(), key=lambda item: item[1][0])}
 
     def exchange(self, value: Any) -> list[tuple[Any, list[int]]]:
-        """Return every different value, and the ranks that gave it. A collective; waits.
+        """Return every different value of any size, and the ranks that gave it. A meeting; waits.
 
-        What many ranks say alike travels once, and what all say alike not at all: a thousand ranks that each describe
-        ten thousand parameters would else send gigabytes. Values are alike where their ``repr`` is.
+        What all ranks give alike does not travel, and what many do travels once through each group: a thousand ranks
+        that each describe ten thousand parameters would otherwise send gigabytes. Values are alike where their
+        ``repr`` is.
 
         Raises:
             RankMismatchError: a rank does not come within the timeout.
         """
-        digests = self.gather(hashlib.sha256(repr(value).encode()).hexdigest())
-        givers: dict[str, list[int]] = {}
-        for rank, digest in zip(self.members, digests, strict=True):
-            givers.setdefault(digest, []).append(rank)
+        digest = hashlib.sha256(repr(value).encode()).hexdigest()
+        givers = self.tally(digest)
         if len(givers) == 1:
             return [(value, self.members)]
-        return [(self._broadcast(value, ranks[0]), ranks) for ranks in givers.values()]
+        values = self._exchange({digest: value}, _merge_values, NOT_MADE, nothing)
+        return [(values[digest], ranks) for digest, ranks in givers.items()]
 
-    def _broadcast(self, value: Any, source: int) -> Any:
-        values = [value]
+    def _exchange(
+        self, value: Any, merge: Callable[[list[Any]], Any], failure: str, meanwhile: Callable[[], None]
+    ) -> Any:
+        def wait(works: list[Any]) -> None:
+            self.wait(lambda: all_done(works), failure, meanwhile)
+
         try:
-            dist.broadcast_object_list(values, source, group=self._meeting)
-        except RuntimeError as error:
-            raise self._missing("not all ranks came to make the tracker", error) from error
-        return values[0]
+            return self._meetings.exchange(value, merge, wait)
+        except RuntimeError as error:  # gloo's own, of a rank that was gone before a collective began
+            if isinstance(error, RankMismatchError):
+                raise
+            raise self.missing(failure, error) from error
 
     def check_settings(self, **settings: Any) -> None:
-        """Make sure that every rank was given the same. A collective; waits.
+        """Make sure that every rank was given the same. A meeting; waits.
 
         Raises:
             RankMismatchError: a rank does not come within the timeout, or was given something else.
         """
-        by_rank = dict(zip(self.members, self.gather(settings), strict=True))
-        for name in settings:
-            given = {rank: theirs[name] for rank, theirs in by_rank.items()}
-            if len(set(given.values())) > 1:
-                raise RankMismatchError(f"the ranks were given different `{name}`, by rank: {given}; give all the same")
+        tallied = self.tally(tuple(settings.values()))
+        for index, name in enumerate(settings):
+            given: dict[Any, list[int]] = {}
+            for values, ranks in tallied.items():
+                given.setdefault(values[index], []).extend(ranks)
+            if len(given) > 1:
+                differ = by_value(given)
+                raise RankMismatchError(f"the ranks were given different `{name}`: {differ}; give all the same")
 
-    def wait(self, works: list[Any], failure: str, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait for collectives that are under way, as long as the timeout at most, or until a rank says that it left.
+    def wait(self, is_done: Callable[[], bool], failure: str, meanwhile: Callable[[], None] = nothing) -> None:
+        """Wait until something is done: as long as the timeout at most, or until a rank says that it left.
 
         Raises:
-            RankMismatchError: one failed or did not end; the message begins with ``failure``.
+            RankMismatchError: it failed or did not end; the message begins with ``failure``, and names the missing.
         """
         now = time.monotonic()
-        end, look, given_up, left = now + self._limit.total_seconds(), now + _LOOK, math.inf, [-1]
-        while now < end and not all(work.is_completed() for work in works):
-            meanwhile()
-            now = time.monotonic()
-            if now >= look and given_up == math.inf:
-                look, left = now + _LOOK, self._left()
-                given_up = now + RESCUE if left else math.inf
-            if now >= given_up:
-                raise self._missing(failure, RuntimeError(f"rank {left[0]} has left the tracker"))
-            time.sleep(_PAUSE)
+        wait = _Wait(ends_at=now + self.timeout, looks_at=now + _LOOK)
         try:
-            for work in works:  # torch's own error, where one isn't done
-                work.wait(datetime.timedelta(seconds=max(0.001, end - time.monotonic())))
-        except RuntimeError as error:
-            raise self._missing(failure, error) from error
+            while not is_done():
+                meanwhile()
+                now = time.monotonic()
+                if now >= wait.looks_at and wait.gives_up_at == math.inf:
+                    wait.looks_at = now + _LOOK
+                    if self._roll.left() is not None:
+                        wait.gives_up_at = now + RESCUE
+                if now >= min(wait.ends_at, wait.gives_up_at):
+                    raise TimeoutError(f"waited {self.timeout:g} s" if now >= wait.ends_at else "a rank has left")
+                time.sleep(_PAUSE)
+        except (RuntimeError, TimeoutError) as error:
+            if isinstance(error, RankMismatchError):
+                raise
+            raise self.missing(failure, error) from error
 
-    def _missing(self, failure: str, error: Exception) -> RankMismatchError:
-        """Say who is missing: those who do not notice the failure too, as the store of the group tells."""
-        self.discard()
-        patience = min(_PATIENCE, self._limit.total_seconds())
-        who = _absent(self._store(), "pytracker/here", self.members, patience, self._left())
+    def missing(self, failure: str, error: Exception) -> RankMismatchError:
+        """Return an error that says who is missing. Waits some seconds for those that notice later."""
+        who = self._roll.who(min(PATIENCE, self.timeout))
+        left = self._roll.left()
+        cause = f"rank {left[0]} has left the tracker ({left[1]})" if left else f"torch says: {error}"
         return RankMismatchError(
-            f"{failure} (waited {self._limit.total_seconds():.0f} s at most); of {len(self.members)} ranks: {who}. "
-            "Each must call step, epoch, flush and close alike. What was merged before is recorded. "
-            f"torch says: {error}"
+            f"{failure} (waited {self.timeout:.0f} s at most); of {len(self.members)} ranks: {who}. Each must call "
+            f"step, epoch, flush and close alike. What was merged before is recorded. {cause}"
         )
 
-    def discard(self) -> None:
-        """Keep the groups from the next tracker: ranks may be at different collectives in them."""
-        _names.pop(self._rows, None)
-        _names.pop(self._meetings, None)
-
-    def leave(self) -> None:
-        """Go away while the others may not know it yet; say so to those that wait. Waits for nobody."""
-        self.discard()
-        _taken.discard(self._rows)
-        if self._meeting is None:
-            return
-
-        def say() -> None:
-            with contextlib.suppress(Exception):  # the store went with the process that held it
-                self._store().set("pytracker/left", str(dist.get_rank()))
-
-        saying = threading.Thread(target=say, daemon=True)
-        saying.start()
-        saying.join(_LOOK)
+    def leave(self, reason: str, *, at_once: bool = False) -> None:
+        """Go away while the others may not know it yet, and say why to those that wait. Waits for nobody."""
+        self.close()  # which those that are connected notice; the reason is there before they have looked around
+        self._roll.leave(reason, at_once=at_once)
 
     def close(self) -> None:
-        """Let go of the groups: the next tracker can have them, and their threads end with ``torch.distributed``."""
-        _taken.discard(self._rows)
-        self.group = self._meeting = None
+        """Let go of the groups. Waits for nobody."""
+        for each in self._closables:
+            each.close()
+        self._closables.clear()
+
+
+def by_value(tallied: dict[Any, list[int]]) -> str:
+    """Return in words which ranks gave which value.
+
+    Example:
+        >>> by_value({3: [0, 2], 4: [1]})
+        '3 on ranks [0, 2], 4 on ranks [1]'
+    """
+    return ", ".join(f"{value} on {in_few_words(ranks)}" for value, ranks in tallied.items())
+
+
+def _merge_tallies(tallies: list[dict[Any, list[tuple[int, int]]]]) -> dict[Any, list[tuple[int, int]]]:
+    """Return whose values are whose, with ranks as spans of neighbours: ten thousand that agree are one."""
+    merged: dict[Any, list[tuple[int, int]]] = {}
+    for tally in tallies:
+        for value, spans in tally.items():
+            merged.setdefault(value, []).extend(spans)
+    for value, spans in merged.items():
+        joined: list[tuple[int, int]] = []
+        for first, last in sorted(spans):
+            if joined and joined[-1][1] == first - 1:
+                joined[-1] = (joined[-1][0], last)
+            else:
+                joined.append((first, last))
+        merged[value] = joined
+    return merged
+
+
+def _expanded(spans: list[tuple[int, int]]) -> list[int]:
+    return [rank for first, last in spans for rank in range(first, last + 1)]
+
+
+def _merge_values(values: list[dict[str, Any]]) -> dict[str, Any]:
+    return {digest: value for each in values for digest, value in each.items()}

@@ -7,15 +7,17 @@ drift do those ranks gather the values of a few parameters, to tell who left the
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +25,9 @@ from ..columns import SUM_SQ
 from ..core import LocalParameter
 from ..diagnostics import Finding
 from ..errors import RankMismatchError
-from .ranks import Ranks, abandon
+from .groups import MAX, HostGroup
+from .missing_ranks import in_few_words
+from .ranks import Ranks, all_done
 
 RULE = "replica_drift"
 _NAN = -1.0  # stands for a sum of squares that is NaN: all NaN are alike
@@ -45,8 +49,11 @@ class _Compared:
 class _Copies:
     """This rank and those that hold copies of the same pieces."""
 
-    def __init__(self, ranks: Ranks, places: list[int], names: list[str], every: int, tolerance: float) -> None:
-        self.ranks = ranks
+    def __init__(
+        self, ranks: Ranks, group: HostGroup, places: list[int], names: list[str], every: int, tolerance: float
+    ) -> None:
+        self._ranks = ranks
+        self._group = group
         self._places = places
         self._names = names
         self._every = every
@@ -62,14 +69,14 @@ class _Copies:
         mine[: len(steps), 1:] = np.nan_to_num(sum_sq[:, self._places], nan=_NAN, posinf=np.inf, neginf=-np.inf)
         negative = np.where(mine == -math.inf, -math.inf, -mine)  # what is missing takes no part in either
         extremes = torch.from_numpy(np.stack([mine, negative]))
-        work = dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.ranks.group, async_op=True)
-        self.under_way.append(_Compared(what, steps, mine, extremes, [work]))
+        self.under_way.append(_Compared(what, steps, mine, extremes, [self._group.all_reduce(extremes, MAX)]))
 
     def settle(self) -> dict[str, Any] | None:
         """End the comparisons under way; return the first drift that they show, and has not been told."""
         first = None
         for compared in self.under_way:
-            self.ranks.wait(compared.works, f"the {compared.what}s of replicas were not compared")
+            failure = f"the {compared.what}s of replicas were not compared"
+            self._ranks.wait(partial(all_done, compared.works), failure)
             first = first or self._judge(compared)
         self.under_way.clear()
         return first
@@ -81,7 +88,7 @@ class _Copies:
             apart = (most != least) & ~close & (most > -math.inf)
         if apart[:, 0].any():
             raise RankMismatchError(
-                f"ranks {self.ranks.members}, which hold copies, have recorded different steps: "
+                f"{in_few_words(self._group.members)}, which hold copies, have recorded different steps: "
                 f"{least[apart[:, 0], 0]} and {most[apart[:, 0], 0]}; every rank must call step, epoch, flush and "
                 "close alike"
             )
@@ -90,11 +97,13 @@ class _Copies:
         self._told.add(compared.what)  # on every rank of these alike
         row = int(apart.any(axis=1).argmax())
         columns = np.flatnonzero(apart[row])
-        values = np.array(self.ranks.gather(compared.mine[row, columns[:_SHOWN]].tolist(), call=2))  # [ranks, shown]
+        received, work = self._group.all_gather(torch.from_numpy(compared.mine[row, columns[:_SHOWN]].copy()))
+        self._ranks.wait(partial(all_done, [work]), "the values of replicas that differ were not told")
+        values = np.stack([each.numpy() for each in received])  # [ranks, shown]
         alike = _alike(values[:, 0], self._tolerance)
         most_shared = int(alike.sum(axis=1).argmax())
         usual, sharing = float(values[most_shared, 0]), int(alike[most_shared].sum())
-        away = [rank for rank, close in zip(self.ranks.members, alike[most_shared], strict=True) if not close]
+        away = [rank for rank, close in zip(self._group.members, alike[most_shared], strict=True) if not close]
         return {
             "what": compared.what,
             "step": int(compared.steps[row]),
@@ -103,7 +112,7 @@ class _Copies:
             "ranks": away,
             "majority": 2 * sharing > len(values),
             "usual": usual,
-            "value": float(values[self.ranks.members.index(away[0]), 0]),
+            "value": float(values[self._group.members.index(away[0]), 0]),
         }
 
 
@@ -125,38 +134,40 @@ class ReplicaWatch:
         ranks: all ranks of the training.
         parameters: the parameters as this rank holds them.
         every: rows of an interval.
-        timeout: seconds until a rank that does not come is missing.
         tolerance: the relative difference of ``sum_sq`` that is no drift. Copies that were reduced alike have the same
             bits; those that each rank computes for itself may differ in the last.
     """
 
-    def __init__(
-        self, ranks: Ranks, parameters: list[LocalParameter], *, every: int, timeout: float, tolerance: float = 1e-6
-    ) -> None:
+    def __init__(self, ranks: Ranks, parameters: list[LocalParameter], *, every: int, tolerance: float = 1e-6) -> None:
         """Find out who holds copies of what."""
         self._all = ranks
         names = [each.name for each in parameters]
         alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, (each, plain) in enumerate(zip(parameters, self._holders(parameters), strict=True)):
             alike[plain if each.shard.replicated else each.shard.replica_ranks].append(index)
-        self._all.keep_agreed(members for members in alike if len(members) > 1)
-        # Every rank makes its groups in the same order, so that none waits for another in a circle.
         self._copies = [
-            _Copies(Ranks(list(members), timeout=timeout, meets=False), places, names, every, tolerance)
+            _Copies(ranks, ranks.group(f"copies/{_digest(members)}", members), places, names, every, tolerance)
             for members, places in sorted(alike.items())
             if len(members) > 1
         ]
-        first_sees_all = all(self._all.members[0] in members for members in alike)
-        self._tells = not all(self._all.gather(first_sees_all))
+        first_sees_all = all(ranks.members[0] in members for members in alike)
+        everywhere = len(self._all.tally(first_sees_all)) == 1 and first_sees_all
+        self._all_ranks: HostGroup | None = None if everywhere else ranks.group("drift", ranks.members)
         self._messages: tuple[list[Tensor], Any] | None = None
 
     def _holders(self, parameters: list[LocalParameter]) -> list[tuple[int, ...]]:
-        """Return the ranks that have each plain parameter, by its name."""
+        """Return the ranks that have each plain parameter, by its name: one tuple for all that have the same."""
+        described = self._all.exchange([each.name for each in parameters if each.shard.replicated])
         having: dict[str, list[int]] = defaultdict(list)
-        for names, ranks in self._all.exchange([each.name for each in parameters if each.shard.replicated]):
+        for index, (names, _) in enumerate(described):
             for name in names:
-                having[name] += ranks
-        return [tuple(sorted(having[each.name])) for each in parameters]
+                having[name].append(index)
+
+        @functools.cache
+        def ranks_of(indices: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(sorted(rank for index in indices for rank in described[index][1]))
+
+        return [ranks_of(tuple(having[each.name])) for each in parameters]
 
     def start(self, what: str, steps: NDArray[np.int64], tensors: NDArray[np.float64]) -> list[Finding]:
         """Begin to compare moments [n, T, 6], and return what earlier ones have shown."""
@@ -171,28 +182,20 @@ class ReplicaWatch:
         return [*self._settle(), *self._settle()]
 
     def abandon(self) -> None:
-        """Give up what has not been compared, without waiting. Threads may yet use its memory, so that is kept."""
+        """Give up what has not been compared, without waiting."""
         for copies in self._copies:
-            abandon(copies.under_way, [work for compared in copies.under_way for work in compared.works])
-            copies.ranks.leave()
-        if self._messages is not None:
-            abandon(self._messages, [self._messages[1]])
-
-    def close(self) -> None:
-        """Let go of the groups."""
-        for copies in self._copies:
-            copies.ranks.close()
+            copies.under_way.clear()
+        self._messages = None
 
     def _settle(self) -> list[Finding]:
         drifts = [drift for drift in (copies.settle() for copies in self._copies) if drift is not None]
-        if not self._tells:  # the first rank takes part in every comparison
+        if self._all_ranks is None:  # the first rank takes part in every comparison
             return [_finding(drift) for drift in drifts]
         findings = self._receive()
         message = _encoded(drifts[0]) if drifts else b""
         mine = torch.zeros(_MESSAGE, dtype=torch.uint8, device="cpu")
         mine[: len(message)] = torch.tensor(list(message), dtype=torch.uint8, device="cpu")
-        received = [torch.empty_like(mine) for _ in self._all.members]
-        self._messages = received, dist.all_gather(received, mine, group=self._all.group, async_op=True)
+        self._messages = self._all_ranks.all_gather(mine)
         return findings
 
     def _receive(self) -> list[Finding]:
@@ -200,9 +203,13 @@ class ReplicaWatch:
         if self._messages is None:
             return []
         received, work = self._messages
-        self._all.wait([work], "what replicas show was not told")
+        self._all.wait(partial(all_done, [work]), "what replicas show was not told")
         texts = {bytes(message.tolist()).rstrip(b"\0") for message in received} - {b""}
         return [_finding(json.loads(text)) for text in sorted(texts)]
+
+
+def _digest(members: tuple[int, ...]) -> str:
+    return hashlib.sha256(repr(members).encode()).hexdigest()[:16]
 
 
 def _encoded(drift: dict[str, Any]) -> bytes:

@@ -3,187 +3,323 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import enum
+import threading
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from .._checks import wrong_value
+from .._warn import warn_user
 from ..core import Rows, TrackedParameters
 from ..diagnostics import Finding
 from ..errors import InvalidTypeError, LayoutError, RankMismatchError, in_words
 from ..history import ParameterInfo
-from .merging import MomentMerger, RowMerger
+from .moment_merger import MomentMerger
 from .noise_scale import GradientNoiseScale, NoiseMerger
-from .ranks import RESCUE, Ranks, has_others, is_first_rank
+from .ranks import MEETING, RESCUE, Ranks, by_value, has_others, is_first_rank
 from .replica_drift import ReplicaWatch
+from .row_merger import DisagreementError, Receive, RowMerger
 
-Receive: TypeAlias = Callable[[Rows], None]
-P = ParamSpec("P")
 T = TypeVar("T")
+OnRankFault: TypeAlias = Literal["warn", "raise"]
 
 
 class SingleRank:
     """Nobody to talk to: a single process, or DDP, whose ranks all have the whole gradient."""
 
-    polls = False  # whether rows are merged
     talks = False
-    fault: RankMismatchError | None = None  # after which the ranks no longer work together
+    error: str | None = None
 
-    def __init__(self, infos: list[ParameterInfo], *, is_first: bool | None = None) -> None:
+    def __init__(self, infos: list[ParameterInfo], receive: Receive, *, is_first: bool | None = None) -> None:
         self.infos = infos
         self.is_first = is_first_rank() if is_first is None else is_first
+        self.take = receive
+
+    def merge_weights(self, step: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
+        return moments
+
+    def scalars(self) -> dict[str, Any]:
+        return {}
+
+    def poll(self) -> None:
+        return
+
+    def meet(self, steps: int) -> None:
+        return
+
+    def finish(self) -> None:
+        return
+
+    def leave(self, reason: str) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class State(enum.Enum):
+    """How a tracker's ranks stand with each other."""
+
+    TOGETHER = enum.auto()
+    SEARCHING = enum.auto()  # a collective has failed, and a thread asks who is missing
+    APART = enum.auto()  # there was a fault: nothing more is asked of the others
+    LEFT = enum.auto()  # this rank has left: by an exception of the training, or at the end
+
+
+class Team:
+    """Ranks among which the gradients are spread, or whose copies are compared.
+
+    A fault between ranks ends their work together, and never waits on a step: what needs no other rank goes on being
+    handed on. It is raised, or a warning, once it is known.
+
+    Args:
+        ranks: the ranks.
+        infos: what this rank's parameters are.
+        merger: merges rows; None where every rank has whole ones.
+        replicas: compares copies; None where that is not asked for.
+        receive: takes rows that are ready.
+        find: takes what was found about other ranks.
+        mark: takes a fault in words, for the run.
+        on_fault: whether a fault is raised or a warning.
+    """
+
+    talks = True
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        infos: list[ParameterInfo],
+        merger: RowMerger | None,
+        replicas: ReplicaWatch | None,
+        *,
+        receive: Receive,
+        find: Callable[[Finding], None],
+        mark: Callable[[str], None],
+        on_fault: OnRankFault,
+    ) -> None:
+        self.infos = infos if merger is None else merger.infos
+        self.is_first = ranks.is_first
+        self.fault: RankMismatchError | None = None
+        self._ranks, self._merger, self._replicas = ranks, merger, replicas
+        self._receive, self._find, self._mark, self._on_fault = receive, find, mark, on_fault
+        self._state = State.TOGETHER
+        self._held: list[Rows] = []  # until it is known who is missing
+        self._search: threading.Thread | None = None
+        self._is_reported = False
+
+    @property
+    def error(self) -> str | None:
+        """The fault that ends the run as failed, in words; None where there is none, or a warning was enough."""
+        return in_words(self.fault) if self.fault and self._on_fault == "raise" else None
 
     def scalars(self) -> dict[str, Any]:
         """Return what to record on this step besides what the user gives."""
-        return {}
-
-    def take(self, rows: Rows, receive: Receive) -> list[Finding]:
-        """Hand on rows of this rank, at a drain; return what was found about other ranks."""
-        receive(rows)
-        return []
-
-    def poll(self, receive: Receive) -> None:
-        """Hand on what has been merged. Never waits."""
-
-    def meet(self, steps: int, receive: Receive) -> None:
-        """Make sure that every rank has come, with as many steps recorded. Waits."""
-
-    def finish(self, receive: Receive) -> list[Finding]:
-        """Hand on everything; return what was found about other ranks. Waits."""
-        return []
-
-    def merge_weights(self, step: int, moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Finding]]:
-        """Return the moments of all parameters, [T, 6], of those that this rank has. Waits."""
-        return moments, []
-
-    def leave(self, receive: Receive) -> None:
-        """Hand on what can be had without waiting for anybody, and give up the rest; so too with all rows to come."""
-
-    def close(self) -> None:
-        """Let go of the groups."""
-
-
-def _together(method: Callable[Concatenate[Team, P], T]) -> Callable[Concatenate[Team, P], T]:
-    """Note a fault of what ranks do together, and refuse at once whatever they would do after it."""
-
-    @functools.wraps(method)
-    def guarded(team: Team, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        if team.fault is not None:
-            raise RankMismatchError(
-                f"the tracker's ranks no longer work together; close it and make a new one. First fault: {team.fault}"
-            ) from team.fault
-        try:
-            return method(team, *args, **kwargs)
-        except RankMismatchError as fault:
-            team.fault = fault
-            raise
-        except BaseException as error:
-            if not isinstance(error, Exception):  # ^C while others are waited for: they may be at another collective
-                team.fault = RankMismatchError(f"interrupted by {in_words(error)}")
-            raise
-
-    return guarded
-
-
-class Team(SingleRank):
-    """Ranks among which the gradients are spread, or whose copies are compared."""
-
-    talks = polls = True
-
-    def __init__(
-        self, ranks: Ranks, infos: list[ParameterInfo], merger: RowMerger | None, replicas: ReplicaWatch | None
-    ) -> None:
-        super().__init__(infos if merger is None else merger.infos)
-        self._ranks = ranks
-        self._merger = merger
-        self._replicas = replicas
-        self._left = False
-        self.is_first = ranks.is_first
-
-    def scalars(self) -> dict[str, Any]:
         return {} if self._merger is None else self._merger.scalars()
 
-    def take(self, rows: Rows, receive: Receive) -> list[Finding]:
-        alone = self._left or self.fault is not None
-        if alone or self._merger is None:
-            self._receive_alone([*self._given_up(), rows], receive)
-        with contextlib.suppress(RankMismatchError):  # `poll` says so: the log would deliver the rows again
-            return [] if alone else self._share(rows)
-        return []
-
-    @_together
-    def _share(self, rows: Rows) -> list[Finding]:
-        if self._merger is not None:
-            self._merger.start(rows)
-        return [] if self._replicas is None else self._told(self._replicas.start("gradient", rows.steps, rows.tensors))
-
-    def _given_up(self) -> list[Rows]:
-        """Return the rows that were on their way to the other ranks, and will not be merged."""
-        return [] if self._merger is None else self._merger.abandon()
-
-    def _receive_alone(self, rows: list[Rows], receive: Receive) -> None:
-        for each in rows:
-            whole = each if self._merger is None else self._merger.without_others(each)
-            if whole is not None:
-                receive(whole)
-
-    @_together
-    def poll(self, receive: Receive) -> None:
-        if self._merger is not None:
-            self._merger.poll(receive)
-
-    @_together
-    def meet(self, steps: int, receive: Receive) -> None:
-        self.poll(receive)  # what is here is safe, also where a rank is missing below
-        failure = f"{self._pending()}not all ranks came to epoch, flush or close after {steps} steps"
-        counts = self._ranks.gather_count(steps, lambda: self.poll(receive), failure)
-        if len(set(counts)) == 1:
+    def take(self, rows: Rows) -> None:
+        """Take this rank's rows of a drain, and hand on what needs no other rank. Never waits for one, nor raises."""
+        if self._state is State.SEARCHING and self._merger is not None:
+            self._held.append(self._merger.without_others(rows))  # those before it come first
+        elif self._merger is None or self._state is not State.TOGETHER:
+            self._receive_alone([rows])
+        if self._state is not State.TOGETHER:
             return
-        self._ranks.discard()
+        try:
+            if self._merger is not None:
+                self._merger.start(rows, self._receive)
+            if self._replicas is not None:
+                self._found(self._replicas.start("gradient", rows.steps, rows.tensors))
+        except RankMismatchError as fault:
+            self._part(fault)
+        except RuntimeError as error:  # gloo's, of a rank that is gone
+            self._ask_who_is_missing("a drain was not begun", error)
+
+    def poll(self) -> None:
+        """Hand on what has been merged, and say what is wrong between the ranks. Never waits.
+
+        Raises:
+            RankMismatchError: the ranks no longer work together, and that is to be raised.
+        """
+        if self._state is State.TOGETHER and self._merger is not None:
+            try:
+                self._merger.poll(self._receive)
+            except RankMismatchError as fault:
+                self._part(fault)
+            except RuntimeError as error:
+                self._ask_who_is_missing(self._merger.pending(), error)
+        if self._search is not None and not self._search.is_alive():
+            self._end_search()
+        self._report()
+
+    def meet(self, steps: int) -> None:
+        """Make sure that every rank has come, with as many steps recorded. Waits.
+
+        Raises:
+            RankMismatchError: one has not, and that is to be raised.
+        """
+        self.poll()  # what is here is safe, also where a rank is missing below
+        self._together(lambda: self._check_steps(steps))
+
+    def _check_steps(self, steps: int) -> None:
+        failure = f"{self._pending()}not all ranks came to epoch, flush or close after {steps} steps"
+        tallied = self._ranks.tally(steps, failure, doing=MEETING, meanwhile=self._poll_merger)
+        if len(tallied) == 1:
+            return
         if self._merger is not None:
-            with contextlib.suppress(RankMismatchError):
-                self._merger.rescue(receive, RESCUE)
-        by_rank = dict(zip(self._ranks.members, counts, strict=True))
+            self._merger.rescue(self._receive, RESCUE)
         raise RankMismatchError(
-            f"{self._pending()}the ranks have recorded different numbers of steps, by rank: {by_rank}; every rank must "
-            "call step, epoch, flush and close alike"
+            f"{self._pending()}the ranks have recorded different numbers of steps: {by_value(tallied)}; every rank "
+            "must call step, epoch, flush and close alike"
         )
+
+    def _poll_merger(self) -> None:
+        if self._merger is not None:
+            self._merger.poll(self._receive)
 
     def _pending(self) -> str:
         return "" if self._merger is None else self._merger.pending()
 
-    @_together
-    def finish(self, receive: Receive) -> list[Finding]:
+    def finish(self) -> None:
+        """Hand on everything. Waits.
+
+        Raises:
+            RankMismatchError: the ranks no longer work together, and that is to be raised.
+        """
+        self._together(self._flush)
+
+    def _flush(self) -> None:
         if self._merger is not None:
-            self._merger.flush(receive)
-        return [] if self._replicas is None else self._told(self._replicas.flush())
-
-    @_together
-    def merge_weights(self, step: int, moments: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[Finding]]:
-        found = []
+            self._agree(partial(self._merger.flush, self._receive))
         if self._replicas is not None:
-            found = self._told(self._replicas.start("weight", np.array([step], np.int64), moments[None]))
-        return moments if self._merger is None else self._merger.merge_now(moments), found
+            self._found(self._replicas.flush())
 
-    def _told(self, found: list[Finding]) -> list[Finding]:
-        return found if self.is_first else []  # all ranks know, and one says it
+    def merge_weights(self, step: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the weights' moments [T, 6] of all parameters on the first rank; those of copies are compared. Waits.
 
-    def leave(self, receive: Receive) -> None:
-        with contextlib.suppress(RankMismatchError):
-            self.poll(receive)
-        self._left = True
-        self._ranks.leave()
-        self._receive_alone(self._given_up(), receive)
+        Raises:
+            RankMismatchError: the ranks no longer work together, and that is to be raised.
+        """
+        merged = moments if self._merger is None else np.full((len(self.infos), moments.shape[1]), np.nan)
+
+        def merge() -> None:
+            nonlocal merged
+            if self._replicas is not None:
+                self._found(self._replicas.start("weight", np.array([step], np.int64), moments[None]))
+            if isinstance(self._merger, MomentMerger):
+                merged = self._agree(partial(self._merger.merge_now, moments))
+
+        if not isinstance(self._merger, MomentMerger):
+            merged = moments
+        self._together(merge)
+        return merged
+
+    def _agree(self, act: Callable[[], T]) -> T:
+        """Do something of which the first rank alone sees the result, and let all know where that is wrong."""
+        result, fault = None, None
+        try:
+            result = act()
+        except DisagreementError as error:
+            fault = error
+        verdicts = self._ranks.tally("" if fault is None else str(fault), "what was merged is not known", doing=MEETING)
+        if fault is not None:
+            raise fault
+        for verdict in filter(None, verdicts):
+            raise RankMismatchError(verdict)
+        return cast(T, result)
+
+    def _together(self, act: Callable[[], None]) -> None:
+        """Do something with the other ranks, and note where that fails."""
+        if self._search is not None:
+            self._search.join()
+            self._end_search()
+        if self._state is State.TOGETHER:
+            try:
+                act()
+            except RankMismatchError as fault:
+                self._part(fault)
+            except RuntimeError as error:  # gloo's, of a rank that is gone
+                self._part(self._ranks.missing(f"{self._pending()}not all ranks came", error))
+            except BaseException as error:
+                if not isinstance(error, Exception):  # ^C while others are waited for: they may be somewhere else
+                    self._part(RankMismatchError(f"interrupted by {in_words(error)}"))
+                    self._is_reported = True
+                raise
+        self._report()
+
+    def _found(self, findings: list[Finding]) -> None:
+        for finding in findings if self.is_first else ():  # all ranks know, and one says it
+            self._find(finding)
+
+    def _ask_who_is_missing(self, failure: str, error: RuntimeError) -> None:
+        """Find out beside the training who is missing: that takes some seconds."""
+        self._state = State.SEARCHING
+        first = failure or "a drain was not merged"
+
+        def ask() -> None:
+            self.fault = self._ranks.missing(first, error)
+
+        self._search = threading.Thread(target=ask, daemon=True)
+        self._search.start()
+
+    def _end_search(self) -> None:
+        self._search = None
+        if self.fault is not None:
+            self._part(self.fault)
+
+    def _part(self, fault: RankMismatchError) -> None:
+        """End the work with the others, tell them why, and hand on what this rank knows by itself."""
+        self.fault = RankMismatchError(str(fault))
+        self._leave(str(fault), at_once=True)
+        self._state = State.APART
+
+    def _leave(self, reason: str, *, at_once: bool = False) -> None:
+        self._ranks.leave(reason, at_once=at_once)
         if self._replicas is not None:
             self._replicas.abandon()
-            self._replicas = None
+        if self._merger is not None:
+            self._receive_alone([*self._merger.abandon(), *self._held])
+            self._held.clear()
+
+    def _receive_alone(self, rows: list[Rows]) -> None:
+        for each in rows:
+            self._receive(each if self._merger is None else self._merger.without_others(each))
+
+    def _report(self) -> None:
+        """Say what is wrong between the ranks: at each call where it is to be raised, or once in a warning."""
+        if self.fault is None or self._state is not State.APART:
+            return
+        first, self._is_reported = not self._is_reported, True
+        if first:
+            self._mark(str(self.fault))
+        if self._on_fault == "raise" and first:
+            raise self.fault
+        if self._on_fault == "raise":
+            raise RankMismatchError(
+                f"the tracker's ranks no longer work together; close it and make a new one. First fault: {self.fault}"
+            ) from self.fault
+        if first:
+            warn_user(
+                f"the tracker's ranks no longer work together: the training goes on, and of what it records only what "
+                f"needs no other rank is kept. {self.fault}"
+            )
+
+    def leave(self, reason: str) -> None:
+        """Leave the others, who may not know of it, and hand on what needs none of them. Waits for nobody."""
+        if self._state is State.TOGETHER:
+            with contextlib.suppress(RuntimeError):  # a fault at the end adds nothing
+                self._poll_merger()
+        if self._state in (State.TOGETHER, State.SEARCHING):
+            self._leave(reason)
+        self._state = State.LEFT
 
     def close(self) -> None:
-        if self._replicas is not None:
-            self._replicas.close()
+        """Let go of the groups."""
+        self._state = State.LEFT
         self._ranks.close()
 
 
@@ -196,8 +332,12 @@ def team_of(
     check_replicas: bool,
     noise_scale: GradientNoiseScale | None,
     timeout: float,
-) -> SingleRank:
-    """Return the ranks that a tracker must talk to. A collective where there are some; waits.
+    receive: Receive,
+    find: Callable[[Finding], None],
+    mark: Callable[[str], None],
+    on_fault: OnRankFault,
+) -> SingleRank | Team:
+    """Return the ranks that a tracker must talk to. A meeting where there are some; waits.
 
     Raises:
         LayoutError: it cannot be told whether other ranks have copies or pieces, or the group leaves some of them out;
@@ -205,6 +345,8 @@ def team_of(
             that are spread.
         RankMismatchError: the ranks were given different arguments or models, or one does not come.
     """
+    if on_fault not in get_args(OnRankFault):
+        raise wrong_value("on_rank_fault", on_fault, '"warn" or "raise"')
     spread = tracked.sharded or group is not None
     if noise_scale is not None:
         _check_noise_scale(noise_scale, spread)
@@ -215,9 +357,9 @@ def team_of(
     if members is not None:
         _check_members(tracked, members)
         if len(members) == 1:
-            return SingleRank(infos, is_first=True)
+            return SingleRank(infos, receive, is_first=True)
     if not spread and noise_scale is None and not (check_replicas and has_others()):
-        return SingleRank(infos)
+        return SingleRank(infos, receive)
     ranks = Ranks(members, timeout=timeout)
     try:
         ranks.check_settings(
@@ -228,13 +370,10 @@ def team_of(
             merger = NoiseMerger(ranks, infos, noise_scale, every=every)
         elif spread:
             merger = MomentMerger(ranks, tracked.parameters, infos, every=every, watched=check_replicas)
-        replicas = ReplicaWatch(ranks, tracked.parameters, every=every, timeout=timeout) if check_replicas else None
-        return Team(ranks, infos, merger, replicas)
-    except RankMismatchError:  # told to all alike: the next tracker can have the groups; or discarded already
-        ranks.close()
-        raise
-    except BaseException:
-        ranks.leave()
+        replicas = ReplicaWatch(ranks, tracked.parameters, every=every) if check_replicas else None
+        return Team(ranks, infos, merger, replicas, receive=receive, find=find, mark=mark, on_fault=on_fault)
+    except BaseException as error:
+        ranks.leave(in_words(error))
         raise
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._warn import warn_user
+from ..columns import COLUMNS
 from ..core import Rows
 from ..errors import in_words
 from ..history import Interval, summarize
@@ -63,7 +64,7 @@ class Delivery:
             everywhere = np.arange(len(rows.steps))
             gradients = {name: (everywhere, values) for name, values in gradient_series(rows).items()}
             interval = None
-            if len(self.weight_norms):
+            if len(self.weight_norms) and rows.has_gradients:
                 interval = summarize(rows.steps, rows.tensors, rows.elements, self.weight_norms)
             self._queue.append(_Parcel(rows, {**gradients, **rows.scalars}, interval))
         self.finish()
@@ -75,7 +76,8 @@ class Delivery:
             self.means.add(parcel.rows)
             self._try("the run", self._record, parcel)
             self._try("the sinks", self._mirror, parcel)
-            self._watch.check(parcel.rows)
+            if parcel.rows.has_gradients:
+                self._watch.check(parcel.rows)
             if self._queue and self._queue[0] is parcel:
                 self._newest = int(parcel.rows.steps[-1])
                 self._queue.popleft()
@@ -102,7 +104,10 @@ class Delivery:
 
     def _mirror(self, parcel: _Parcel) -> None:
         if not parcel.mirrored:
-            self._sinks.write(parcel.rows.steps, parcel.series, parcel.rows.tensors)
+            rows = parcel.rows
+            nothing = (len(rows.steps), len(self.weight_norms), len(COLUMNS))
+            moments = rows.tensors if rows.has_gradients else np.full(nothing, np.nan)
+            self._sinks.write(rows.steps, parcel.series, moments)
             parcel.mirrored = True
             if parcel.interval is not None:
                 self._sinks.parameters(parcel.interval)

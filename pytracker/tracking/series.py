@@ -19,6 +19,8 @@ from ..moments import is_missing
 
 def gradient_series(rows: Rows) -> dict[str, NDArray[np.float64]]:
     """Return what is recorded of the gradients on every step, each [n]; NaN where no parameter had a gradient."""
+    if not rows.has_gradients:  # what ranks have merged is on the first of them
+        return {}
     totals, present = rows.totals, ~is_missing(rows.tensors)
     series = {
         "grad_norm": np.sqrt(totals[:, SUM_SQ]),

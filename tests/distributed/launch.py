@@ -38,16 +38,20 @@ class Pool:
             self._pipes.append(pipe)
             self._ranks.append(process)
 
-    def run(self, module: str, case: str) -> set[int]:
-        """Run a case on every rank; return the ranks on which it ended well, the others having failed or died."""
+    def run(self, module: str, case: str, awaited: set[int]) -> set[int]:
+        """Run a case on every rank; return the ranks on which it ended well: the others failed, died or stopped.
+
+        Only those that are ``awaited`` are given time for it, and the others as long as these need.
+        """
         for pipe in self._pipes:
             with contextlib.suppress(BrokenPipeError):
                 pipe.send((module, case))
         end = time.monotonic() + PATIENCE
         well = set()
-        for rank, pipe in enumerate(self._pipes):
+        for rank in sorted(range(len(self._pipes)), key=lambda rank: rank not in awaited):
+            pipe, patience = self._pipes[rank], max(0.0, end - time.monotonic()) if rank in awaited else 0.0
             with contextlib.suppress(EOFError, ConnectionResetError):  # where it died
-                if pipe.poll(max(0.0, end - time.monotonic())) and pipe.recv():
+                if pipe.poll(patience) and pipe.recv():
                     well.add(rank)
         return well
 
@@ -79,7 +83,7 @@ def run(module: str, case: str, world: int) -> None:
     if world not in _pools:
         _pools[world] = Pool(world)
     pool = _pools[world]
-    if pool.run(module, case) == set(range(world)):
+    if pool.run(module, case, set(range(world))) == set(range(world)):
         return
     del _pools[world]
     time.sleep(1)  # for the others to say what they met
@@ -92,7 +96,7 @@ def run_alone(module: str, case: str, world: int, survivors: set[int]) -> None:
     """Run ``case`` on ranks of its own, which it may break: fail unless just the ``survivors`` end well."""
     pool = Pool(world)
     try:
-        well = pool.run(module, case)
+        well = pool.run(module, case, survivors)
         assert well == survivors, f"{module} {case}: ended well: {well}\n{pool.said()}"
     finally:
         pool.close()

@@ -118,7 +118,7 @@ def weights(rank: int, world: int) -> None:
 def other_steps(rank: int, world: int) -> None:
     """Ranks that record other steps are not compared, but told."""
     model = ddp(network(), world)
-    tracker = pytracker.Tracker(model, every=EVERY, diagnosis=None, check_replicas=True)
+    tracker = pytracker.Tracker(model, every=EVERY, diagnosis=None, check_replicas=True, on_rank_fault="raise")
     model(torch.ones(1, 6)).sum().backward()
     if rank == 1:
         tracker._steps = 2

@@ -1,0 +1,123 @@
+"""Groups of ranks on the host, that ``torch.distributed`` does not know.
+
+A group is gloo's, made on a part of the store that the ranks share. Its collectives neither mix with those of the
+training nor touch the device; no counter, name or limit of torch's own groups changes; and it outlives
+``destroy_process_group``. Ranks connect when they first have something to say to each other, so making a group waits
+for nobody. When it is let go its sockets close, which the others notice at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import datetime
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_c10d: Any = dist  # whose stubs lack most of what is used here
+
+SUM, MAX = 0, 1  # what a reduction does, by its place in _operations()
+
+_abandoned: list[HostGroup] = []
+
+
+def part_of(store: Any, name: str) -> Any:
+    """Return a part of a store, whose keys are its own."""
+    return _c10d.PrefixStore(name, store)
+
+
+def _make_devices() -> list[Any]:
+    """Return what a group listens on: the interfaces of ``GLOO_SOCKET_IFNAME``, or that of the host's name.
+
+    Groups whose ranks connect late must not share one: gloo would take the connection of one for that of another.
+    """
+    gloo = _c10d.ProcessGroupGloo
+    names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    return [gloo.create_device(interface=name, lazy_init=True) for name in names] or [
+        gloo.create_default_device(lazy_init=True)
+    ]
+
+
+def _operations() -> tuple[Any, Any]:
+    return _c10d.ReduceOp.SUM, _c10d.ReduceOp.MAX
+
+
+class HostGroup:
+    """Some ranks whose collectives run beside the training, each of them asynchronous.
+
+    Args:
+        store: for this group alone, on every rank the same.
+        members: global ranks, in the same order on all of them.
+        timeout: seconds after which a collective fails for want of a rank.
+    """
+
+    def __init__(self, store: Any, members: Sequence[int], timeout: float) -> None:
+        self.members = tuple(members)
+        self.place = self.members.index(dist.get_rank())
+        options = _c10d.ProcessGroupGloo._Options()
+        options._devices, options._threads = _make_devices(), 1  # one thread: collectives in their order
+        options._timeout = datetime.timedelta(seconds=timeout)
+        self._backend = _c10d.ProcessGroupGloo(store, self.place, len(self.members), options)
+        self._under_way: list[tuple[Any, Any]] = []
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the first of the group."""
+        return self.place == 0
+
+    def reduce(self, tensor: Tensor, operation: int) -> Any:
+        """Begin to reduce a tensor to the first rank, in place; elsewhere its values are lost."""
+        options = _c10d.ReduceOptions()
+        options.rootRank, options.reduceOp = 0, _operations()[operation]
+        return self._begin(self._backend.reduce([tensor], options), tensor)
+
+    def all_reduce(self, tensor: Tensor, operation: int) -> Any:
+        """Begin to reduce a tensor to all ranks, in place."""
+        return self._begin(self._backend.allreduce(tensor, _operations()[operation]), tensor)
+
+    def all_gather(self, tensor: Tensor) -> tuple[list[Tensor], Any]:
+        """Begin to gather every rank's tensor, all of one shape; return where they will be."""
+        received = [torch.empty_like(tensor) for _ in self.members]
+        work = self._backend.allgather([received], [tensor])
+        return received, self._begin(work, (tensor, received))
+
+    def broadcast(self, tensor: Tensor) -> Any:
+        """Begin to bring the first rank's tensor to all."""
+        options = _c10d.BroadcastOptions()
+        options.rootRank = 0
+        return self._begin(self._backend.broadcast([tensor], options), tensor)
+
+    def _begin(self, work: Any, memory: Any) -> Any:
+        self._under_way = [each for each in self._under_way if not each[0].is_completed()]
+        self._under_way.append((work, memory))
+        return work
+
+    def is_idle(self) -> bool:
+        """Tell whether no collective is under way."""
+        return all(work.is_completed() for work, _ in self._under_way)
+
+    def close(self) -> None:
+        """Close the sockets: at once, or when gloo's threads have ended what is under way. Waits for nobody."""
+        _abandoned[:] = [group for group in _abandoned if not group.is_idle()]
+        if not self.is_idle():  # gloo reads and writes the tensors yet, and would wait for the others here
+            _abandoned.append(self)
+        elif hasattr(self, "_backend"):
+            del self._backend
+
+    def __del__(self) -> None:
+        """Never wait for other ranks where garbage is collected."""
+        if hasattr(self, "_backend") and not self.is_idle():
+            _abandoned.append(self)
+
+
+@atexit.register
+def _leave_to_the_system() -> None:
+    """Keep what is under way from being destroyed as the interpreter ends: that would wait for the other ranks."""
+    for group in _abandoned:
+        if not group.is_idle():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group._backend))

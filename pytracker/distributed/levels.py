@@ -1,0 +1,144 @@
+"""Many ranks in levels: small groups, whose first ranks are the next level's groups, up to the first of all.
+
+gloo joins every rank of a group with others of it, and passes a sum around in a ring, so that one group of ten thousand
+ranks would have as many connections and steps. In levels a rank has at most eight partners in each, and the number of
+levels grows with the logarithm.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .groups import HostGroup, part_of
+
+WIDEST_SINGLE = 32  # ranks that are one group
+_HOST, _WIDTH = 8, 8  # ranks of a host's group, and at most of those above it
+_SMALL = 256  # bytes of a message, its length included, that travels at once
+
+
+def widths(count: int) -> list[int]:
+    """Return how wide the groups of each level are, from the ranks up: by host, and then as evenly as can be.
+
+    Example:
+        >>> widths(16), widths(64), widths(2048), widths(10_000)
+        ([16], [8, 8], [8, 7, 7, 7], [8, 6, 6, 6, 6])
+    """
+    if count <= WIDEST_SINGLE:
+        return [count]
+    hosts, levels = -(-count // _HOST), 1
+    while _WIDTH**levels < hosts:
+        levels += 1
+    width = next(width for width in range(2, _WIDTH + 1) if width**levels >= hosts)
+    return [_HOST, *[width] * levels]
+
+
+def groups_of(members: Sequence[int], rank: int) -> list[list[int]]:
+    """Return the groups that a rank is in, the lowest first; it is the first of all but the last.
+
+    Example:
+        >>> groups_of(range(64), 8), groups_of(range(64), 9)
+        ([[8, 9, 10, 11, 12, 13, 14, 15], [0, 8, 16, 24, 32, 40, 48, 56]], [[8, 9, 10, 11, 12, 13, 14, 15]])
+    """
+    found, level = [], list(members)
+    for width in widths(len(members)):
+        if rank not in level:
+            break
+        begin = level.index(rank) // width * width
+        found.append(level[begin : begin + width])
+        level = level[::width]
+    return found
+
+
+class Levels:
+    """The groups of this rank. Collectives of one kind only may be under way: their order is the same on all ranks."""
+
+    def __init__(self, store: Any, members: Sequence[int], timeout: float) -> None:
+        self.groups = [
+            HostGroup(part_of(store, f"{level}/{group[0]}"), group, timeout)
+            for level, group in enumerate(groups_of(members, dist.get_rank()))
+        ]
+
+    def reduce(self, tensors: Sequence[tuple[Tensor, int]]) -> Reduction:
+        """Begin to reduce tensors, each by its operation, in place to the first rank of all."""
+        return Reduction(self.groups, tensors)
+
+    def exchange(self, value: Any, merge: Callable[[list[Any]], Any], wait: Callable[[list[Any]], None]) -> Any:
+        """Return what ``merge`` makes of every rank's value: of a group's, and then of what came of those. Waits.
+
+        Every exchange is the same collectives, so that ranks which meet for different things still understand each
+        other.
+        """
+        for group in self.groups:
+            value = merge([pickle.loads(each) for each in _gathered(group, pickle.dumps(value), wait)])
+        message = pickle.dumps(value)
+        for group in reversed(self.groups):
+            message = _broadcast(group, message, wait)
+        return pickle.loads(message)
+
+    def close(self) -> None:
+        """Let go of the groups. Waits for nobody."""
+        for group in self.groups:
+            group.close()
+
+
+class Reduction:
+    """Tensors on their way to the first rank of all, level by level."""
+
+    def __init__(self, groups: Sequence[HostGroup], tensors: Sequence[tuple[Tensor, int]]) -> None:
+        self._groups, self._tensors = list(groups), tensors
+        self.works: list[Any] = []
+        self._climb()
+
+    def _climb(self) -> None:
+        group = self._groups.pop(0)
+        self.works = [group.reduce(tensor, operation) for tensor, operation in self._tensors]
+
+    def is_done(self) -> bool:
+        """Tell whether this rank has no more to do, and begin the next level where one is over. Never waits.
+
+        Raises:
+            RuntimeError: a collective has failed.
+        """
+        while all(work.is_completed() for work in self.works):
+            for work in self.works:
+                work.wait()  # it is over: this raises where it failed
+            if not self._groups:
+                return True
+            self._climb()
+        return False
+
+
+def _padded(message: bytes, size: int) -> Tensor:
+    framed = len(message).to_bytes(8, "little") + message
+    return torch.frombuffer(bytearray(framed[:size].ljust(size, b"\0")), dtype=torch.uint8)
+
+
+def _size(framed: Tensor) -> int:
+    return 8 + int.from_bytes(framed[:8].numpy().tobytes(), "little")
+
+
+def _gathered(group: HostGroup, message: bytes, wait: Callable[[list[Any]], None]) -> list[bytes]:
+    """Return the messages of all ranks of a group, in its first rank; elsewhere too, where they are small."""
+    received, work = group.all_gather(_padded(message, _SMALL))
+    wait([work])
+    sizes = [_size(each) for each in received]
+    if max(sizes) > _SMALL:
+        received, work = group.all_gather(_padded(message, max(sizes)))
+        wait([work])
+    return [each[8:size].numpy().tobytes() for each, size in zip(received, sizes, strict=True)]
+
+
+def _broadcast(group: HostGroup, message: bytes, wait: Callable[[list[Any]], None]) -> bytes:
+    """Return the message of a group's first rank."""
+    framed = _padded(message, _SMALL)
+    wait([group.broadcast(framed)])
+    if (size := _size(framed)) > _SMALL:
+        framed = _padded(message, size)
+        wait([group.broadcast(framed)])
+    return framed[8:size].numpy().tobytes()

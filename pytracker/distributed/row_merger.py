@@ -1,0 +1,203 @@
+"""Intervals of rows on their way to the first rank: merged one after the other, handed on in order.
+
+Nothing happens on a step. When an interval's rows have reached the host, asynchronous collectives reduce them, level by
+level, to the first rank; a later step that finds them done hands the merged rows on. What is merged, and how, is said
+by a kind of ``RowMerger``.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._warn import warn_user
+from ..columns import COLUMNS
+from ..core import Rows
+from ..errors import RankMismatchError
+from ..history import ParameterInfo
+from .levels import Levels, Reduction
+from .ranks import Ranks
+
+HEADER = 5  # numbers at the head of a sum: what `stamp` says of the rows
+_UNDER_WAY = 2  # intervals whose collectives have begun, at most
+_WAITING = 8  # intervals that wait behind a rank that has stopped, at most
+
+
+class DisagreementError(RankMismatchError):
+    """The first rank has seen, from what was merged, that the ranks do not record the same."""
+
+
+Receive = Callable[[Rows], None]
+
+
+def stamp(steps: NDArray[np.int64], dropped: bool = False) -> tuple[float, ...]:
+    """Return numbers whose sums over the ranks tell ``check_stamps`` whether all have rows of the same steps."""
+    digest = zlib.crc32(steps.tobytes()) % 4093  # small, so that sums of squares over 10,000 ranks are exact
+    return len(steps), len(steps) ** 2, digest, digest**2, dropped
+
+
+def check_stamps(summed: NDArray[np.float64], ranks: int, steps: NDArray[np.int64], drain: int) -> int:
+    """Make sure that all ranks have rows of the same steps; return how many had to drop them.
+
+    Raises:
+        DisagreementError: they have not.
+    """
+    count, squares, digest, digests, dropped = summed
+    if ranks * squares != count**2:
+        differ = f"different numbers of steps: {count / ranks:.1f} on average and {len(steps)} on this one"
+    elif ranks * digests != digest**2:
+        differ = f"different steps, {span(steps)} on this one"
+    else:
+        return int(dropped)
+    raise DisagreementError(
+        f"at drain {drain} the ranks have recorded {differ}; every rank must call step, flush and close alike"
+    )
+
+
+def span(steps: NDArray[np.int64]) -> str:
+    """Return steps in words."""
+    return f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
+
+
+def without_gradients(rows: Rows) -> Rows:
+    """Return what a rank's rows say where the gradients are elsewhere: the scalars that were given."""
+    count = len(rows.steps)
+    nothing = np.empty((count, 0))
+    return Rows(rows.steps, nothing, np.empty((count, 0, len(COLUMNS))), nothing, rows.scalars)
+
+
+@dataclass
+class PendingMerge:
+    """Rows of one interval that are being merged, or will be."""
+
+    rows: Rows
+    drain: int
+    dropped: bool = False  # this rank had no room for them
+    reduction: Reduction | None = None  # None: it has not begun
+    packed: Any = None  # what the collectives reduce
+
+
+class RowMerger:
+    """Intervals of rows on their way through the other ranks.
+
+    Args:
+        ranks: all that take part in the tracker.
+        members: those that hold rows to merge, the first of all among them.
+        infos: what the parameters of merged rows are.
+        every: rows of an interval.
+    """
+
+    def __init__(self, ranks: Ranks, members: list[int], infos: list[ParameterInfo], every: int) -> None:
+        self.infos = infos
+        self.lost = 0  # steps whose rows this rank has dropped
+        self._ranks = ranks
+        self._members = members
+        self._every = every
+        self._levels: Levels | None = ranks.levels("rows", members) if ranks.rank in members else None
+        self._merges: deque[PendingMerge] = deque()
+        self._drains = 0
+
+    def pack(self, merge: PendingMerge) -> tuple[Any, list[Any]]:
+        """Return an interval packed, and the tensors to reduce with their operations: of one size on every rank."""
+        raise NotImplementedError
+
+    def unpack(self, merge: PendingMerge) -> Rows:
+        """Return the merged rows, of a reduction that is over; only on the first rank."""
+        raise NotImplementedError
+
+    def scalars(self) -> dict[str, Any]:
+        """Return what to record on this step besides what the user gives."""
+        return {}
+
+    def without_others(self, rows: Rows) -> Rows:
+        """Return what this rank's rows say by themselves."""
+        return without_gradients(rows)
+
+    def pending(self) -> str:
+        """Say which rows have not been merged yet; empty where all have."""
+        merges = self._merges
+        return f"drain {merges[0].drain}, steps {span(merges[0].rows.steps)}, is not merged; " if merges else ""
+
+    def start(self, rows: Rows, receive: Receive) -> None:
+        """Begin to merge an interval's rows, without waiting."""
+        self._drains += 1
+        if self._levels is None:  # this rank holds copies only
+            receive(self.without_others(rows))
+            return
+        dropped = len(self._merges) >= _WAITING
+        if dropped:
+            self._drop(rows)
+        self._merges.append(PendingMerge(self.without_others(rows) if dropped else rows, self._drains, dropped))
+        self._begin()
+
+    def _drop(self, rows: Rows) -> None:
+        if not self.lost:
+            warn_user(
+                f"{_WAITING} drains wait for a rank that is behind, so the gradients of steps {span(rows.steps)}, and "
+                "of those to come, are left out until it goes on; the scalars are kept"
+            )
+        self.lost += len(rows.steps)
+
+    def _begin(self) -> None:
+        """Begin the collectives of the intervals that are next."""
+        assert self._levels is not None
+        for merge in list(self._merges)[:_UNDER_WAY]:
+            if merge.reduction is None:
+                merge.packed, tensors = self.pack(merge)
+                merge.reduction = self._levels.reduce(tensors)
+
+    def abandon(self) -> list[Rows]:
+        """Give up what has not been merged, without waiting, and return this rank's rows of it."""
+        rows = [merge.rows for merge in self._merges]
+        self._merges.clear()
+        return rows
+
+    def poll(self, receive: Receive) -> None:
+        """Hand on what has been merged. Never waits.
+
+        Raises:
+            RuntimeError: a collective has failed.
+            RankMismatchError: the ranks have recorded different steps.
+        """
+        while self._merges and self._is_done(self._merges[0]):
+            self._next(receive)
+        for merge in list(self._merges)[1:_UNDER_WAY]:
+            self._is_done(merge)  # takes it to its next level
+
+    @staticmethod
+    def _is_done(merge: PendingMerge) -> bool:
+        return merge.reduction is not None and merge.reduction.is_done()
+
+    def rescue(self, receive: Receive, seconds: float) -> None:
+        """Hand on what all ranks have begun to merge before they disagreed, and wait for it so long at most."""
+        end = time.monotonic() + seconds
+        while self._merges and time.monotonic() < end:
+            self.poll(receive)
+            time.sleep(0.01)
+
+    def flush(self, receive: Receive) -> None:
+        """Hand on everything. Waits for the other ranks, at most as long as the timeout for each interval.
+
+        Raises:
+            RankMismatchError: a rank did not come, or the ranks have recorded different steps.
+        """
+        while self._merges:
+            merge = self._merges[0]
+            failure = f"drain {merge.drain}, steps {span(merge.rows.steps)}, was not merged"
+            self._ranks.wait(lambda merge=merge: self._is_done(merge), failure)  # type: ignore[misc]
+            self._next(receive)
+
+    def _next(self, receive: Receive) -> None:
+        merge = self._merges[0]
+        first = self._ranks.is_first
+        rows = self.unpack(merge) if first else self.without_others(merge.rows)
+        self._merges.popleft()
+        self._begin()
+        receive(rows)

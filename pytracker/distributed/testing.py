@@ -1,0 +1,48 @@
+"""What tests and benchmarks ask of a tracker's ranks: which collectives run, and that none is waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+from .groups import HostGroup
+from .ranks import Ranks
+from .team import Team
+
+
+@contextmanager
+def collectives() -> Iterator[list[int]]:
+    """Note the bytes of the tensors that this rank hands to each collective of ours."""
+    noted: list[int] = []
+    begin = HostGroup._begin
+
+    def noting(group: HostGroup, work: Any, memory: Any) -> Any:
+        noted.append((memory if isinstance(memory, Tensor) else memory[0]).nbytes)
+        return begin(group, work, memory)
+
+    with mock.patch.object(HostGroup, "_begin", noting):
+        yield noted
+
+
+@contextmanager
+def waits_forbidden() -> Iterator[None]:
+    """Fail where another rank is waited for."""
+
+    def wait_for_nobody(ranks: Ranks, is_done: Any, failure: str, meanwhile: Any = None) -> None:
+        assert is_done(), f"other ranks are waited for: {failure}"
+
+    with mock.patch.object(Ranks, "wait", wait_for_nobody):
+        yield
+
+
+def until_merged(tracker: Any) -> None:
+    """Wait until the collectives of this rank's earlier drains have ended, well or not. Nothing is handed on."""
+    merger = tracker._team._merger if isinstance(tracker._team, Team) else None
+    for merge in merger._merges if merger is not None else ():
+        while merge.reduction is not None and not all(work.is_completed() for work in merge.reduction.works):
+            time.sleep(0.001)
