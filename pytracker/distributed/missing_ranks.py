@@ -52,8 +52,8 @@ class RollCall:
 
         def say() -> None:
             with contextlib.suppress(Exception):  # the store went with the process that held it
-                self._store.set(f"left/{dist.get_rank()}", "")
                 self._store.compare_set("left", "", f"{dist.get_rank()} {reason}")  # the first one says most
+                self._store.set(f"left/{dist.get_rank()}", "")
 
         saying = threading.Thread(target=say, daemon=True)
         saying.start()
