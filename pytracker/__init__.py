@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .gradients import compute_gradient_stats as compute_gradient_stats
     from .gradients import gradient_stats as gradient_stats
     from .history import History as History
+    from .logs import read_log as read_log
     from .meters import AverageMeter as AverageMeter
     from .meters import GradientMeter as GradientMeter
     from .sinks import CSVSink as CSVSink
@@ -82,6 +83,7 @@ _HOMES = {
     "gradient_stats": "gradients",
     "list_runs": "store",
     "load_run": "store",
+    "read_log": "logs",
     "report": "view",
 }
 
@@ -116,6 +118,7 @@ __all__ = [
     "gradient_stats",
     "list_runs",
     "load_run",
+    "read_log",
     "report",
 ]
 

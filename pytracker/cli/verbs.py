@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 def main() -> None:
     """Look at trainings that pytracker recorded.
 
-    RUN is the folder of a run, its name in the folder of the runs, or a part of its name that no other run there has.
+    RUN is the folder of a run, its name in the folder of the runs, or a part of its name that no other run there has;
+    or a log of another tool: a file or folder of Hugging Face, Lightning, Keras, W&B, TensorBoard, ..., or any CSV with
+    a header. LOG#2 is the third run in it.
     Without RUN, it is the newest.
     """
 
@@ -130,7 +133,7 @@ def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], details: bool, d
     from ..view import compare as compare_runs
 
     levels = dict(map(_threshold, thresholds)) or None
-    compared = compare_runs([_find(run, directory) for run in runs], thresholds=levels)
+    compared = compare_runs(_find_all(runs, directory), thresholds=levels)
     if as_json:
         _print_json(compared.to_dict())
     else:
@@ -150,7 +153,7 @@ def report(runs: tuple[str, ...], output: str, directory: str) -> None:
     """
     from ..view import write_report
 
-    path = write_report([_find(run, directory) for run in runs], output)
+    path = write_report(_find_all(runs, directory), output)
     click.echo(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
@@ -243,15 +246,25 @@ def diagnose(run: str, fail_on: str | None, defaults: bool, directory: str, as_j
     Example: pytracker diagnose brisk-otter --fail-on warning
     """
     from ..diagnostics import SEVERITIES, diagnose_recorded, severity_rank
+    from ..view import console, visible
 
-    findings = diagnose_recorded(_find(run, directory).history, defaults=defaults)
+    runs = _find_all((run,), directory)
+    judged = [(each, diagnose_recorded(each.history, defaults=defaults)) for each in runs]
     if as_json:
-        _print_json(findings)
+        many = len(judged) > 1
+        _print_json(
+            [{**({"run": each.name} if many else {}), **found} for each, findings in judged for found in findings]
+        )
     else:
-        from ..view import console
-
-        console.show(console.findings(findings))
-    if fail_on and any(severity_rank(finding) >= SEVERITIES.index(fail_on) for finding in findings):
+        for each, findings in judged:
+            if len(judged) > 1:
+                click.echo(f"\n{visible(each.name)}")
+            console.show(console.findings(findings))
+            for why in dict.fromkeys(findings.unjudged.values()):
+                rules = ", ".join(rule for rule, reason in findings.unjudged.items() if reason == why)
+                click.echo(visible(f"not judged: {rules}: {why}"))
+    worst = max((severity_rank(found) for _, findings in judged for found in findings), default=-1)
+    if fail_on and worst >= SEVERITIES.index(fail_on):
         sys.exit(_FOUND)
 
 
@@ -373,9 +386,34 @@ def demo(arguments: tuple[str, ...]) -> None:
 
 
 def _find(run: str, directory: str) -> StoredRun:
-    from ..store import find_run
+    from .runs import find_one
 
-    return find_run(run, directory)
+    found = find_one(run, directory)
+    _say_what_was_taken([found])
+    return found
+
+
+def _find_all(runs: Iterable[str], directory: str) -> list[StoredRun]:
+    from .runs import find_runs
+
+    found = [each for run in runs for each in find_runs(run, directory)]
+    _say_what_was_taken(found)
+    return found
+
+
+def _say_what_was_taken(runs: list[StoredRun]) -> None:
+    """Say on standard error which columns of a log were taken for what."""
+    from ..view import visible
+
+    told = set()
+    for log in (run.meta.get("log") for run in runs):
+        if isinstance(log, dict) and log.get("path") not in told:
+            told.add(log.get("path"))
+            taken = ", ".join(f"{name} = {column}" for name, column in log.get("columns", {}).items())
+            line = (
+                f"{log.get('path')} ({log.get('format')}): {taken or 'no known name'}; a step is one {log.get('unit')}"
+            )
+            click.echo(visible(line), err=True)
 
 
 def _threshold(text: str) -> tuple[str, float]:
