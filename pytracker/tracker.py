@@ -210,11 +210,11 @@ class Tracker:
             self._connect(opened(run), mirrors_of(sinks, is_first=True), diagnosis, on_finding)
             self._at_exit.close_before(self._run)
         self._run.set_parameters(self._team.infos)
-        facts = facts_for_rules(optimizer, diagnosis, self.history.meta)
+        facts = facts_for_rules(optimizer, self._held, self._team.infos, diagnosis, self.history.meta)
         self._run.set_meta(**{**facts, **(meta or {}), "every": self.every})
         self._sinks.begin(self._run)
         self._measure_weights()
-        self._judge.look(self.history)  # of nothing yet: prepares what it knows of the parameters
+        self._judge.evaluate(self.history)  # of nothing yet: prepares what it knows of the parameters
 
     @property
     def steps(self) -> int:
@@ -348,7 +348,7 @@ class Tracker:
             self.flush()
             self._measure_weights()
             self._record_late({**values, "epoch": float(self._epochs)})
-            self._judge.look(self.history, again=True)
+            self._judge.evaluate_again(self.history)
             return {**self._delivery.means.take(), **values}
 
     @property
@@ -367,7 +367,7 @@ class Tracker:
             self._log.flush()
             self._team.finish()
             self._delivery.finish()
-            self._judge.look(self.history, now=True)
+            self._judge.evaluate_now(self.history)
             self._sinks.flush()
             self._watch.check(closed=self._closed)
 
@@ -418,7 +418,7 @@ class Tracker:
         self._team.leave(error)
         self._log.flush()
         self._delivery.finish()
-        self._judge.look(self.history, now=True)
+        self._judge.evaluate_now(self.history)
 
     def __del__(self) -> None:
         """Say what is lost with a tracker that was dropped; nothing can be brought home where garbage is collected."""
@@ -485,7 +485,7 @@ class Tracker:
     def _receive(self, rows: Rows) -> None:
         """Hand rows of the whole model to everyone who wants them, and then let the rules see them."""
         self._delivery.put(rows)
-        self._judge.look(self.history)
+        self._judge.evaluate(self.history)
 
     def _regroup(self, optimizer: Any) -> None:
         """Note in which group of the optimizer each parameter is; ranks that merge keep what they agreed on."""

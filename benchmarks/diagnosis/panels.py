@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
+from pytracker.diagnostics.rules.updates import update_ratios
+from pytracker.diagnostics.statistics import MAD_TO_SIGMA, log10, running_median, theil_sen, thin
 
 from pytracker.columns import INFS, NANS, SUM_SQ
 from pytracker.diagnostics import RULES, Finding, View
-from pytracker.diagnostics.rules.updates import update_ratios
-from pytracker.diagnostics.statistics import MAD_TO_SIGMA, log10, running_median, theil_sen, thin
 from pytracker.history import History
 
 INK, SOFT, FAINT = "#24292f", "#57606a", "#d0d7de"

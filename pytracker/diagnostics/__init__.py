@@ -6,15 +6,20 @@ each rule.
 
 from __future__ import annotations
 
-# The order in which the families are imported is the order in which rules are evaluated and listed.
-from .rules import loss as loss  # isort: skip
-from .rules import gradients as gradients  # isort: skip
-from .rules import layers as layers  # isort: skip
-from .rules import settings as settings  # isort: skip
-from .engine import RULE_FAILED, Diagnosis, diagnose, diagnose_recorded
-from .findings import SEVERITIES, Finding, most_severe_first, severity_rank, span_of
-from .registry import RULES, Rule, rule
-from .view import Points, View
+from .. import rules as _rules  # registers them
+from ..evidence import (
+    RULES,
+    SEVERITIES,
+    Finding,
+    Points,
+    Rule,
+    View,
+    most_severe_first,
+    rule,
+    severity_rank,
+    span_of,
+)
+from .engine import RULE_FAILED, Diagnosis, Findings, diagnose, diagnose_recorded
 
 __all__ = [
     "RULES",
@@ -22,6 +27,7 @@ __all__ = [
     "SEVERITIES",
     "Diagnosis",
     "Finding",
+    "Findings",
     "Points",
     "Rule",
     "View",
@@ -32,3 +38,5 @@ __all__ = [
     "severity_rank",
     "span_of",
 ]
+
+del _rules

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .._checks import kind_of, whole_number, writable
 from ..errors import in_words
+from ..evidence import RULES, Finding, Layout, Rule, View, most_severe_first, select
 from ..history import History
-from .findings import Finding, most_severe_first
-from .registry import RULES, Rule, select
-from .view import Layout, View
+from .roots import with_roots
 
+T = TypeVar("T")
 RULE_FAILED = "rule_failed"
 _DEFAULT_EVERY = 50
 _FIRST_LOOKS = 50  # so many drains are all looked at
@@ -30,6 +30,8 @@ class _State:
     since: int = 0
     due: int = 0
     looks: int = 0  # that were due
+    withdrawn: dict[str, Finding] = field(default_factory=dict)
+    unjudged: dict[str, str] = field(default_factory=dict)
 
     def seen(self, stop: int) -> None:
         """Take note of a look at ``stop`` steps; one that wasn't due doesn't move the next one that is."""
@@ -40,7 +42,17 @@ class _State:
 
     def copy(self) -> _State:
         """Return what stays as it is when the rules go on."""
-        return replace(self, rules=list(self.rules), findings=dict(self.findings))
+        return replace(
+            self,
+            rules=list(self.rules),
+            findings=dict(self.findings),
+            withdrawn=dict(self.withdrawn),
+            unjudged=dict(self.unjudged),
+        )
+
+    def told(self) -> dict[str, Finding]:
+        """Return by key all findings as they are told: with their roots, and those that were withdrawn."""
+        return self.withdrawn | {each.key: each for each in with_roots(self.findings.values())}
 
 
 class Diagnosis:
@@ -86,8 +98,25 @@ class Diagnosis:
 
     @property
     def findings(self) -> list[Finding]:
-        """All findings so far: the most severe first, then by first step."""
-        return sorted(self._state.findings.values(), key=Finding.place)
+        """All findings that hold: the most severe first, then by first step, each with what follows from it."""
+        return with_roots(self._state.findings.values())
+
+    @property
+    def withdrawn(self) -> list[Finding]:
+        """The findings that the training has shown to be wrong, each with the reason."""
+        return sorted(self._state.withdrawn.values(), key=Finding.place)
+
+    @property
+    def unjudged(self) -> dict[str, str]:
+        """By rule, why it could not judge: what it would need is not recorded, or has no scale.
+
+        >>> diagnosis = Diagnosis(["overfitting"])
+        >>> diagnosis.update(History(loss=[0.9, 0.7]))
+        []
+        >>> diagnosis.unjudged
+        {'overfitting': 'no validation loss; names there are loss'}
+        """
+        return dict(self._state.unjudged)
 
     @property
     def rules(self) -> list[str]:
@@ -139,36 +168,56 @@ class Diagnosis:
         if self._layout is None or self._layout.infos is not history.parameters.infos:
             self._layout = Layout(history.parameters.infos)
         end = history.last_step + 1 if stop is None else stop
-        reported = dict(self._state.findings)
+        reported = self._state.told()
         if again and self._before is not None and end == self._state.since:
             self._state = self._before
         for step in _ends(history, self._state.since, end) if stop is None else [end]:
             if step > self._state.since and (step >= self._state.due or step == end):
                 self._look(View(history, stop=step, since=self._state.since, layout=self._layout))
-        return [each for key, each in self._state.findings.items() if each != reported.get(key)]
+        return [each for key, each in self._state.told().items() if each != reported.get(key)]
 
     def _look(self, view: View) -> None:
         self._before = self._state.copy()
-        known = self._state.findings
-        for rule in list(self._state.rules):
-            for key, finding in self._judge(rule, view).items():
-                if finding != known.get(key):
-                    known[key] = finding
-        self._state.seen(view.stop)
+        state = self._state
+        for rule in list(state.rules):
+            found = self._judge(rule, view)
+            if view.withdrawn and rule.name in state.findings and rule.name not in found:
+                state.withdrawn[rule.name] = state.findings.pop(rule.name).withdraw(view.withdrawn)
+            state.unjudged.pop(rule.name, None)
+            if view.unjudged and rule.name not in state.findings:
+                state.unjudged[rule.name] = view.unjudged
+            for key, finding in found.items():
+                state.withdrawn.pop(key, None)
+                if finding != state.findings.get(key):
+                    state.findings[key] = finding
+        state.seen(view.stop)
 
     def _judge(self, rule: Rule, view: View) -> dict[str, Finding]:
-        """Return by key what the rule finds, merged with what is known of it."""
+        """Return by key what the rule finds, merged with what is known of it unless the rule has taken that back."""
         found: dict[str, Finding] = {}
         try:
-            for given in rule.judge(view.for_rule(rule.name, self._state.findings.get(rule.name))):
-                finding = Finding.plain(given)
-                known = found.get(finding.key) or self._state.findings.get(finding.key)
+            given = rule.judge(view.for_rule(rule.name, self._state.findings.get(rule.name)))
+            for finding in map(Finding.plain, given):
+                known = found.get(finding.key)
+                if known is None and not view.withdrawn:
+                    known = self._state.findings.get(finding.key)
                 found[finding.key] = finding if known is None else known.merge(finding)
         except Exception as error:  # whatever a rule does wrong, the training and the other rules go on
             self._state.rules.remove(rule)
+            view.withdrawn = view.unjudged = ""
             failure = _failure(rule, view, error)
-            found[failure.key] = failure
+            found = {failure.key: failure}
         return found
+
+
+class Findings(list[T]):
+    """A list of findings that also says which rules could not judge, by name, and why."""
+
+    unjudged: dict[str, str]
+
+    def __init__(self, findings: Iterable[T] = (), unjudged: Mapping[str, str] | None = None) -> None:
+        super().__init__(findings)
+        self.unjudged = dict(unjudged or {})
 
 
 def _failure(rule: Rule, view: View, error: Exception) -> Finding:
@@ -188,8 +237,10 @@ def diagnose(
     *,
     rules: Iterable[str | Rule] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Finding]:
+) -> Findings[Finding]:
     """Return what is wrong with a training, from its history alone: the most severe first.
+
+    Its ``unjudged`` says which rules could not judge, and why.
 
     The rules look at the history as they would have while it grew: at each of its first 50 drains (the ends of its
     intervals; where it has none, every ``history.meta["every"]`` steps, or 50), and later each time that it has grown
@@ -202,10 +253,10 @@ def diagnose(
     """
     diagnosis = Diagnosis(rules, settings=settings)
     diagnosis.update(history)
-    return diagnosis.findings
+    return Findings(diagnosis.findings, diagnosis.unjudged)
 
 
-def diagnose_recorded(history: History, *, defaults: bool = False) -> list[dict[str, Any]]:
+def diagnose_recorded(history: History, *, defaults: bool = False) -> Findings[dict[str, Any]]:
     """Return what ``diagnose`` finds, and what was found while the training ran by other means than the rules here.
 
     The rules and settings are those that the training was given (``history.meta["diagnosis"]``), or with ``defaults``
@@ -221,7 +272,8 @@ def diagnose_recorded(history: History, *, defaults: bool = False) -> list[dict[
     diagnosis.update(history)
     found = [finding.to_dict() for finding in diagnosis.findings]
     known = RULES.keys() | {finding["rule"] for finding in found}
-    return most_severe_first([*found, *(kept for kept in history.findings if kept.get("rule") not in known)])
+    others = [kept for kept in history.findings if kept.get("rule") not in known]
+    return Findings(most_severe_first([*found, *others]), diagnosis.unjudged)
 
 
 def _ends(history: History, since: int, end: int) -> list[int]:

@@ -60,17 +60,65 @@ def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
 
 
 def facts_for_rules(
-    optimizer: torch.optim.Optimizer | None, diagnosis: Diagnosis | None, known: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer | None,
+    parameters: list[LocalParameter],
+    infos: list[ParameterInfo],
+    diagnosis: Diagnosis | None,
+    known: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what is noted in a run's meta: of the optimizer, and of the rules and settings where others were noted."""
+    """Return what is noted in a run's meta for the rules.
+
+    Of the optimizer, of parameters that are frozen, and of the rules and settings where others were noted.
+    """
     changed = diagnosis.changed if diagnosis is not None else {}
     differs = changed != (known.get("diagnosis") or {})
-    return _optimizer_facts(optimizer) | ({"diagnosis": changed or None} if differs else {})
+    frozen = {"frozen": _frozen_ranges(parameters, infos)}
+    return _optimizer_facts(optimizer) | frozen | ({"diagnosis": changed or None} if differs else {})
 
 
 def _optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Return what the rules know of the optimizer: its name, and its momentum where it has one."""
+    """Return what the rules know of the optimizer: name, kind, and momentum where it has one."""
     if optimizer is None:
         return {"optimizer": None}
-    momentum = optimizer.param_groups[0].get("momentum") if optimizer.param_groups else None
-    return {"optimizer": type(optimizer).__name__} | ({"momentum": float(momentum)} if momentum else {})
+    inner = _unwrapped(optimizer)
+    momentum = inner.param_groups[0].get("momentum") if inner.param_groups else None
+    facts = {"optimizer": type(inner).__name__, "optimizer_kind": _kind(inner)}
+    return facts | ({"momentum": float(momentum)} if momentum else {})
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer within wrappers such as those of accelerate and Lightning, which keep it as an attribute."""
+    for _ in range(4):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None or not hasattr(inner, "param_groups"):
+            break
+        optimizer = inner
+    return optimizer
+
+
+def _kind(optimizer: Any) -> str:
+    """Return "adaptive" where elements move by about the learning rate, "plain" for SGD, "" for others.
+
+    By the classes that it is made of, and by what its groups can be set to: copies of Adam have betas, too.
+    """
+    classes = [each.__name__.lower() for each in type(optimizer).__mro__]
+    options = optimizer.param_groups[0].keys() if optimizer.param_groups else ()
+    if any(name in each for each in classes for name in ("adafactor", "lamb", "lars", "adagrad", "adadelta")):
+        return ""
+    if any(name in each for each in classes for name in ("adam", "rmsprop", "lion")) or {"betas", "lr"} <= set(options):
+        return "adaptive"
+    return "plain" if any("sgd" in each for each in classes) or {"dampening", "lr"} <= set(options) else ""
+
+
+def _frozen_ranges(parameters: list[LocalParameter], infos: list[ParameterInfo]) -> list[list[int]]:
+    """Return which of ``infos`` require no gradient, as ranges of their places: [[start, stop], ...]."""
+    frozen = {each.name for each in parameters if not each.parameter.requires_grad}
+    ranges: list[list[int]] = []
+    for place, info in enumerate(infos):
+        if info.name not in frozen:
+            continue
+        if ranges and ranges[-1][1] == place:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([place, place + 1])
+    return ranges

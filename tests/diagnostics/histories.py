@@ -14,6 +14,10 @@ def healthy_loss(steps: int = 400, *, noise: float = 0.02, seed: int = 0) -> np.
     return (0.1 + 2.0 * np.exp(-np.arange(steps) / 80.0)) * (1.0 + noise * random.standard_normal(steps))
 
 
+def stuck_loss(steps: int = 400, *, level: float = 2.3, seed: int = 0) -> np.ndarray:
+    return level + 0.01 * np.random.default_rng(seed).standard_normal(steps)
+
+
 def usual_norms(steps: int = 400, *, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).lognormal(0.0, 0.2, steps)
 
@@ -28,7 +32,7 @@ def with_parameters(
 ) -> History:
     """Give ``history`` parameters whose gradient norms are ``norms`` [steps, T], drained every 20 steps.
 
-    NaN norms are missing gradients; all elements of a gradient have the same size.
+    NaN norms are missing gradients; all elements of a gradient have the same size. Weights are measured at each drain.
     """
     count = norms.shape[1]
     shapes = shapes or [(10, 10)] * count
@@ -47,5 +51,6 @@ def with_parameters(
         block = rows[start : start + EVERY]
         steps = np.arange(start, start + len(block))
         history.parameters.append_rows(steps, block)
-        history.parameters.append(summarize(steps, block, numel, np.full(count, weight_norm)))
+        measured = np.full(count, weight_norm * (1.0 + 1e-6 * start))
+        history.parameters.append(summarize(steps, block, numel, measured))
     return history

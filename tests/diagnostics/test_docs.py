@@ -55,7 +55,7 @@ def test_a_rules_picture_is_there_opaque_and_small(name):
     assert len(picture) < 200_000
     assert re.search(r'id="patch_1">\s*<path[^>]*fill: #ffffff', picture)
     assert "nothing found by " + name in picture
-    assert re.search(r">(warning|critical): ", picture)
+    assert re.search(r">(warning|critical|info, follows from \w+): ", picture)
 
 
 def test_every_picture_is_shown():

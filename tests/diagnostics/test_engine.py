@@ -110,7 +110,7 @@ def test_whatever_a_rule_gives_wrongly_is_a_failed_rule_and_the_run_keeps_that(w
     judge = LiveDiagnosis(Diagnosis([list(RULES)[-1]]), run, [].append)
     for _ in range(3):
         run.log_many(np.arange(run.history.last_step + 1, run.history.last_step + 21), {"loss": np.ones(20)})
-        judge.look(run.history, now=True)
+        judge.evaluate_now(run.history)
     run.finish()
     (finding,) = judge.findings
     assert (finding.rule[:13], finding.last_step) == ("rule_failed:g", 19)
@@ -278,21 +278,23 @@ def test_a_judge_that_looks_again_tells_what_late_values_show_once():
     history, judge = History(), LiveDiagnosis(Diagnosis(["overfitting"]), InMemoryRun(), heard.append)
     for epoch, validation in enumerate([2.0, 1.2, 1.0, 1.3, 1.6, 1.9, 2.2, 2.5, 2.8]):
         history["loss"].extend(values[epoch * 20 : epoch * 20 + 20])
-        judge.look(history, now=True)
+        judge.evaluate_now(history)
         history["val_loss"].append(validation, history.last_step)
-        judge.look(history, now=True)
-        assert not heard
-        judge.look(history, again=True)
-    assert [(found.rule, found.first_step, found.last_step) for found in heard] == [("overfitting", 19, 179)]
-    judge.look(history, again=True)
-    assert judge.findings == heard == diagnose(history, rules=["overfitting"])
+        judge.evaluate_now(history)
+        assert bool(heard) == (epoch > 6)  # the seventh evaluation is the first that is certain
+        judge.evaluate_again(history)
+    assert {(found.rule, found.first_step) for found in heard} == {("overfitting", 19)}
+    assert [found.last_step for found in heard] == sorted(found.last_step for found in heard)
+    judge.evaluate_again(history)
+    assert judge.findings == heard[-1:] == diagnose(history, rules=["overfitting"])
 
 
 def test_a_view_never_shows_a_rule_what_comes_later():
     history = spiky(at=(300,))
     diagnosis = Diagnosis()
     assert diagnosis.update(history, stop=300) == []
-    assert [found.rule for found in diagnosis.update(history, stop=301)] == ["loss_spike"]
+    assert diagnosis.update(history, stop=305) == []  # five losses say whether it was a single one
+    assert [found.rule for found in diagnosis.update(history, stop=306)] == ["loss_spike"]
 
 
 def test_a_healthy_training_has_no_finding():

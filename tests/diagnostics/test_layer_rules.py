@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from histories import EVERY, healthy_loss, with_parameters
+from histories import EVERY, healthy_loss, stuck_loss, with_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_gradient_rules import layered
@@ -13,14 +15,19 @@ from pytracker.diagnostics import Diagnosis
 from pytracker.history import History, ParameterInfo, summarize
 
 
-def poisoned(step, places, column, *, steps=200, count=6, loss=None, keep_rows=True):
-    """Return a history in which the gradients of ``places`` have one NaN or Inf each at ``step``."""
+def poisoned(step, places, column, *, steps=200, count=6, loss=None, keep_rows=True, spoilt=False):
+    """Return a history in which the gradients of ``places`` have one NaN or Inf each at ``step``.
+
+    ``spoilt``: and all gradients of the steps after it, as where the optimizer has taken the step.
+    """
     history = History(loss=healthy_loss(steps) if loss is None else loss)
     history.parameters.infos = [ParameterInfo(f"p{index}", (4, 4), "float32", "0", 16) for index in range(count)]
     rows = np.zeros((steps, count, 6))
     rows[:, :, SUM_SQ] = 1.0
     rows[step, places, column] = 1
     rows[step, places, SUM_SQ] = np.nan if column == NANS else np.inf
+    if spoilt:
+        rows[step + 1 :, :, [SUM_SQ, NANS]] = [np.nan, 16]
     for start in range(0, steps, EVERY):
         block, numbers = rows[start : start + EVERY], np.arange(start, min(steps, start + EVERY))
         if keep_rows:
@@ -40,7 +47,8 @@ def poisoned(step, places, column, *, steps=200, count=6, loss=None, keep_rows=T
 def test_a_gradient_that_is_not_finite_is_located_to_the_step_and_the_parameter_nearest_to_the_loss(
     step, places, kind, keep_rows
 ):
-    finding = judge("gradient_nonfinite", poisoned(step, sorted(places), kind[0], keep_rows=keep_rows))
+    history = poisoned(step, sorted(places), kind[0], keep_rows=keep_rows, spoilt=True)
+    finding = judge("gradient_nonfinite", history)
     assert finding.first_step == step
     assert finding.parameters == tuple(f"p{place}" for place in sorted(places, reverse=True))
     assert f"{kind[1]} in the gradient of 'p{max(places)}'" in finding.evidence
@@ -70,6 +78,26 @@ def test_the_finding_says_that_the_loss_was_not_finite():
     finding = judge("gradient_nonfinite", poisoned(50, list(range(6)), NANS, loss=loss))
     assert "the loss was not finite" in finding.evidence
     assert "loss itself" in finding.cause
+    assert finding.severity == "warning"  # one bad batch, whose step was skipped
+
+
+def test_steps_that_a_grad_scaler_skips_are_no_alarm():
+    finding = judge("gradient_nonfinite", poisoned(2, [0, 1], INFS))
+    assert (finding.severity, finding.first_step) == ("info", 2)
+    assert "GradScaler" in finding.cause
+    assert judge("gradient_nonfinite", poisoned(2, [0, 1], INFS, spoilt=True)).severity == "critical"
+
+
+def test_steps_that_are_skipped_too_often_are_a_warning():
+    norms = np.ones(400)
+    norms[::8] = np.inf
+    assert judge("gradient_nonfinite", History(loss=healthy_loss(), grad_norm=norms)).severity == "warning"
+
+
+def test_a_loss_of_zero_beside_a_gradient_that_is_not_finite_is_called_an_overflow():
+    loss = healthy_loss(200)
+    loss[50] = 0.0
+    assert "overflow of float16" in judge("gradient_nonfinite", poisoned(50, [0], NANS, loss=loss)).evidence
 
 
 def test_later_steps_grow_the_finding_and_do_not_move_its_origin():
@@ -160,7 +188,55 @@ def test_a_parameter_without_a_gradient_is_unused():
 def test_a_model_that_is_dead_as_a_whole_is_critical():
     finding = judge("dead_parameter", with_parameters(History(loss=[0.7] * 200), np.zeros((200, 6))))
     assert finding.severity == "critical"
-    assert "loss doesn't depend on the model" in finding.cause
+    assert "the loss doesn't depend on the model" in finding.cause
+    falls = judge("dead_parameter", with_parameters(History(loss=healthy_loss(200)), np.zeros((200, 6))))
+    assert falls.cause.startswith("tracker.step() runs after optimizer.zero_grad()")
+
+
+@pytest.mark.parametrize(
+    ("frozen", "group", "severity"), [([], "0", "warning"), ([[3, 4]], "0", "info"), ([], "", "info")]
+)
+def test_a_trained_parameter_that_gets_no_gradient_is_a_detached_branch(frozen, group, severity):
+    norms = np.ones((200, 6))
+    norms[:, 3] = np.nan
+    history = with_parameters(History(loss=healthy_loss(200)), norms)
+    infos = history.parameters.infos
+    history.parameters.infos = [*infos[:3], replace(infos[3], group=group), *infos[4:]]
+    history.meta["frozen"] = frozen
+    finding = judge("dead_parameter", history)
+    assert finding.severity == severity
+    assert ("detached" in finding.cause) == (severity == "warning")
+
+
+def test_zeros_beside_multiples_of_the_smallest_float16_are_an_underflow():
+    norms = np.full((200, 6), 3 * 2.0**-24 * 10.0)  # all 100 elements are 3 of the smallest
+    norms[:, 1] = 0.0
+    finding = judge("dead_parameter", with_parameters(History(loss=stuck_loss(200)), norms))
+    assert "float16" in finding.cause
+    norms[:, 2] *= 1.1
+    assert "ReLU" in judge("dead_parameter", with_parameters(History(loss=stuck_loss(200)), norms)).cause
+
+
+def left_out(places, steps=200, optimizer="Adam", loss=stuck_loss):
+    history = with_parameters(History(loss=loss(steps)), np.random.default_rng(0).lognormal(size=(steps, 6)))
+    infos = history.parameters.infos
+    history.parameters.infos = [replace(info, group="" if index in places else "0") for index, info in enumerate(infos)]
+    history.meta["optimizer"] = optimizer
+    return judge("not_in_optimizer", history)
+
+
+def test_a_parameter_with_a_gradient_that_is_in_no_group_is_named():
+    finding = left_out({2, 4})
+    assert (finding.severity, finding.parameters) == ("warning", ("layers.2.weight", "layers.4.weight"))
+    assert left_out(set()) is None
+    assert left_out({2}, optimizer=None) is None
+
+
+def test_an_optimizer_of_a_copy_is_critical():
+    finding = left_out(set(range(6)))
+    assert finding.severity == "critical"
+    assert "another model" in finding.cause
+    assert left_out(set(range(6)), loss=healthy_loss) is None  # copies in another precision
 
 
 @pytest.mark.parametrize("level", [-3.0, 3.0])
@@ -192,12 +268,53 @@ def test_layers_of_different_size_are_compared_by_element():
     ],
 )
 def test_the_update_ratio_follows_the_optimizer(optimizer, lr, severity):
-    history = with_parameters(History(loss=healthy_loss(200), lr=[lr] * 200), np.ones((200, 6)), weight_norm=10.0)
+    history = with_parameters(History(loss=stuck_loss(200), lr=[lr] * 200), np.ones((200, 6)), weight_norm=10.0)
     history.meta["optimizer"] = optimizer
     finding = judge("update_ratio", history)
     assert (finding.severity if finding else None) == severity
     if finding:
-        assert finding.numbers["ratio"] == pytest.approx(lr * (1.0 if optimizer == "SGD" else 10.0) / 10.0, rel=1e-5)
+        # The drain is 20 steps long, within which the weights have grown as a random walk does.
+        ratio = lr * (1.0 if optimizer == "SGD" else 10.0) / 10.0
+        assert finding.numbers["ratio"] == pytest.approx(ratio / (1.0 + 19 * ratio**2) ** 0.5, rel=1e-3)
+
+
+def test_long_steps_are_information_while_the_loss_falls():
+    history = with_parameters(History(loss=healthy_loss(200), lr=[5.0] * 200), np.ones((200, 6)), weight_norm=10.0)
+    history.meta["optimizer"] = "SGD"
+    finding = judge("update_ratio", history)
+    assert finding.severity == "info"
+    assert "140" not in finding.action
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_the_advice_on_the_learning_rate_is_at_most_ten_fold(optimizer):
+    history = with_parameters(History(loss=stuck_loss(200), lr=[500.0] * 200), np.ones((200, 6)), weight_norm=10.0)
+    history.meta["optimizer"] = optimizer
+    assert "3- to 10-fold" in judge("update_ratio", history).action
+
+
+def test_the_step_of_a_clipped_gradient_is_as_long_as_clipping_leaves_it():
+    # lr 0.05 * norm 3200 / weights of 10: 16 unclipped; clipped at 0.5, a four-hundredth.
+    history = with_parameters(History(loss=stuck_loss(200), lr=[0.05] * 200), np.full((200, 4), 1600.0))
+    history["grad_norm"] = np.full(200, 3200.0)
+    history.meta.update(optimizer="SGD", clip_threshold=0.5)
+    assert judge("update_ratio", history) is None
+    history.meta["clip_threshold"] = 1e9
+    assert judge("update_ratio", history).severity == "warning"
+
+
+def test_weights_that_began_at_zero_say_nothing_of_the_step():
+    history = with_parameters(History(loss=stuck_loss(200), lr=[0.1] * 200), np.ones((200, 2)), weight_norm=0.0)
+    history.parameters = with_parameters(History(), np.ones((200, 2)), weight_norm=0.0).parameters
+    history.meta["optimizer"] = "Adam"
+    assert judge("update_ratio", history) is None
+
+
+@pytest.mark.parametrize(("kind", "found"), [("adaptive", True), ("", False)])
+def test_a_wrapped_optimizer_is_judged_by_what_it_is(kind, found):
+    history = with_parameters(History(loss=stuck_loss(200), lr=[0.5] * 200), np.ones((200, 6)), weight_norm=10.0)
+    history.meta.update(optimizer="AcceleratedOptimizer", optimizer_kind=kind)
+    assert (judge("update_ratio", history) is not None) == found
 
 
 def test_a_tiny_update_is_told_only_while_there_is_loss_to_reduce():
@@ -215,4 +332,4 @@ def test_each_group_is_judged_by_its_own_learning_rate():
     history["lr/0"] = [5.0] * 200
     history["lr/head"] = [1e-3] * 200
     history.meta["optimizer"] = "SGD"
-    assert judge("update_ratio", history).numbers["ratio"] == pytest.approx(0.5, rel=1e-5)
+    assert judge("update_ratio", history).numbers["ratio"] == pytest.approx(0.5 / (1.0 + 19 * 0.25) ** 0.5, rel=1e-3)

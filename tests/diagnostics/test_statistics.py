@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pytracker.diagnostics.statistics import (
+from pytracker.evidence import (
     finite_median,
     finite_only,
     log10,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
+import numpy as np
+
 from .._checks import items, kind_of, shown, wrong_type
 from ..errors import InvalidTypeError, InvalidValueError
 from ..history import History
@@ -34,7 +36,8 @@ class Rule:
         Raises:
             InvalidTypeError: the function gives something that is no finding.
         """
-        found = list(self.function(view, **self.settings) or ())
+        with np.errstate(all="ignore"):  # histories hold NaN, Inf and 1e308; what comes of them is no finding
+            found = list(self.function(view, **self.settings) or ())
         for each in found:
             if not isinstance(each, Finding):
                 raise InvalidTypeError(

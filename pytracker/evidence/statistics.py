@@ -135,6 +135,41 @@ def theil_sen(x: Float64Array, y: Float64Array, z: float = 1.96) -> Slope:
     return Slope(median(slopes), float(slopes[low]), float(slopes[high]))
 
 
+class Course(NamedTuple):
+    """How a loss went, by medians of at most 64 stretches; NaN where there are too few values."""
+
+    start: float
+    lowest: float  # of the running medians over 3 stretches
+    place: int  # of the lowest among the stretches
+    now: float  # the median of the last eighth, 3 stretches at least
+    deviation: float  # of a single value around its level
+    error: float  # the standard error of the difference of two levels
+    steps: Float64Array  # the centres of the stretches
+    levels: Float64Array
+
+
+def course_of(steps: NDArray[np.int64], values: Float64Array, start: float) -> Course:
+    """Return the course of a loss that began at ``start``.
+
+    >>> course_of(np.arange(6), np.array([8.0, 4.0, 2.0, 2.0, 2.0, 2.0]), 8.0)[:4]
+    (8.0, 2.0, 2, 2.0)
+    """
+    centres, levels = thin(steps, values)
+    if len(levels) < 4:
+        nothing = float("nan")
+        return Course(start, nothing, 0, nothing, nothing, nothing, centres, levels)
+    smooth = running_median(levels, 3) if len(levels) >= 8 else levels
+    last = levels[-max(3, len(levels) // 8) :]
+    with np.errstate(over="ignore", invalid="ignore"):
+        changes = np.abs(np.diff(levels))
+        between = MAD_TO_SIGMA * median(changes) / 2.0**0.5
+        width = max(1, len(values) // len(levels))
+        deviation = blocks_of(values)[1] if len(values) >= 200 else between * width**0.5
+        error = max(between, deviation / width**0.5) * (1 / len(last) + 1 / 3) ** 0.5
+    place = int(np.argmin(smooth))
+    return Course(start, float(smooth[place]), place, median(last), deviation, float(error), centres, levels)
+
+
 def running_median(values: Float64Array, width: int) -> Float64Array:
     """Return the centred running median; at the ends the window is cut off by repeating the last full one.
 

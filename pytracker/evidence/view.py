@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..history import History, ParameterHistory, ParameterInfo
 from .findings import Finding
-from .statistics import log10, median
+from .statistics import Course, course_of, log10, median
 
 T = TypeVar("T")
 Float64Array = NDArray[np.float64]
@@ -20,6 +21,10 @@ Int64Array = NDArray[np.int64]
 
 LOSS_NAMES = ("loss", "train_loss")
 VALIDATION_NAMES = ("val_loss", "valid_loss", "validation_loss", "eval_loss")
+ACCURACY_NAMES = ("val_accuracy", "val_acc", "valid_accuracy", "validation_accuracy", "eval_accuracy")
+_REWARD = re.compile(r"(^|[/_ .])(rewards?|returns?|advantages?)([/_ .]|$)", re.IGNORECASE)
+_CRITIC = re.compile(r"(^|[/_ .])(d|disc|discriminator|critic)[/_ .]?loss", re.IGNORECASE)
+_NAMED = 8  # names in a sentence
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,11 @@ class Points:
     def tail(self, count: int) -> Points:
         """Return the last ``count`` points."""
         start = max(0, len(self) - count)
+        return Points(self.steps[start:], self.values[start:])
+
+    def since(self, step: int, context: int) -> Points:
+        """Return the points at ``step`` and later, and ``context`` before them."""
+        start = max(0, self.index(step) - context)
         return Points(self.steps[start:], self.values[start:])
 
     def index(self, step: int) -> int:
@@ -72,6 +82,7 @@ class Layout:
         self.infos = infos
         self.numel = np.array([max(1, info.numel) for info in infos], np.float64)
         self.root = np.sqrt(self.numel)
+        self.grouped = np.array([bool(info.group) for info in infos], bool)  # which are in the optimizer
         self.weights = np.array([index for index, info in enumerate(infos) if len(info.shape) >= 2], np.int64)
 
 
@@ -101,11 +112,27 @@ class View:
         self.previous = previous
         self._points: dict[str, Points] = {}
         self._known: dict[Any, Any] = {}
+        self.unjudged = ""  # why the rule could not judge
+        self.withdrawn = ""  # why what the rule has found before doesn't hold
 
     def for_rule(self, rule: str, previous: Finding | None) -> View:
         """Return the same view for one rule."""
         self.rule, self.previous = rule, previous
+        self.unjudged = self.withdrawn = ""
         return self
+
+    def cannot_judge(self, why: str) -> None:
+        """Say why the rule has nothing to go by: silence is not health."""
+        self.unjudged = why
+
+    def withdraw(self, why: str) -> None:
+        """Take back what the rule has found before, if it has: the training has shown that it was wrong."""
+        self.withdrawn = why
+
+    def lacks(self, what: str) -> str:
+        """Return what to say where a series is missing: ``what``, and the names that there are."""
+        names = ", ".join(self.names[:_NAMED]) + (", ..." if len(self.names) > _NAMED else "")
+        return f"no {what}; names there are {names or 'none'}"
 
     def once(self, work: Callable[[View], T]) -> T:
         """Return ``work(self)``, done once for all rules that ask for it; it may not depend on which of them does.
@@ -155,6 +182,36 @@ class View:
         return self._first_of(VALIDATION_NAMES)
 
     @cached_property
+    def accuracy(self) -> Points:
+        """The accuracy on the validation data; empty where it isn't recorded."""
+        return self._first_of(ACCURACY_NAMES)
+
+    @cached_property
+    def objective(self) -> str:
+        """What the loss is for, where it isn't meant to fall: "adversarial", "reinforcement", or "".
+
+        ``meta["objective"]`` says it, or the names beside the loss do: rewards, or the loss of a discriminator.
+        """
+        given = self.meta.get("objective")
+        if isinstance(given, str):
+            return given
+        if any(_CRITIC.search(name) for name in self.names):
+            return "adversarial"
+        return "reinforcement" if any(_REWARD.search(name) for name in self.names) else ""
+
+    @cached_property
+    def unit(self) -> str:
+        """What a step is: "step", or "epoch" in a log that has one row for each."""
+        log = self.meta.get("log")
+        unit = log.get("unit") if isinstance(log, dict) else None
+        return unit if isinstance(unit, str) and unit else "step"
+
+    @cached_property
+    def signed(self) -> bool:
+        """Whether the loss is negative somewhere: then neither its level nor zero is a scale."""
+        return bool((self.loss.values < 0).any())
+
+    @cached_property
     def learning_rates(self) -> dict[str, Points]:
         """The learning rate of each parameter group: ``lr``, or the series ``lr/<group>``."""
         return {name: self[name] for name in self._history if name == "lr" or name.startswith("lr/")}
@@ -173,6 +230,26 @@ class View:
         usual = median(head)
         return float(head[0]) if abs(usual) > 2.0 * abs(float(head[0])) else usual
 
+    @cached_property
+    def course(self) -> Course:
+        """How the loss went so far, as a whole."""
+        return course_of(self.loss.steps, self.loss.values, self.initial_loss)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the loss has fallen, for sure and by a tenth of itself, and has not lost half of that again.
+
+        Of a loss that is negative somewhere, or that begins at zero, only whether it fell for sure. False where the
+        loss is not meant to fall.
+        """
+        course = self.course
+        if self.objective or not np.isfinite(course.now):
+            return False
+        share = 0.0 if self.signed else 0.1 * abs(course.start)
+        fell = course.start - course.now
+        kept = course.now <= course.lowest + 0.5 * (course.start - course.lowest)
+        return bool(fell > max(share, 4.0 * course.error) and kept)
+
     @property
     def parameters(self) -> ParameterHistory:
         """The history of the parameters, also past ``stop``; ``intervals`` is the part before it."""
@@ -187,6 +264,16 @@ class View:
     def interval_since(self) -> int:
         """The place of the first interval that reaches ``since`` or later."""
         return min(self.interval_stop, int(np.searchsorted(self.parameters.last_step, self.since)))
+
+    @cached_property
+    def frozen(self) -> NDArray[np.bool_]:
+        """Which parameters require no gradient, bool [T], from the ranges of places in ``meta["frozen"]``."""
+        frozen = np.zeros(len(self.layout.infos), bool)
+        ranges = self.meta.get("frozen")
+        for each in ranges if isinstance(ranges, list) else ():
+            if isinstance(each, (list, tuple)) and len(each) == 2:
+                frozen[int(each[0]) : int(each[1])] = True
+        return frozen
 
     def field(self, name: str, count: int = 1) -> NDArray[Any]:
         """Return ``name`` of the last ``count`` intervals, [<= count, T]."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import isnan, nan
 from numbers import Integral
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .._checks import kind_of, real_number, writable, wrong_value
 from ..errors import InvalidTypeError, InvalidValueError, PytrackerError
@@ -14,6 +14,9 @@ from ..history import html_table
 
 SEVERITIES: Final = ("info", "warning", "critical")
 """From the least to the most severe. ``info`` is worth knowing and no alarm."""
+
+Kind = TypeVar("Kind")
+Place = tuple[float, float, str]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Finding:
     cause: str = ""  # what is likely behind it
     action: str = ""  # what to do
     numbers: Mapping[str, float] = field(default_factory=dict)  # the numbers of the evidence, for programs
+    follows_from: str = ""  # the rule whose finding is the likely root of this one; "" where there is none
+    withdrawn: str = ""  # why it no longer holds; "" while it does
 
     def __post_init__(self) -> None:
         """Make plain values of what is given: a run keeps them, whoever made the finding.
@@ -41,7 +46,7 @@ class Finding:
             InvalidTypeError: a text, step, parameter or number is none.
             InvalidValueError: there is no such severity, the steps are not in order, or a text cannot be written.
         """
-        for name in ("rule", "severity", "evidence", "cause", "action"):
+        for name in ("rule", "severity", "evidence", "cause", "action", "follows_from", "withdrawn"):
             self._check_text(name, getattr(self, name))
         if self.severity not in SEVERITIES:
             raise self._wrong("severity", self.severity, f"one of {', '.join(SEVERITIES)}", InvalidValueError)
@@ -119,6 +124,8 @@ class Finding:
             told.append(f"In {', '.join(self.parameters[:3])}{more}.")
         told += [f"Likely cause: {self.cause}."] if self.cause else []
         told += [f"To do: {self.action}."] if self.action else []
+        told += [f"Follows from {self.follows_from}."] if self.follows_from else []
+        told += [f"Withdrawn: {self.withdrawn}."] if self.withdrawn else []
         return " ".join(told)
 
     def _repr_html_(self) -> str:
@@ -127,6 +134,15 @@ class Finding:
         facts |= {"cause": self.cause, "action": self.action}
         title = f"{self.severity}: {self.rule}, {span_of(self.to_dict())}"
         return html_table(title, (), [pair for pair in facts.items() if pair[1]])
+
+    def withdraw(self, why: str) -> Finding:
+        """Return this finding as one that the training has shown to be wrong: information from now on.
+
+        >>> print(Finding("constant", "critical", 0, 99, "the loss is 0.5").withdraw("it moves again"))
+        info: constant, steps 0 to 99: the loss is 0.5. It was critical. Withdrawn: it moves again.
+        """
+        words = f"{self.evidence}. It was {self.severity}" if self.severity != "info" else self.evidence
+        return replace(self, severity="info", evidence=words, withdrawn=why, follows_from="")
 
     def merge(self, later: Finding) -> Finding:
         """Return this finding grown by ``later``: the span covers both and no parameter is forgotten.
@@ -183,7 +199,8 @@ class Finding:
 
 def _mended(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a stored finding holds that is made otherwise today: older versions checked little of it."""
-    texts = {name: str(given[name]) for name in ("rule", "evidence", "cause", "action") if name in given}
+    names = ("rule", "evidence", "cause", "action", "follows_from", "withdrawn")
+    texts = {name: str(given[name]) for name in names if name in given}
     first, last = sorted(max(0, int(given[name])) for name in ("first_step", "last_step"))
     numbers = given.get("numbers")
     kept = {
@@ -206,14 +223,14 @@ def severity_rank(finding: Mapping[str, Any]) -> int:
 
 
 def most_severe_first(findings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort stored findings as ``Diagnosis.findings`` are: the most severe first, then by first step.
+    """Sort stored findings as ``Diagnosis.findings`` are: the most severe first, then by first step, then what follows.
 
     >>> stored = [{"rule": "a", "first_step": 9}, {"rule": "b", "severity": "warning"}, {"rule": "c"}]
     >>> [finding["rule"] for finding in most_severe_first(stored)]
     ['b', 'c', 'a']
     """
 
-    def place(finding: dict[str, Any]) -> tuple[int, float, str]:
+    def place(finding: dict[str, Any]) -> Place:
         first = finding.get("first_step")
         return (
             -severity_rank(finding),
@@ -221,7 +238,23 @@ def most_severe_first(findings: Iterable[dict[str, Any]]) -> list[dict[str, Any]
             str(finding.get("rule")),
         )
 
-    return sorted(findings, key=place)
+    listed = list(findings)
+    return beneath_their_roots(listed, place, lambda finding: str(finding.get("follows_from") or ""))
+
+
+def beneath_their_roots(
+    findings: Iterable[Kind], place: Callable[[Kind], Place], root: Callable[[Kind], str]
+) -> list[Kind]:
+    """Sort findings by their places, those that follow from another one directly behind it."""
+    listed = list(findings)
+    places = {place(each)[2]: place(each) for each in listed}
+
+    def nested(finding: Kind) -> tuple[Place, bool, Place]:
+        own = place(finding)
+        above = places.get(root(finding))
+        return (own, False, own) if above is None else (above, True, own)
+
+    return sorted(listed, key=nested)
 
 
 def span_of(finding: Mapping[str, Any]) -> str:

@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..findings import Finding
-from ..registry import rule
-from ..statistics import Float64Array, finite_median, finite_only, median, theil_sen, thin
-from ..view import Points, View
+from ..evidence import Finding, Float64Array, Points, View, finite_median, finite_only, median, rule, theil_sen, thin
+from .updates import optimizer_kind
 
 
 class Profile(NamedTuple):
@@ -88,28 +86,60 @@ def gradient_exploding(
     norms = view["grad_norm"]
     reference = _reference(norms)
     if not np.isfinite(reference):
+        if not len(norms):
+            view.cannot_judge(view.lacks("gradient norm"))
         return
-    steps, blocks = _new_blocks(view, norms, width)
-    with np.errstate(invalid="ignore", over="ignore"):
-        ratio = blocks / reference
-        grown = np.flatnonzero(ratio >= growth)
-    if len(grown):
-        worst = int(grown[np.nanargmax(ratio[grown])])
-        begin = int(steps[grown[0], 0])
-        times = f", {ratio[worst]:.3g} times as large" if np.isfinite(ratio[worst]) else ""
-        yield view.finding(
-            "critical" if ratio[worst] >= 100 * growth else "warning",
-            f"the gradient norm was {reference:.3g} in the first 20 steps and is {blocks[worst]:.3g} at step "
-            f"{steps[worst, -1]}{times} (medians of {width})",
-            first_step=begin,
-            last_step=int(steps[grown[-1], -1]),
-            cause="unstable optimisation: the learning rate is too high, or a recurrence amplifies",
-            action=_clip(view, norms, begin, growth * reference),
-            numbers=finite_only(reference=reference, norm=blocks[worst], ratio=ratio[worst]),
-        )
+    if view.previous is not None and view.previous.rank and "ratio" in view.previous.numbers and view.learns:
+        view.withdraw(f"the loss fell to {view.course.now:.4g} by {view.unit} {view.stop - 1} all the same")
+    growth_found = _measure_growth(view, norms, reference, width)
+    if growth_found is not None and growth_found.exceeds(growth):
+        yield growth_found.finding(view, norms, growth)
     yield from _runs_away(view, norms, reference, growth)
     yield from _from_the_start(view, norms, reference, strain, largest)
     yield from _with_depth(view, decades)
+
+
+class Growth(NamedTuple):
+    """The medians of blocks of gradient norms, beside that of the first norms."""
+
+    reference: float
+    steps: np.ndarray  # [B, width]
+    blocks: Float64Array
+    ratio: Float64Array
+
+    def exceeds(self, growth: float) -> bool:
+        """Tell whether a block is ``growth`` times the first norms."""
+        return bool((self.ratio >= growth).any())
+
+    def finding(self, view: View, norms: Points, growth: float) -> Finding:
+        """Return it in words: information while the loss falls, or where it isn't meant to."""
+        grown = np.flatnonzero(self.ratio >= growth)
+        worst = int(grown[np.nanargmax(self.ratio[grown])])
+        begin, ratio = int(self.steps[grown[0], 0]), float(self.ratio[worst])
+        times = f", {ratio:.3g} times as large" if np.isfinite(ratio) else ""
+        harmless = view.learns or bool(view.objective) or view.signed
+        return view.finding(
+            "info" if harmless else "critical" if ratio >= 100 * growth else "warning",
+            f"the gradient norm was {self.reference:.3g} in the first 20 steps and is {self.blocks[worst]:.3g} at step "
+            f"{self.steps[worst, -1]}{times} (medians of {self.steps.shape[1]})"
+            + (", and the loss falls" if view.learns else ""),
+            first_step=begin,
+            last_step=int(self.steps[grown[-1], -1]),
+            cause=(
+                "a loss whose gradients grow as it gets better"
+                if harmless
+                else "unstable optimisation: the learning rate is too high, or a recurrence amplifies"
+            ),
+            action=("nothing while the loss falls" if harmless else _clip(view, norms, begin, growth * self.reference)),
+            numbers=finite_only(reference=self.reference, norm=self.blocks[worst], ratio=ratio),
+        )
+
+
+def _measure_growth(view: View, norms: Points, reference: float, width: int) -> Growth | None:
+    steps, blocks = _new_blocks(view, norms, width)
+    if not len(blocks):
+        return None
+    return Growth(reference, steps, blocks, blocks / reference)
 
 
 def _runs_away(view: View, norms: Points, reference: float, growth: float) -> Iterator[Finding]:
@@ -130,7 +160,7 @@ def _runs_away(view: View, norms: Points, reference: float, growth: float) -> It
 
 def _from_the_start(view: View, norms: Points, reference: float, strain: float, largest: float) -> Iterator[Finding]:
     end = int(norms.steps[min(len(norms), 20) - 1])
-    if view.since > end:
+    if view.since > end or view.objective or view.signed:
         return
     size = 0.0
     if view.interval_stop:
@@ -139,8 +169,7 @@ def _from_the_start(view: View, norms: Points, reference: float, strain: float, 
         size = float(np.sqrt((sizes * sizes).sum() / max(1.0, view.layout.numel[places].sum())))
     losses = np.array([abs(view.loss.at(int(step))) for step in norms.steps[:20]])
     losses[losses == 0] = np.nan
-    with np.errstate(invalid="ignore", over="ignore"):
-        shares = norms.values[:20] / losses
+    shares = norms.values[:20] / losses
     loss = float(finite_median(losses))
     strained = float(np.fmax(finite_median(shares[:3]), finite_median(shares))) * size
     if not np.isfinite(strained):
@@ -169,14 +198,49 @@ def _with_depth(view: View, decades: float) -> Iterator[Finding]:
     infos = view.layout.infos
     first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
     yield view.finding(
-        "warning",
+        "info" if view.learns else "warning",
         f"the rms gradient grows by {-profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) "
-        f"to {first!r} "
-        f"(1e{profile.level[0]:.1f})",
+        f"to {first!r} (1e{profile.level[0]:.1f})",
         parameters=(first,),
         cause="each layer amplifies what comes back: initialisation too large for the depth",
         action="scale the initialisation down, add normalisation or residual connections, clip gradients",
         numbers={"decades": -profile.decades},
+    )
+
+
+@rule
+def gradients_add_up(view: View, steps: int = 30, growth: float = 4.0) -> Iterator[Finding]:
+    """Nothing zeroes the gradients: the first norms grow from step to step, as sums of gradients do.
+
+    At least 85 % of the first ``steps`` norms are above the one before, none falls to half of the largest so far, and
+    the last are ``growth`` times the first. A
+    sum of k gradients is at least about the root of k times as long as one, so it more than doubles within 5 steps:
+    growth by training alone does not begin like that.
+
+    Args:
+        view: what to judge.
+        steps: how many norms are looked at.
+        growth: of the norm within them.
+    """
+    norms = view["grad_norm"]
+    head = norms.values[:steps]
+    if not len(norms):
+        view.cannot_judge(view.lacks("gradient norm"))
+    if len(head) < steps or norms.steps[steps - 1] < view.since or not (np.isfinite(head).all() and head[0] > 0):
+        return
+    first = median(head[:2])
+    if (head < 0.5 * np.maximum.accumulate(head)).any():
+        return  # something does zero them: gradients are accumulated over a few steps, and that is meant
+    if (np.diff(head) > 0).mean() < 0.85 or median(head[4:7]) < 2.2 * first or median(head[-5:]) < growth * first:
+        return
+    yield view.finding(
+        "warning",
+        f"the gradient norm grows from step to step, from {head[0]:.3g} to {head[-1]:.3g} within {steps} steps",
+        first_step=int(norms.steps[0]),
+        last_step=int(norms.steps[steps - 1]),
+        cause="gradients add up because nothing zeroes them",
+        action="call optimizer.zero_grad() before each backward(), or model.zero_grad() where it hasn't all parameters",
+        numbers=finite_only(first=head[0], norm=head[-1]),
     )
 
 
@@ -200,15 +264,16 @@ def gradient_vanishing(
     """
     profile = view.once(depth_profile)
     infos = view.layout.infos
+    if not len(view["grad_norm"]) and profile is None:
+        view.cannot_judge(view.lacks("gradient norm"))
     if profile is not None and profile.decades >= decades:
         middle = median(profile.level)
         low = profile.places[profile.level < max(middle, profile.level[-1] - decades / 2)]
         first, last = infos[profile.places[0]].name, infos[profile.places[-1]].name
         yield view.finding(
-            "warning",
-            f"the rms gradient falls by {profile.decades:.1f} powers of ten from {last!r} "
-            f"(1e{profile.level[-1]:.1f}) to {first!r} "
-            f"(1e{profile.level[0]:.1f})",
+            "info" if view.learns else "warning",
+            f"the rms gradient falls by {profile.decades:.1f} powers of ten from {last!r} (1e{profile.level[-1]:.1f}) "
+            f"to {first!r} (1e{profile.level[0]:.1f})",
             first_step=int(view.parameters.first_step[max(0, view.interval_stop - 3)]),
             parameters=tuple(infos[place].name for place in low[:20]),
             cause="saturating activations or a small initialisation: each layer passes on a fraction of the gradient",
@@ -222,7 +287,7 @@ def gradient_vanishing(
         return
     norm, loss = median(norms.values), median(recent)
     limit = max(absolute, relative * reference if np.isfinite(reference) else 0.0)
-    if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss:
+    if 0.0 < norm <= limit and loss > 0.5 * view.initial_loss and not (view.signed or view.objective):
         share = 100 * loss / view.initial_loss if view.initial_loss else float("nan")
         yield view.finding(
             "warning",
@@ -242,7 +307,9 @@ def always_clipped(view: View, share: float = 0.9, aggressive: float = 0.5, step
     """The gradient is clipped at nearly every step, so clipping is a learning rate in disguise.
 
     The share of the last ``steps`` steps whose norm reached the clipping threshold. The threshold is
-    ``meta["clip_threshold"]``; it doesn't matter whether norms were recorded before or after clipping.
+    ``meta["clip_threshold"]``; it doesn't matter whether norms were recorded before or after clipping. Many recipes
+    clip at every step, and Adam and its kin don't mind: a warning needs another optimizer, and a loss that doesn't
+    fall.
 
     Args:
         view: what to judge.
@@ -253,29 +320,34 @@ def always_clipped(view: View, share: float = 0.9, aggressive: float = 0.5, step
     """
     threshold = view.meta.get("clip_threshold")
     norms = view["grad_norm"].tail(steps)
-    if not threshold or len(norms) < steps:
+    if not isinstance(threshold, (int, float)) or not threshold > 0:
+        view.cannot_judge("no clip_threshold in the training's meta")
         return
+    if len(norms) < steps:
+        return
+    if view.previous is not None and view.previous.rank and view.learns:
+        view.withdraw(f"the loss fell to {view.course.now:.4g} by {view.unit} {view.stop - 1} all the same")
     values = norms.values[np.isfinite(norms.values)]
     clipped = float((values >= 0.999 * threshold).mean()) if len(values) else 0.0
     if clipped <= aggressive:
         return
-    median, high = (float(np.percentile(values, q)) for q in (50, 90))
+    middle, high = (float(np.percentile(values, q)) for q in (50, 90))
+    hurts = clipped >= share and not view.learns and optimizer_kind(view) != "adaptive" and not view.objective
     before = high > 1.01 * threshold
     yield view.finding(
-        "warning" if clipped >= share else "info",
+        "warning" if hurts else "info",
         f"{100 * clipped:.0f} % of the last {steps} steps reached the clipping threshold {threshold:g}; the median "
-        "norm is "
-        f"{median:.3g}, the 90th percentile {high:.3g}",
+        f"norm is {middle:.3g}, the 90th percentile {high:.3g}",
         first_step=int(norms.steps[0]),
         cause="the threshold is below the usual norm: every step has the same length, whatever the gradient says",
         action=(
-            f"clip at {high:.2g}: the median norm of the last {steps} steps is {median:.2g}; or remove clipping and "
-            "lower the "
-            "learning rate instead"
+            "nothing while the loss falls: many recipes clip at every step"
+            if not hurts
+            else "raise the threshold 3- to 10-fold, one try at a time"
             if before
             else "raise the threshold, and record the norm before clipping: clip_grad_norm_ returns it"
         ),
-        numbers={"share": clipped, "threshold": float(threshold), "median": median, "p90": high},
+        numbers={"share": clipped, "threshold": float(threshold), "median": middle, "p90": high},
     )
 
 
@@ -286,4 +358,4 @@ def _clip(view: View, norms: Points, begin: int, limit: float) -> str:
     head = norms.values[: min(200, stop)]
     head = head[(head > 0) & (head < limit)]
     at = f" at {np.percentile(head, 90):.2g}: the 90th percentile of the usual norms" if len(head) else " the gradient"
-    return f"clip{at}; lower the learning rate"
+    return f"clip{at}; lower the learning rate 3- to 10-fold"
