@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Facts = Mapping[str, bool | None]
+HURT = "hurt"  # not a rule: whether the training ended worse than its twin
 
 
 @dataclass
@@ -46,6 +47,8 @@ def facts(seen: Observed, twin: Observed) -> dict[str, bool | None]:
         "gradient_exploding": _exploding(seen, twin),
         "gradient_vanishing": _vanishing(seen, twin),
         "loss_spike": _spike(seen, probe),
+        "loss_diverged": _diverged(seen, probe),
+        HURT: _worse(seen, twin),
     }
 
 
@@ -119,6 +122,30 @@ def _vanishing(seen: Observed, twin: Observed) -> bool | None:
     """The gradient of the first weight matrix, in the first 100 steps, is a thousandth of the twin's."""
     ratio = float(np.median(seen.first_norms[:100]) / np.median(twin.first_norms[:100]))
     return between(-math.log10(ratio), 1.0, 3.0) if 0 < ratio < math.inf else None
+
+
+def _diverged(seen: Observed, probe: NDArray[np.float64]) -> bool | None:
+    """The last fifth of the probe is above its lowest level by half of what had been gained, or not finite."""
+    if len(probe) < len(seen.probe):
+        return True
+    if len(probe) < 50 or not probe[0] > 0:
+        return None
+    levels = np.median(np.lib.stride_tricks.sliding_window_view(probe, 20), axis=1)
+    lost = float(np.median(probe[-len(probe) // 5 :]) - levels.min()) / max(
+        float(probe[0] - levels.min()), 0.3 * probe[0]
+    )
+    return between(lost, 0.1, 0.5)
+
+
+def _worse(seen: Observed, twin: Observed) -> bool | None:
+    """The probe ends at twice the twin's level, and 5 % of the first one above it; False: at most at 1.1 times."""
+    ours, theirs = (_until_not_finite(each.probe[-20:]) for each in (seen, twin))
+    if len(ours) < 20:
+        return True
+    ratio = float(np.median(ours) / max(np.median(theirs), 1e-12))
+    if np.median(ours) < np.median(theirs) + 0.05 * seen.probe[0]:
+        return False if ratio < 1.1 else None
+    return between(ratio, 1.1, 2.0)
 
 
 def _spike(seen: Observed, probe: NDArray[np.float64]) -> bool | None:

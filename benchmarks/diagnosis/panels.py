@@ -14,12 +14,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
-from pytracker.diagnostics.rules.updates import update_ratios
-from pytracker.diagnostics.statistics import MAD_TO_SIGMA, log10, running_median, theil_sen, thin
 
 from pytracker.columns import INFS, NANS, SUM_SQ
 from pytracker.diagnostics import RULES, Finding, View
+from pytracker.evidence import MAD_TO_SIGMA, log10, running_median, theil_sen, thin
 from pytracker.history import History
+from pytracker.rules import update_ratios
 
 INK, SOFT, FAINT = "#24292f", "#57606a", "#d0d7de"
 BLUE, PALE, GREEN, RED, ORANGE = "#0969da", "#9ec5f5", "#1a7f37", "#cf222e", "#bc4c00"

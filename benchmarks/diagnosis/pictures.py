@@ -25,7 +25,7 @@ from pytracker.diagnostics import RULES, SEVERITIES, Finding
 from . import models, panels
 from .panels import Draw, Shown
 from .score import ALARM, judge
-from .training import Case, Plan, Recorded, train
+from .training import Case, Loop, Plan, Recorded, train
 from .troubles import TROUBLES, Trouble, rules
 
 FOLDER = Path("docs/pictures")
@@ -87,12 +87,20 @@ def _deep(depth: int, activation: type[nn.Module], gain: float) -> Callable[[Pla
     return prepare
 
 
+def _diverge(loop: Loop, step: int) -> bool:
+    if step == loop.plan.steps // 2:
+        for group in loop.optimizer.param_groups:
+            group["lr"] *= 60.0
+    return False
+
+
 MORE = {
     "deep_relu": Trouble(rules(), prepare=_deep(20, nn.ReLU, 2.0**0.5)),
     "deep_tanh": Trouble(rules(), prepare=_deep(16, nn.Tanh, 1.0)),
+    "diverges": Trouble(rules("loss_diverged"), at=_diverge),
     "five_layers": Trouble(rules(), prepare=_deep(5, nn.ReLU, 2.0**0.5)),
 }
-"""Nothing is wrong with these; the benchmark has no use for them."""
+"""The benchmark has no use for these; nothing is wrong with most of them."""
 
 
 def _case(trouble: str, model: str, dataset: str, optimizer: str, batch_size: int = 64, seed: int = 0) -> Case:
@@ -107,6 +115,18 @@ PICTURES = (
         Panel("learning rate 100 times too low", _case("lr_too_low", *MLP_SGD)),
         Panel("the usual learning rate", _case("healthy", *MLP_SGD)),
         (panels.loss_and_slope,),
+    ),
+    Picture(
+        "loss_diverged",
+        Panel("60 times the learning rate from the middle on", _case("diverges", *MLP_SGD)),
+        Panel("the usual learning rate", _case("healthy", *MLP_SGD)),
+        (panels.loss,),
+    ),
+    Picture(
+        "not_in_optimizer",
+        Panel("the optimizer of a copy", _case("copied", *MLP_SGD)),
+        Panel("the model's own optimizer", _case("healthy", *MLP_SGD)),
+        (panels.loss,),
     ),
     Picture(
         "loss_oscillating",
@@ -131,6 +151,12 @@ PICTURES = (
         Panel("16 tanh layers, initialised 4 times too large", _case("exploding", *MLP_ADAM)),
         Panel("the same network, well initialised", _case("deep_tanh", *MLP_ADAM)),
         (panels.norms, panels.profile),
+    ),
+    Picture(
+        "gradients_add_up",
+        Panel("zero_grad() is forgotten", _case("never_zeroed", *MLP_SGD)),
+        Panel("the same loop with it", _case("healthy", *MLP_SGD)),
+        (panels.norms,),
     ),
     Picture(
         "gradient_vanishing",
@@ -159,7 +185,7 @@ PICTURES = (
     ),
     Picture(
         "update_ratio",
-        Panel("Adam with 20 times the learning rate", _case("steps_too_long", *MLP_ADAM)),
+        Panel("Adam with 100 times the learning rate", _case("lr_too_high", *MLP_ADAM)),
         Panel("the usual learning rate", _case("healthy", *MLP_ADAM)),
         (panels.ratios,),
     ),
@@ -194,7 +220,7 @@ def _shown(rule: str, panel: Panel, expected: bool) -> Shown:
     """Train one side, and make sure that the rule says of it what the picture is there to show."""
     recorded, findings = _trained(panel.case)
     finding = next((each for each in findings if each.rule == rule), None)
-    found = finding is not None and finding.rank >= SEVERITIES.index(ALARM)
+    found = finding is not None and (finding.rank >= SEVERITIES.index(ALARM) or bool(finding.follows_from))
     if expected and not found:
         raise AssertionError(f"{rule}: not found in {panel.case.name}; findings: {[str(each) for each in findings]}")
     if not expected and finding is not None:
@@ -234,7 +260,10 @@ def _explain(top: Axes, bottom: Axes, side: Shown, panel: Panel) -> None:
     )
     top.set_title(f"{panel.title}\n", loc="left", fontsize=10, fontweight="bold")
     top.text(0, 1.03, about, transform=top.transAxes, fontsize=8, color=panels.SOFT)
-    told = f"{side.finding.severity}: {side.finding.evidence}" if side.finding else f"nothing found by {side.rule}"
+    told = f"nothing found by {side.rule}"
+    if side.finding is not None:
+        root = f", follows from {side.finding.follows_from}" if side.finding.follows_from else ""
+        told = f"{side.finding.severity}{root}: {side.finding.evidence}"
     note = bottom.annotate(
         "\n".join(textwrap.wrap(told, 76)),
         (0, 0),

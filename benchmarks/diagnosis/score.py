@@ -13,11 +13,14 @@ import torch
 
 from pytracker.diagnostics import RULES, SEVERITIES, Diagnosis, Finding
 
-from .observed import Facts
+from .observed import HURT, Facts
 from .training import EVERY, Case, Recorded, train
 from .troubles import TROUBLES
 
 ALARM = "warning"  # findings from this severity on count; "info" is no alarm
+WHERE_IT_HURTS = frozenset({"update_ratio", "always_clipped"})
+"""Long steps, and clipping at every step, are alarms only where the training ends worse than without."""
+
 TABLE = ("loss_not_decreasing", "loss_oscillating", "overfitting", "gradient_exploding", "gradient_vanishing")
 
 
@@ -34,23 +37,32 @@ class Judged:
 
     @property
     def alarms(self) -> set[str]:
-        return {finding.rule for finding in self.findings if finding.rank >= SEVERITIES.index(ALARM)}
+        """The rules that named a trouble, or whose finding is told as what follows from one."""
+        return {
+            finding.rule for finding in self.findings if finding.rank >= SEVERITIES.index(ALARM) or finding.follows_from
+        }
 
     @property
     def expected(self) -> set[str]:
-        """The rules that must be named: what was planted, where it happened."""
-        return {rule for rule in TROUBLES[self.case.trouble].expected if self.facts.get(rule, True)}
+        """The rules that must be named: what was planted, where it happened, and hurt where that is what counts."""
+        return {rule for rule in TROUBLES[self.case.trouble].expected if self.happened(rule)}
+
+    def happened(self, rule: str) -> bool | None:
+        """Return whether what was planted for a rule did happen, None where it is unclear."""
+        return self.facts.get(HURT if rule in WHERE_IT_HURTS else rule, True)
 
     @property
     def true(self) -> set[str]:
         """The rules that hold, planted or not."""
-        return self.expected | {rule for rule, holds in self.facts.items() if holds}
+        return self.expected | {rule for rule, holds in self.facts.items() if holds and rule != HURT}
 
     @property
     def either(self) -> set[str]:
         """The rules that may be named or not."""
         unclear = {rule for rule, holds in self.facts.items() if holds is not False}
-        return (unclear | (TROUBLES[self.case.trouble].consequences - self.facts.keys())) - self.expected
+        planted = TROUBLES[self.case.trouble]
+        harmless = planted.expected & WHERE_IT_HURTS
+        return (unclear | harmless | (planted.consequences - self.facts.keys())) - self.expected
 
 
 @dataclass
@@ -81,7 +93,7 @@ def judge(recorded: Recorded, settings: Mapping[str, Mapping[str, Any]] | None =
     end = recorded.history.last_step + 1
     for stop in [*range(EVERY, end, EVERY), end]:
         for finding in diagnosis.update(recorded.history, stop=stop):
-            if finding.rank >= SEVERITIES.index(ALARM):
+            if finding.rank >= SEVERITIES.index(ALARM) or finding.follows_from:
                 named_at.setdefault(finding.rule, stop - 1)
     return Judged(recorded.case, diagnosis.findings, named_at, end, recorded.truth, recorded.facts)
 
@@ -195,7 +207,7 @@ def text_report(judged: list[Judged]) -> str:
         "|---|---|---|---|---|",
     ]
     for trouble, planted in TROUBLES.items():
-        seen = [one.facts.get(rule, True) for one in judged if one.case.trouble == trouble for rule in planted.expected]
+        seen = [one.happened(rule) for one in judged if one.case.trouble == trouble for rule in planted.expected]
         if seen:
             lines.append(f"| {trouble} | {len(seen)} | {seen.count(True)} | {seen.count(False)} | {seen.count(None)} |")
     lines += ["", "Steps from the onset of a trouble until it was named (a drain every 20 steps):", ""]

@@ -118,7 +118,7 @@ def train(case: Case) -> Recorded:
         plan.scheduler = "cosine" if case.seed == 1 else None
         plan.clip = 5.0 if case.seed == 2 else None
     trouble.prepare(plan)
-    meta = {"batch_size": plan.batch_size, "scheduler": plan.scheduler is not None}
+    meta = {"batch_size": plan.batch_size, "scheduler": plan.scheduler}
     if plan.clip is not None:
         meta["clip_threshold"] = plan.clip
     loop = _build(plan)

@@ -9,6 +9,7 @@ count neither for nor against, except in the strict score.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ from . import models
 if TYPE_CHECKING:
     from .training import Loop, Plan
 
-TORN = frozenset({"update_ratio", "gradient_nonfinite", "dead_parameter", "layer_imbalance", "constant"})
+TORN = frozenset(
+    {"update_ratio", "gradient_nonfinite", "dead_parameter", "layer_imbalance", "constant", "loss_diverged"}
+)
 """What a few steps that are far too long do to a network."""
 
 
@@ -161,6 +164,17 @@ def _forgotten_schedule(plan: Plan) -> None:
     plan.scheduler = "never stepped"
 
 
+def _never_zero(loop: Loop) -> None:
+    """zero_grad() is forgotten."""
+    loop.optimizer.zero_grad = lambda set_to_none=True: None
+
+
+def _optimizer_of_a_copy(loop: Loop) -> None:
+    """The optimizer was made for a copy of the model, which nobody trains."""
+    copy = deepcopy(loop.model)
+    loop.optimizer = type(loop.optimizer)(copy.parameters(), loop.plan.lr)
+
+
 def _lr_jump(loop: Loop, step: int) -> bool:
     if step == loop.plan.steps // 2:
         for group in loop.optimizer.param_groups:
@@ -177,7 +191,9 @@ HEALTHY = Trouble(rules())
 TROUBLES: dict[str, Trouble] = {
     "healthy": HEALTHY,
     "lr_too_high": Trouble(rules("loss_oscillating"), TORN, prepare=_scale_lr(100.0)),
-    "steps_too_long": Trouble(rules("update_ratio"), TORN, prepare=_scale_lr(20.0), optimizers=("Adam", "AdamW")),
+    "steps_too_long": Trouble(
+        rules("update_ratio"), TORN | rules("loss_oscillating"), prepare=_scale_lr(20.0), optimizers=("Adam", "AdamW")
+    ),
     "lr_too_low": Trouble(rules("loss_not_decreasing"), rules("update_ratio"), prepare=_scale_lr(0.01)),
     "never_steps": Trouble(rules("loss_not_decreasing"), build=_never_step),
     "overfit": Trouble(
@@ -212,4 +228,14 @@ TROUBLES: dict[str, Trouble] = {
     "clipped": Trouble(rules("always_clipped"), rules("update_ratio"), prepare=_clip_hard),
     "forgotten_schedule": Trouble(rules("learning_rate"), prepare=_forgotten_schedule),
     "lr_jump": Trouble(rules("learning_rate"), TORN, at=_lr_jump, onset=0.5),
+    "copied": Trouble(
+        rules("not_in_optimizer"),
+        TORN | rules("loss_not_decreasing", "gradients_add_up", "gradient_exploding"),
+        build=_optimizer_of_a_copy,
+    ),
+    "never_zeroed": Trouble(
+        rules("gradients_add_up"),
+        TORN | rules("loss_not_decreasing", "always_clipped"),
+        build=_never_zero,
+    ),
 }
