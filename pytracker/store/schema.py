@@ -11,6 +11,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -144,7 +145,7 @@ def check_format(connection: sqlite3.Connection, path: Path, *, allow_empty: boo
         raise RunFormatError(f"{path} is empty: not a run yet, or its training was killed as it began")
     if application != APPLICATION_ID or "run" not in made_by:
         raise RunFormatError(f"{path} is an SQLite file, and not a run of pytracker")
-    strange = [name for name in TABLES & made_by.keys() if not _PLAIN_TABLE.match(str(made_by[name]))]
+    strange = [name for name in TABLES & made_by.keys() if not _is_plain(str(made_by[name]))]
     if strange:  # a view or a column that is computed may go on for ever
         raise RunFormatError(f"{path} is not a run of pytracker: {strange[0]} is no plain table")
     row = connection.execute("SELECT readable_by FROM run").fetchone()
@@ -153,6 +154,11 @@ def check_format(connection: sqlite3.Connection, path: Path, *, allow_empty: boo
             f"{path} was written by a newer pytracker (format {version}, this one reads up to {FORMAT}): "
             "pip install -U pytracker"
         )
+
+
+@lru_cache(maxsize=256)  # most runs of a folder have the same tables
+def _is_plain(sql: str) -> bool:
+    return bool(_PLAIN_TABLE.match(sql))
 
 
 def damaged(path: Path, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class Delivery:
         self.means = EpochMeans()
         self.weight_norms = np.full(parameters, np.nan)
         self._run, self._sinks, self._watch = run, sinks, watch
+        reference = weakref.ref(self)
+        run.history.waiting = lambda: here.means.waiting if (here := reference()) is not None else 0
         self._queue: deque[_Parcel] = deque()
         self._newest = -1  # the last step that everyone has
         self._failed: set[str] = set()

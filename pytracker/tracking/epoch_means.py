@@ -19,6 +19,11 @@ class EpochMeans:
     def weigh(self, step: int, n: float) -> None:
         self._weights[step] = n
 
+    @property
+    def waiting(self) -> int:
+        """How many steps have not arrived yet."""
+        return len(self._weights)
+
     def add(self, rows: Rows) -> None:
         if rows is self._added:
             return

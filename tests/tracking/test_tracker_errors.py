@@ -12,7 +12,7 @@ from torch import nn
 
 from pytracker import Run, Tracker, load_run
 from pytracker.diagnostics import Diagnosis, Finding
-from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError
+from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError, SeriesIndexError
 
 
 def model_with_gradients() -> nn.Linear:
@@ -295,3 +295,20 @@ def test_findings_reach_the_callback_the_tracker_and_the_history() -> None:
     assert (finding.rule, finding.first_step, finding.parameters) == ("gradient_nonfinite", 13, ("bias",))
     assert told[-1] == finding
     assert tracker.history.findings[-1]["first_step"] == 13
+
+
+def test_reading_a_series_before_its_rows_arrive_says_how_many_are_on_their_way_and_names_flush() -> None:
+    model = nn.Linear(2, 1)
+    with Tracker(model, every=100, diagnosis=None) as tracker:
+        for step in range(7):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            tracker.step(loss=float(step))
+        with pytest.raises(
+            SeriesIndexError, match=r"'loss' has no value.* 7 steps are still on their way: call flush\(\)"
+        ):
+            tracker.history["loss"][-1]
+        tracker.flush()
+        assert tracker.history["loss"][-1] == 6.0
+        with pytest.raises(SeriesIndexError, match=r"'lss' has no value; there are grad_norm, .*loss$"):
+            tracker.history["lss"][-1]
