@@ -99,8 +99,18 @@ def assigning(name: str) -> Callable[[Path], Call]:
     return lambda _: (lambda **given: setattr(meter(), name, given[name]), {name: 1.0})
 
 
-def tracker(**arguments: Any) -> pytracker.Tracker:
-    return pytracker.Tracker(**{"model": model_with_gradients(), "diagnosis": None, **arguments})
+OPEN: list[pytracker.Tracker | pytracker.Run] = []
+
+
+def close_all() -> None:
+    while OPEN:
+        opened = OPEN.pop()
+        opened.close() if isinstance(opened, pytracker.Tracker) else opened.finish()
+
+
+def tracker() -> pytracker.Tracker:
+    OPEN.append(pytracker.Tracker(model_with_gradients(), diagnosis=None))
+    return OPEN[-1]
 
 
 def tracker_arguments(folder: Path) -> dict[str, Any]:
@@ -124,6 +134,7 @@ def tracker_arguments(folder: Path) -> dict[str, Any]:
 
 def recorded(folder: Path) -> pytracker.Run:
     run = pytracker.Run(folder / "recorded")
+    OPEN.append(run)
     run.log(0, loss=1.0)
     return run
 
@@ -273,6 +284,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
 def test_a_call_as_it_should_be_works(name: str, tmp_path) -> None:
     function, arguments = CALLS[name](tmp_path)
     function(**arguments)
+    close_all()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -283,7 +295,9 @@ def test_what_no_one_should_give_works_or_is_refused_by_name(name: str, tmp_path
 
 def faults_of(make: Callable[[Path], Call], folder: Path) -> Iterator[str]:
     """Iterate over what is wrong with a call when each argument in turn is each of the hostile values."""
-    for argument in make(folder / "valid")[1]:
+    arguments = make(folder / "valid")[1]
+    close_all()
+    for argument in arguments:
         for kind, value in HOSTILE.items():
             here = folder / f"{argument} {kind}"
             here.mkdir(parents=True)
@@ -296,3 +310,4 @@ def faults_of(make: Callable[[Path], Call], folder: Path) -> Iterator[str]:
                     yield f"{argument} is {kind}: not named in {error}"
             except Exception as error:
                 yield f"{argument} is {kind}: {type(error).__name__}: {error}"
+            close_all()
