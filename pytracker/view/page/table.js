@@ -128,7 +128,7 @@ function buildFindings() {
   found.sort((a, b) => rank(a.finding) - rank(b.finding) || (a.finding.first_step || 0) - (b.finding.first_step || 0));
   const list = found.slice(0, 40).map(({ run, finding }) => findingCard(run, finding, runs.length > 1 || pageRuns.size > 1));
   const more = found.length > 40 ? [make("p", { className: "note" }, `and ${found.length - 40} less severe`)] : [];
-  const block = make("details", { open: found.length <= 8 }, make("summary", {}, make("h2", {}, `Findings (${found.length})`)), ...list, ...more);
+  const block = make("details", { open: found.length <= (runs.length > 1 ? 3 : 8) }, make("summary", {}, make("h2", {}, `Findings (${found.length})`)), ...list, ...more);
   document.getElementById("findings").replaceChildren(...(found.length ? [block] : []));
 }
 
