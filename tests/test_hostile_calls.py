@@ -99,6 +99,13 @@ def assigning(name: str) -> Callable[[Path], Call]:
     return lambda _: (lambda **given: setattr(meter(), name, given[name]), {name: 1.0})
 
 
+def a_log(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "log.csv"
+    path.write_text("step,training loss\n" + "".join(f"{step},{1 / (step + 1)}\n" for step in range(20)))
+    return path
+
+
 OPEN: list[pytracker.Tracker | pytracker.Run] = []
 
 
@@ -170,6 +177,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         {"history": pytracker.History(loss=[1.0, 2.0]), "stop": None},
     ),
     "Finding.merge": lambda _: (finding().merge, {"later": finding()}),
+    "Finding.withdraw": lambda _: (finding().withdraw, {"why": "it moves again"}),
     "Finding.from_dict": lambda _: (pytracker.Finding.from_dict, {"values": finding().to_dict()}),
     "GradientMeter": lambda _: (pytracker.GradientMeter, {"target": model_with_gradients(), "every": 2}),
     "History": lambda _: (lambda series, **named: pytracker.History(series, **named), {"series": {}, "loss": [1.0]}),
@@ -208,6 +216,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         {"history": pytracker.History(loss=[1.0]), "rules": None, "settings": None},
     ),
     "gradient_stats": lambda _: (pytracker.gradient_stats, {"target": model_with_gradients(), "grad_scale": 1.0}),
+    "read_log": lambda folder: (pytracker.read_log, {"path": a_log(folder), "names": {"loss": "training loss"}}),
     "report": lambda folder: (pytracker.report, {"runs": recorded(folder).path}),
     "list_runs": lambda folder: (pytracker.list_runs, {"directory": folder}),
     "load_run": lambda folder: (pytracker.load_run, {"run": recorded(folder).path, "directory": folder}),
@@ -249,7 +258,8 @@ OTHER_WORDS = {
     "metrics": ("series",),
     "runs": ("path", "run at"),
     "directory": ("folder",),
-    "path": ("run at",),
+    "why": ("withdrawn",),
+    "path": ("no such file or folder", "it is no log"),
 }
 """What a message calls an argument where it does not use its name."""
 

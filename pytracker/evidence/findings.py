@@ -8,7 +8,7 @@ from math import isnan, nan
 from numbers import Integral
 from typing import Any, Final, TypeVar
 
-from .._checks import kind_of, real_number, writable, wrong_value
+from .._checks import kind_of, real_number, shown, writable, wrong_value
 from ..errors import InvalidTypeError, InvalidValueError, PytrackerError
 from ..history import html_table
 
@@ -58,7 +58,7 @@ class Finding:
             object.__setattr__(self, name, value)
 
     def _wrong(self, name: str, value: object, expected: str, kind: type[PytrackerError]) -> PytrackerError:
-        return kind(f"finding {self.rule!r:.80}: {name}: expected {expected}, got {value!r:.80}")
+        return kind(f"finding {shown(self.rule)}: {name}: expected {expected}, got {shown(value)}")
 
     def _check_text(self, name: str, value: Any) -> None:
         if not isinstance(value, str):
@@ -92,7 +92,7 @@ class Finding:
         made = {}
         for name, value in given.items():
             self._check_text("a name in numbers", name)
-            known = real_number(f"finding {self.rule!r:.80}: numbers[{name!r:.80}]", value)
+            known = real_number(f"finding {shown(self.rule)}: numbers[{shown(name)}]", value)
             made[name] = nan if isnan(known) else known  # one NaN for all: dicts that hold it are equal
         return made
 
@@ -193,7 +193,7 @@ class Finding:
         if type(given) is cls:
             return given
         if not isinstance(given, cls):
-            raise InvalidTypeError(f"expected a finding, got {given!r:.80}")
+            raise InvalidTypeError(f"expected a finding, got {shown(given)}")
         return cls(**{item.name: getattr(given, item.name) for item in fields(cls)})
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import InvalidTypeError, RunFormatError, RunNotFoundError, StoreError
+from .._checks import path as checked_path
+from .._checks import wrong_type
+from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..history import History
 from . import files, stores
 from .assembly import histories_of
@@ -50,7 +52,7 @@ def read_log(path: str | os.PathLike[str], names: Mapping[str, str] | None = Non
     (Series([2.0, 1.5]), Series([2.1, 1.8]), 'Train Loss')
     """
     chosen = _checked_names(names)
-    place = Path(path)
+    place = checked_path("path", path)
     if not place.exists():
         raise RunNotFoundError(f"{place}: there is no such file or folder")
     tables = [table for found in _parts(place) for table in _read(found)]
@@ -77,9 +79,7 @@ def _checked_names(names: Any) -> dict[str, str]:
     if names is None:
         return {}
     if not isinstance(names, Mapping) or not all(isinstance(each, str) for pair in names.items() for each in pair):
-        raise InvalidTypeError(
-            f"names: expected a mapping of texts such as {{'loss': 'Train Loss'}}, got {names!r:.80}"
-        )
+        raise wrong_type("names", names, "a mapping of texts such as {'loss': 'Train Loss'}")
     return dict(names)
 
 

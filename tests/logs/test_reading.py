@@ -254,7 +254,7 @@ def test_names_say_what_a_column_is(tmp_path):
     assert (history["loss"][:], history["loss"].steps.tolist()) == ([1.0, 0.9, 0.8], [5, 6, 7])
     with pytest.raises(InvalidValueError, match=r"names\['loss'\].*no column 'K'; it has it, J, loss"):
         read_log(path, names={"loss": "K"})
-    with pytest.raises(InvalidTypeError, match="names: expected a mapping"):
+    with pytest.raises(InvalidTypeError, match=r"names is .*; expected a mapping"):
         read_log(path, names=["loss"])
 
 
@@ -309,7 +309,7 @@ def test_what_is_written_as_csv_is_read_bit_for_bit(tmp_path_factory, rows, deli
 def test_no_file_raises_anything_but_what_is_documented(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("logs") / "a.csv"
     path.write_bytes(content)
-    with warnings.catch_warnings(), contextlib.suppress(RunFormatError):
+    with warnings.catch_warnings(), contextlib.suppress(RunFormatError, MissingExtraError):
         warnings.simplefilter("ignore", RuntimeWarning)
         assert all(len(history) for history in read_log(path))
 
