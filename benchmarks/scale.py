@@ -1,0 +1,166 @@
+"""What a tracker's other ranks cost a rank, by how many there are: sockets, threads, bytes of the store, CPU and wall.
+
+    python -m benchmarks.scale [--worlds 8,16,32,64]
+
+Forked processes, each with a toy model under FSDP2, meet as they would on hosts. On fewer cores than processes the wall
+is that of processes which take turns; counts and the CPU of a process hold anywhere. Each figure is the median over
+the ranks, and that of the first rank, which has the most to do. Before a figure is printed, the norms that were merged
+are compared with torch's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from pytracker import Tracker
+from pytracker.distributed import groups, rendezvous
+
+EVERY, DRAINS = 10, 5
+
+
+class CountingStore(dist.Store):
+    """Hands everything on to another store, and counts the bytes of values that are written and read."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__()
+        self._store, self.bytes, self.requests = store, 0, 0
+
+    def _count(self, *values: Any) -> None:
+        self.requests += 1
+        self.bytes += sum(len(value) for value in values)
+
+    def set(self, key: str, value: Any) -> None:
+        self._count(key, value)
+        self._store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        value: bytes = self._store.get(key)
+        self._count(key, value)
+        return value
+
+    def add(self, key: str, value: int) -> int:
+        self._count(key)
+        return int(self._store.add(key, value))
+
+    def compare_set(self, key: str, expected: Any, desired: Any) -> bytes:
+        self._count(key, expected, desired)
+        value: bytes = self._store.compare_set(key, expected, desired)
+        return value
+
+    def check(self, keys: list[str]) -> bool:
+        self._count(*keys)
+        return bool(self._store.check(keys))
+
+    def wait(self, keys: list[str], timeout: Any = None) -> None:
+        self._count(*keys)
+        self._store.wait(keys, *([] if timeout is None else [timeout]))
+
+
+def held() -> dict[str, int]:
+    """Return what this process has of the system."""
+    names = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    links = [os.readlink(name) for name in names if os.path.lexists(name)]
+    return {
+        "sockets": sum(link.startswith("socket:") for link in links),
+        "descriptors": len(links),
+        "threads": len(os.listdir("/proc/self/task")),
+    }
+
+
+def spent(begin: tuple[float, float]) -> tuple[float, float]:
+    """Return the CPU and wall milliseconds since ``begin``."""
+    return 1e3 * (time.process_time() - begin[0]), 1e3 * (time.perf_counter() - begin[1])
+
+
+def now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def work(rank: int, world: int, folder: str, results: SimpleQueue[Any]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = fully_shard(nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)))
+    model(torch.ones(2, 64)).square().sum().backward()
+    norm = sum(p.grad.full_tensor().square().sum().item() for p in model.parameters()) ** 0.5  # type: ignore[union-attr]
+    dist.barrier()
+    before, begin, stores = held(), now(), []
+
+    def counting(store: Any, name: str) -> Any:
+        stores.append(CountingStore(part(store, name)))
+        return stores[-1]
+
+    part = groups.part_of
+    with mock.patch.object(rendezvous, "part_of", counting):
+        tracker = Tracker(model, every=EVERY, diagnosis=None)
+    made = spent(begin)
+    figures: dict[str, float] = {"make, CPU ms": made[0], "make, wall ms": made[1]}
+    figures["store, bytes"] = stores[0].bytes  # the first is the one through which all goes
+    figures["store, requests"] = stores[0].requests
+    figures |= {name: count - before[name] for name, count in held().items()}
+    dist.barrier()
+    begin = now()
+    for _ in range(EVERY * DRAINS):
+        tracker.step()
+    tracker.flush()
+    cpu, wall = spent(begin)
+    figures |= {"a drain, CPU ms": cpu / DRAINS, "a drain, wall ms": wall / DRAINS}
+    dist.barrier()
+    begin = now()
+    tracker.close()
+    figures["close, CPU ms"], figures["close, wall ms"] = spent(begin)
+    if rank == 0:
+        np.testing.assert_allclose(tracker.history["grad_norm"][:], norm, rtol=1e-6)
+    results.put((rank, figures))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(world: int) -> list[dict[str, float]]:
+    """Return the figures of every rank."""
+    forking = multiprocessing.get_context("fork")
+    results: SimpleQueue[Any] = forking.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [forking.Process(target=work, args=(rank, world, folder, results)) for rank in range(world)]
+        for rank in ranks:
+            rank.start()
+        found = dict(results.get() for _ in ranks)
+        for rank in ranks:
+            rank.join()
+    return [found[rank] for rank in range(world)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", default="8,16,32,64")
+    worlds = [int(world) for world in parser.parse_args().worlds.split(",")]
+    found = {world: measure(world) for world in worlds}
+    table = Table("a rank's", *[f"{world} ranks" for world in worlds], "growth")
+    for name in found[worlds[0]][0]:
+        medians = [statistics.median(each[name] for each in found[world]) for world in worlds]
+        firsts = [found[world][0][name] for world in worlds]
+        # the power of the number of ranks with which the first rank's figure grows
+        power = np.polyfit(np.log(worlds), np.log(np.maximum(firsts, 1e-3)), 1)[0] if len(worlds) > 1 else np.nan
+        table.add_row(name, *[f"{m:,.0f} / {f:,.0f}" for m, f in zip(medians, firsts, strict=True)], f"R^{power:.2f}")
+    Console(width=120).print(table)
+    print("median of the ranks / the first rank; growth: of the first rank's, fitted")
+
+
+if __name__ == "__main__":
+    main()
