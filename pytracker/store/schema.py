@@ -82,7 +82,7 @@ _NETWORK_FILESYSTEMS: Final = (
 
 
 def filesystem_of(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return the type of the file system that holds ``path`` ("ext4", "nfs4", ...); "" where it can't be told."""
+    """Return the type of the file system that holds ``path`` ("ext4", "nfs4", ...); "" where that is unknown."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:

@@ -20,7 +20,7 @@ import pytest
 
 from pytracker.errors import ClosedError, RunFormatError, RunLockedError, RunNotFoundError, StoreError
 from pytracker.history import ParameterInfo, summarize
-from pytracker.store import Run, load_run
+from pytracker.store import Run, RunLock, load_run
 
 TRAINING = """
 import os, sys, time
@@ -121,12 +121,18 @@ def test_a_running_run_is_read_while_it_is_written_and_can_be_resumed_once_kille
     assert stored.state == "finished"
 
 
-def test_a_second_writer_in_the_same_process_is_refused(tmp_path):
-    with Run(tmp_path, name="one") as run:
-        with pytest.raises(RunLockedError, match="run 'one' is being written by process"):
-            Run(tmp_path, name="one", resume=True)
-        run.log(0, loss=1.0)
-    assert load_run(run.path).history["loss"] == [1.0]
+def test_a_run_that_is_opened_again_in_its_process_closes_the_earlier_one(tmp_path):
+    first = Run(tmp_path, name="one")
+    first.log(0, loss=1.0)
+    with pytest.warns(RuntimeWarning, match="run 'one' was still open in this process"):
+        second = Run(tmp_path, name="one", resume=True)
+    with pytest.raises(ClosedError, match="run 'one' is finished"):
+        first.log(1, loss=9.0)
+    with pytest.raises(RunLockedError, match="run 'one' is being written by process"):
+        RunLock(second.path, "one")
+    second.log(1, loss=2.0)
+    second.finish()
+    assert load_run(second.path).history["loss"] == [1.0, 2.0]
 
 
 def test_a_fork_neither_writes_nor_keeps_the_lock(tmp_path):
