@@ -89,7 +89,7 @@ def main() -> None:
     folder = ["--dir", str(long)]
     verbs = [
         (["compare", "a", "b", *folder], "best loss"),
-        (["diagnose", "a", *folder], "Findings"),
+        (["diagnose", "a", *folder], "indings"),
         (["report", "a", *folder, "-o", str(scratch / "one.html")], "one.html"),
         (["report", "a", "b", *folder, "-o", str(scratch / "two.html")], "two.html"),
         (["list", str(many)], "run-"),
