@@ -31,12 +31,18 @@ PYTRACKER_REGISTER(CPU)
 PYTRACKER_REGISTER(CUDA)
 #endif
 
-// Statistics are not differentiated: a loss that requires a gradient may be fed to a meter.
-TORCH_LIBRARY_IMPL(pytracker, Autograd, m) {
-  m.impl("gradient_moments", torch::CppFunction::makeFallthrough());
-  m.impl("scale_gradients_", torch::CppFunction::makeFallthrough());
-  m.impl("meter_update_", torch::CppFunction::makeFallthrough());
-}
+// Statistics are not differentiated: a loss that requires a gradient may be fed to a meter. And the kernels know lazy
+// negations and the like: torch would copy those first, from memory that may be gone.
+#define PYTRACKER_PASS_ON(key)                                         \
+  TORCH_LIBRARY_IMPL(pytracker, key, m) {                              \
+    m.impl("gradient_moments", torch::CppFunction::makeFallthrough()); \
+    m.impl("scale_gradients_", torch::CppFunction::makeFallthrough()); \
+    m.impl("meter_update_", torch::CppFunction::makeFallthrough());    \
+  }
+PYTRACKER_PASS_ON(Autograd)
+PYTRACKER_PASS_ON(Negative)
+PYTRACKER_PASS_ON(Conjugate)
+PYTRACKER_PASS_ON(ZeroTensor)
 
 namespace pytracker {
 namespace {

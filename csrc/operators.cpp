@@ -81,9 +81,11 @@ at::Tensor gradient_moments(at::TensorList gradients, const std::optional<at::Te
   return cache().with(gradients, [&](Plan& plan) { return plan.reduce(grad_scale)[0]; });
 }
 
-void scale_gradients_(at::TensorList gradients, const at::Tensor& factor) {
+void scale_gradients_(at::TensorList gradients, const at::Tensor& given_factor) {
   if (gradients.empty()) return;
   check_not_empty("scale_gradients_", gradients);
+  const bool is_negated = given_factor.is_neg() && memory_of(given_factor) == Memory::kThere;
+  const at::Tensor factor = is_negated ? given_factor.resolve_neg() : given_factor;
   if (factor.numel() != 1 || !is_float64_on(factor, gradients[0].device()))
     throw InvalidValueError(c10::str("scale_gradients_ needs a factor of one float64 element on ",
                                      gradients[0].device(), ", got shape ", factor.sizes(), ", ", factor.scalar_type(),

@@ -11,15 +11,22 @@
 namespace pytracker {
 namespace {
 
+// Whatever reads a tensor's memory, torch included, ends the process where that was freed.
 void check_memory(const at::Tensor& tensor, const std::string& name) {
-  if (memory_of(tensor) != Memory::kThere)
+  if (tensor.layout() == c10::kSparse) {
+    check_memory(tensor._values(), name);
+    return check_memory(tensor._indices(), name);
+  }
+  const bool has_memory =
+      tensor.layout() == c10::kStrided && !tensor._is_zerotensor() && tensor.unsafeGetTensorImpl()->unsafe_storage();
+  if (has_memory && memory_of(tensor) != Memory::kThere)
     throw InvalidValueError(c10::str("'", name, "' is a tensor whose memory was freed (untyped_storage().resize_)"));
 }
 
 // Reading a value on the host waits for nothing, so torch may do it where the tensor is more than memory.
 double value_on_host(at::Tensor tensor, const std::string& name) {
+  check_memory(tensor, name);
   if (is_plain(*tensor.unsafeGetTensorImpl())) {
-    check_memory(tensor, name);
     if (tensor.scalar_type() == c10::kFloat) return *tensor.const_data_ptr<float>();
     if (tensor.scalar_type() == c10::kDouble) return *tensor.const_data_ptr<double>();
   }
@@ -46,11 +53,11 @@ Scalar checked_scalar(const at::Tensor& value, const std::string& name, c10::Dev
                                      ", where the model has no parameter; it is recorded on ", device,
                                      ": move it there with .to('", device, "', non_blocking=True)"));
   if (tensor._is_zerotensor()) return scalar;
+  check_memory(tensor, name);
   if (tensor.is_neg()) tensor = tensor.resolve_neg();
   if (!is_plain(*tensor.unsafeGetTensorImpl()))
     throw InvalidValueError(c10::str("'", name, "' is no plain tensor but one of kind ", kind_of(tensor), " on ",
                                      tensor.device(), "; record a strided tensor of one element"));
-  check_memory(tensor, name);
   const auto dtype = dtype_of(tensor.scalar_type());
   scalar.is_integer = tensor.scalar_type() == c10::kLong;
   if (!dtype && !scalar.is_integer) tensor = tensor.to(at::kDouble);

@@ -15,9 +15,6 @@ const Kernels& kernels() {
 #if defined(PYTRACKER_HAVE_AVX2)
     if (isa == "AVX512" || isa == "AVX2") return kernels_AVX2;
 #endif
-#if defined(PYTRACKER_HAVE_SVE256)
-    if (isa == "SVE256") return kernels_SVE256;
-#endif
     return kernels_DEFAULT;
   }();
   return chosen;

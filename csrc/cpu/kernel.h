@@ -14,7 +14,7 @@ struct Kernels {
 };
 
 // Defined by moments_kernel.cpp under the name of its instruction set; dispatch.cpp chooses among them.
-extern const Kernels kernels_DEFAULT, kernels_AVX2, kernels_AVX512, kernels_SVE256;
+extern const Kernels kernels_DEFAULT, kernels_AVX2, kernels_AVX512;
 
 // The best kernels for this processor, or those that the environment variable ATEN_CPU_CAPABILITY asks for, as in ATen.
 const Kernels& kernels();
