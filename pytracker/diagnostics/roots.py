@@ -28,7 +28,7 @@ _TORN: Final = frozenset(
 
 ROOTS: Final[tuple[tuple[str, frozenset[str]], ...]] = (
     ("not_in_optimizer", _TORN | {"loss_diverged", "gradients_add_up"}),
-    ("gradients_add_up", (_TORN | {"loss_diverged"}) - {"constant"}),
+    ("gradients_add_up", _TORN | {"loss_diverged"}),
     ("learning_rate", _TORN | {"loss_diverged"}),
     ("gradient_nonfinite", frozenset({"loss_diverged", "constant", "dead_parameter", "loss_not_decreasing"})),
     ("loss_diverged", _TORN),
@@ -80,6 +80,8 @@ def with_roots(findings: Iterable[Finding]) -> list[Finding]:
         for rule in (_TORN if blown_up else consequences) & told.keys() - {root}:
             one = told[rule]
             later = root not in _EVENTS or one.first_step >= above.first_step
+            if rule == "constant" and one.severity == "critical" and root == "gradients_add_up":
+                continue  # no step has moved the loss, so none was too long
             if one.rank and later and (root != "dead_parameter" or above.severity == "critical"):
                 told[rule] = replace(one, severity="info", follows_from=root)
     return beneath_their_roots(told.values(), Finding.place, lambda finding: finding.follows_from)

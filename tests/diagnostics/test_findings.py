@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pytracker.diagnostics import Finding
+from pytracker.diagnostics.roots import with_roots
 from pytracker.errors import InvalidTypeError, InvalidValueError
 
 
@@ -93,3 +94,38 @@ def test_a_stored_finding_of_an_older_version_loads_whatever_that_allowed():
     assert (loaded.first_step, loaded.last_step, loaded.parameters) == (1, 9, ("1", "b"))
     assert loaded == Finding("mine", "info", 1, 9, "None", ("1", "b"), numbers={"b": 2, "c": float("nan")})
     assert Finding.from_dict({**stored, "numbers": [1], "parameters": None, "first_step": -1}).numbers == {}
+
+
+def of(rule, severity="warning", first=0):
+    return Finding(rule, severity, first, 99, "x")
+
+
+@pytest.mark.parametrize(
+    ("found", "roots"),
+    [
+        ([of("update_ratio"), of("loss_diverged", "critical"), of("dead_parameter", first=50)], ["loss_diverged"]),
+        ([of("gradient_nonfinite", "critical", 50), of("loss_diverged", "critical", 51)], ["gradient_nonfinite"]),
+        ([of("gradient_nonfinite", "critical", 50), of("loss_diverged", "critical", 20)], ["loss_diverged"]),
+        ([of("learning_rate", first=50), of("loss_oscillating", first=60)], ["learning_rate"]),
+        ([of("loss_oscillating", first=10), of("learning_rate", first=50)], ["loss_oscillating", "learning_rate"]),
+        ([of("gradients_add_up"), of("constant")], ["gradients_add_up"]),
+        ([of("gradients_add_up"), of("constant", "critical")], ["constant", "gradients_add_up"]),
+        ([of("loss_diverged", "info"), of("update_ratio")], ["update_ratio"]),
+        ([of("overfitting"), of("layer_imbalance")], ["layer_imbalance", "overfitting"]),
+    ],
+)
+def test_one_root_first_and_what_follows_from_it_is_information(found, roots):
+    told = with_roots(found)
+    assert [each.rule for each in told if each.rank] == roots
+    assert {each.rule for each in told} == {each.rule for each in found}
+    follows = [each for each in told if each.follows_from]
+    assert all(each.severity == "info" and each.follows_from in roots for each in follows)
+    place = {each.rule: index for index, each in enumerate(told)}
+    assert all(place[each.follows_from] < place[each.rule] for each in follows)
+
+
+def test_what_was_withdrawn_and_what_follows_survive_the_disk():
+    kept = finding("critical").withdraw("the loss fell after all")
+    assert (kept.severity, kept.withdrawn) == ("info", "the loss fell after all")
+    assert "It was critical" in str(kept)
+    assert Finding.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
