@@ -59,7 +59,7 @@ def test_a_rules_picture_is_there_opaque_and_small(name):
 
 
 def test_every_picture_is_shown():
-    assert {path.name for path in (DOCS / "pictures").iterdir()} == {f"{name}.svg" for name in RULES}
+    assert {path.name for path in (DOCS / "pictures").glob("*.svg")} == {f"{name}.svg" for name in RULES}
 
 
 def test_links_within_the_page_lead_somewhere():
