@@ -401,6 +401,24 @@ def held_of_the_system() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
 
 
+def begun_again(rank: int, world: int, folder: str) -> None:
+    """Trackers are as before where torch.distributed is begun again, and where one rank had made one alone."""
+    for life in range(2):
+        model = fully_shard(nn.Linear(4, 4))
+        model(torch.ones(1, 4)).sum().backward()
+        if rank == 1:
+            with pytest.raises(RankMismatchError, match=r"came to make the tracker.*no answer from ranks \[0\]"):
+                pytracker.Tracker(model, diagnosis=None, rank_timeout=1.0)
+        dist.barrier()
+        with pytracker.Tracker(model, every=3, diagnosis=None, rank_timeout=20.0) as tracker:
+            for _ in range(5):
+                tracker.step()
+        assert rank or tracker.history["grad_norm"][:] == [pytest.approx(20**0.5)] * 5
+        dist.barrier()
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", init_method=f"file://{folder}/{life}", rank=rank, world_size=world)
+
+
 def partly_present(rank: int, world: int) -> None:
     """A shard without a gradient where others have one makes the whole missing, and is named: not a smaller norm."""
     model = fully_shard(nn.Linear(4, 4))

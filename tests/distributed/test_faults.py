@@ -41,6 +41,10 @@ def test_torch_knows_none_of_a_trackers_groups_and_all_is_freed() -> None:
     run("faults", "unknown_to_torch", 2)
 
 
+def test_a_job_that_begins_torch_distributed_again_has_trackers_as_before(tmp_path: Path) -> None:
+    run_alone("faults", f"begun_again:{tmp_path}", 2, survivors={0, 1})
+
+
 def test_a_gradient_that_only_some_shards_have_is_missing_and_named() -> None:
     run("faults", "partly_present", 2)
 
