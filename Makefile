@@ -9,7 +9,6 @@ VENV ?= .venv
 
 CUDA_TORCH ?= 2.14.1
 CUDA_VENV ?= .venv-cuda
-CUDA_ARCH ?= 9.0+PTX
 CUDASIM ?= ../shared/cudasim
 
 BIN := $(VENV)/bin
@@ -19,7 +18,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize cuda-build cuda-kernels cuda-test cuda-counters clean
+.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test cuda-counters clean
 
 demo: build
 	$(BIN)/python -m pytracker.demo
@@ -71,7 +70,7 @@ $(VENV)/.venv:
 	@touch $@
 
 $(VENV)/.torch-$(TORCH): $(VENV)/.venv
-	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=65' wheel ninja numpy
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) 'setuptools>=77' ninja numpy
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
@@ -93,12 +92,12 @@ $(VENV)/.docs: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.dev $(NATIVE)
-	PYTRACKER_REQUIRE_NATIVE=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 # The CPU core with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own, and the tests that drive it.
 sanitize: build
-	PYTRACKER_SANITIZE=address,undefined PYTRACKER_REQUIRE_NATIVE=1 $(BIN)/python setup.py --quiet build
+	PYTRACKER_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build
 	$(INSTALLED) PYTHONPATH=$$(echo build/torch-*-address-undefined/lib.*) \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
@@ -108,23 +107,17 @@ sanitize: build
 # one library.
 $(CUDA_VENV)/.torch-$(CUDA_TORCH):
 	$(PYTHON) -m venv $(CUDA_VENV)
-	$(CUDA_VENV)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=65' wheel ninja numpy \
+	$(CUDA_VENV)/bin/python -m pip install --quiet torch==$(CUDA_TORCH) 'setuptools>=77' ninja numpy \
 	    click rich pytest pytest-benchmark hypothesis expecttest
 	@rm -f $(CUDA_VENV)/.torch-*
 	@touch $@
 
-cuda-build: $(CUDA_VENV)/.torch-$(CUDA_TORCH)
-	PYTRACKER_REQUIRE_NATIVE=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCH)" \
+cuda-build: $(CUDA_VENV)/.torch-$(CUDA_TORCH) kernels
 	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall .
 
-# Every kernel for every architecture, without torch: a spilled register is an error.
-CUDA_ARCHS := 75 80 86 89 90 100 120
-cuda-kernels: $(patsubst csrc/cuda/%.cu,build/cubin/%.o,$(wildcard csrc/cuda/*.cu))
-
-build/cubin/%.o: csrc/cuda/%.cu $(NATIVE)
-	@mkdir -p $(@D)
-	nvcc -std=c++20 -O3 --expt-relaxed-constexpr -Icsrc $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
-	    -gencode arch=compute_120,code=compute_120 -Xptxas --warn-on-spills,--warning-as-error -c $< -o $@
+# What is shipped of the kernels: machine code for every architecture and PTX, without torch and without a toolkit.
+kernels: build
+	$(BIN)/python csrc/cuda/make_kernels.py
 
 # g++ 12 fails on -march=native for some recent processors, and the simulator needs no more than this.
 SIMULATOR_ARCH := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3,-march=native)

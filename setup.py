@@ -1,79 +1,75 @@
-"""Builds the native core `pytracker._C`, or records why it could not be built.
+"""Builds the native core `pytracker._C` and the CUDA back end `pytracker._C_cuda`; a C++ compiler is all they need.
 
-The package's metadata is in pyproject.toml. Three things need code:
+The package's metadata is in pyproject.toml. What needs code:
 
+* both libraries are compiled against the torch that they will run with, which is found where pip hides it, too;
 * each CPU kernel file is compiled once for each instruction set, and the objects are linked into one library;
-* the CUDA sources are added where torch is a CUDA build and a toolkit is found;
-* a failed build leaves a package that installs and knows why it is slow: `pytracker/_build_info.json` says it.
+* the CUDA back end is a library of its own, so that what it lacks costs the core nothing. The kernels are no part of
+  it: `make kernels` compiles them into pytracker/core/kernels/, and their sources go along for those it does not serve;
+* `pytracker/_build_info.json` says what was built, and why something was not.
 
-Environment variables: PYTRACKER_REQUIRE_NATIVE=1 makes a failed build an error; PYTRACKER_SANITIZE=address,undefined
-builds an instrumented library; TORCH_CUDA_ARCH_LIST, CUDA_HOME, CXX and MAX_JOBS mean what they mean to torch.
+Environment variables: PYTRACKER_NATIVE=0 installs without a core, for reading runs or for plain torch;
+PYTRACKER_SANITIZE=address,undefined builds an instrumented core; CXX and MAX_JOBS mean what they mean to torch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
-import tempfile
+import sys
+import sysconfig
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent.resolve()
-SANITIZE = os.environ.get("PYTRACKER_SANITIZE", "")
-CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+FLOOR = (2, 10)  # the oldest torch that the sources are right for
 
+X86_64 = ("x86_64", "AMD64")
 # What ATen itself is compiled with, so that at::vec takes the same code paths here.
 ISA_FLAGS = {"default": ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]}
-if platform.machine() in ("x86_64", "AMD64"):
+if platform.machine() in X86_64:
     ISA_FLAGS["avx2"] = ["-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c", "-mpopcnt"]
     ISA_FLAGS["avx512"] = ["-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512", "-mavx512f", "-mavx512bw"]
     ISA_FLAGS["avx512"] += ["-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mpopcnt"]
 
 
-def output_of(*command: str) -> str:
-    """Return what a command prints on both streams, whether it fails or not; nothing where it does not exist."""
-    try:
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-    except OSError:
-        return ""
+def find_torch() -> ModuleType:
+    """Return the torch to build for: the one installed, which an isolated build does not see by itself.
 
-
-def find_cuda_home() -> str | None:
-    """Return the root of the CUDA toolkit, or None.
-
-    torch takes the folder above the `nvcc` it finds, which is wrong where that nvcc is a wrapper script. The compiler
-    itself knows: it prints its TOP in a dry run.
+    pip runs an isolated build with the environment's interpreter and hides its packages. A core for any other torch
+    than the one there would not load, so that one is looked for.
     """
-    for variable in ("CUDA_HOME", "CUDA_PATH"):
-        if os.environ.get(variable):
-            return os.environ[variable]
-    with tempfile.NamedTemporaryFile(suffix=".cu") as empty:
-        top = re.search(r"^#\$ TOP=(.+)$", output_of("nvcc", "--dryrun", empty.name), re.MULTILINE)
-    return str(Path(top[1].strip()).resolve()) if top else None
-
-
-CUDA_HOME = find_cuda_home()
-if CUDA_HOME:
-    os.environ["CUDA_HOME"] = CUDA_HOME  # torch.utils.cpp_extension makes its own guess when it is imported
-
-try:
-    import torch
-    from torch.utils import cpp_extension
-
-    BuildBase: type[build_ext] = cpp_extension.BuildExtension
-    TORCH, TORCH_CUDA = str(torch.__version__), torch.version.cuda
-    NO_TORCH = ""
-except ImportError as error:
-    BuildBase = build_ext
-    TORCH, TORCH_CUDA = None, None
-    NO_TORCH = f"torch cannot be imported in the build ({error}); install it first and pass --no-build-isolation to pip"
+    if importlib.util.find_spec("torch") is None:
+        sys.path += [
+            path for path in {sysconfig.get_path(name) for name in ("purelib", "platlib")} if path not in sys.path
+        ]
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemExit(
+            f"pytracker is compiled for the torch that it will run with, and torch cannot be imported here ({error}). "
+            "Install torch first, then type: pip install --no-build-isolation pytracker. "
+            "To read runs on a machine without torch, type: PYTRACKER_NATIVE=0 pip install pytracker"
+        ) from None
+    release = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if release < FLOOR:
+        raise SystemExit(
+            f"torch {torch.__version__} is installed, and pytracker needs {'.'.join(map(str, FLOOR))} or newer. "
+            "Nothing was changed: install a newer torch first"
+        )
+    return torch
 
 
 def sources(*patterns: str) -> list[str]:
@@ -81,76 +77,85 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
 
 
+def sanitizers() -> str:
+    """Return what an instrumented build is instrumented with."""
+    return os.environ.get("PYTRACKER_SANITIZE", "")
+
+
+def wants_native() -> bool:
+    """Whether the core is to be built."""
+    return os.environ.get("PYTRACKER_NATIVE") != "0"
+
+
 def build_base() -> str:
     """Return the folder of this build: never shared by two versions of torch, or by an instrumented build."""
-    return "build/" + "-".join(filter(None, ("torch", TORCH, SANITIZE.replace(",", "-"))))
+    if not wants_native():
+        return "build/without-core"
+    return "build/" + "-".join(filter(None, ("torch", str(find_torch().__version__), sanitizers().replace(",", "-"))))
 
 
-def cuda_architectures() -> list[str]:
-    """Return what the CUDA kernels are compiled for: the user's list, or those of ours that this toolkit knows."""
-    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";")
-    known = output_of(f"{CUDA_HOME}/bin/nvcc", "--list-gpu-arch").split()
-    chosen = [arch for arch in CUDA_ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
-    return [*chosen[:-1], f"{chosen[-1]}+PTX"]
+def describe_core(torch: ModuleType) -> Extension:
+    """Describe `pytracker._C` for this torch."""
+    from torch.utils import cpp_extension
 
-
-def why_no_cuda() -> str:
-    """Return why the CUDA back end is not built, or nothing where it is."""
-    if TORCH_CUDA is None:
-        return f"torch {TORCH} is built without CUDA"
-    if CUDA_HOME is None:
-        return f"torch {TORCH} is built for CUDA {TORCH_CUDA}, but no CUDA toolkit (nvcc) was found"
-    release = re.search(r"release (\d+)\.", output_of(f"{CUDA_HOME}/bin/nvcc", "--version"))
-    if release is None or release[1] != TORCH_CUDA.partition(".")[0]:
-        found = release[1] if release else "unknown"
-        return f"torch {TORCH} is built for CUDA {TORCH_CUDA}, and the toolkit at {CUDA_HOME} is of version {found}"
-    return ""
-
-
-def describe() -> tuple[Extension, dict[str, Any]]:
-    """Describe `pytracker._C` for this torch, with what `_build_info.json` will say of it."""
-    no_cuda = why_no_cuda()
-    info: dict[str, Any] = {"isa": list(ISA_FLAGS), "cuda": None, "archs": [], "cuda_reason": no_cuda}
     files = [file for file in sources("*.cpp", "cpu/*.cpp") if not file.endswith("_kernel.cpp")]
-    libraries = ["c10", "torch", "torch_cpu", "torch_python"]
-    cxx = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-fopenmp"]
-    cxx += [f"-DPYTRACKER_HAVE_{isa.upper()}" for isa in ISA_FLAGS]
-    if "sve256" in ISA_FLAGS:
-        cxx.append("-DHAVE_SVE_CPU_DEFINITION")  # torch's list of capabilities has SVE only with it
-    nvcc = ["-O3", "-lineinfo", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "-DPYTRACKER_CUDA"]
-    # torch takes these operators away from its own kernels, whose types are its own; ours are CUDA's.
-    taken = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
-    nvcc += [f"-U__CUDA_NO_{macro}__" for macro in taken]
-    link = []
-    if SANITIZE:
-        sanitizers = [f"-fsanitize={SANITIZE}", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
-        cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitizers]
-        link += sanitizers
-    if not no_cuda:
-        files += sources("cuda/*.cu", "cuda/*.cpp")
-        libraries += ["c10_cuda", "torch_cuda", "cudart"]
-        cxx.append("-DPYTRACKER_CUDA")
-        info |= {"cuda": TORCH_CUDA, "archs": cuda_architectures()}
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(info["archs"])
-    device = {} if no_cuda else {"device_type": "cuda"}
-    # torch's headers are system headers, so that the warnings are about our own code.
-    headers = [flag for path in cpp_extension.include_paths(**device) for flag in ("-isystem", path)]
+    cxx = [*common_flags(), "-ffp-contract=off", "-fopenmp", *(f"-DPYTRACKER_HAVE_{isa.upper()}" for isa in ISA_FLAGS)]
     # at::parallel_for is inline code on top of OpenMP. It must call the copy that torch brought: another would have a
     # second pool of threads, which torch.set_num_threads does not know.
     bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    link.append(str(bundled[0]) if bundled else "-fopenmp")
-    extension = Extension(
+    link = [str(bundled[0]) if bundled else "-fopenmp"]
+    if sanitizers():
+        instrumented = [f"-fsanitize={sanitizers()}", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
+        cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *instrumented]
+        link += instrumented
+    return Extension(
         "pytracker._C",
         sources=files,
         include_dirs=[str(ROOT / "csrc")],
-        libraries=libraries,
-        library_dirs=cpp_extension.library_paths(**device),
-        extra_compile_args={"cxx": cxx + headers, "nvcc": nvcc + headers},
+        libraries=["c10", "torch", "torch_cpu", "torch_python"],
+        library_dirs=cpp_extension.library_paths(),
+        extra_compile_args=cxx + torch_headers(),
         extra_link_args=link,
         language="c++",
     )
-    return extension, info
+
+
+def describe_cuda() -> Extension:
+    """Describe `pytracker._C_cuda`. It includes nothing of CUDA, and finds the runtime behind torch's own libraries."""
+    from torch.utils import cpp_extension
+
+    return Extension(
+        "pytracker._C_cuda",
+        sources=sources("cuda/*.cpp"),
+        include_dirs=[str(ROOT / "csrc")],
+        libraries=["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python", "dl"],
+        library_dirs=cpp_extension.library_paths(),
+        extra_compile_args=common_flags() + torch_headers(),
+        extra_link_args=["-Wl,--no-as-needed"],  # its symbols are found where these libraries' own are
+        language="c++",
+    )
+
+
+def common_flags() -> list[str]:
+    """Return the flags of every file."""
+    return ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
+
+
+def torch_headers() -> list[str]:
+    """Return where torch's headers are: system headers, so that the warnings are about our own code."""
+    from torch.utils import cpp_extension
+
+    return [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
+
+
+def load_nvrtc() -> ModuleType:
+    """Return pytracker/core/nvrtc.py, which knows what kernels are made of; the package itself would import torch."""
+    spec = importlib.util.spec_from_file_location("nvrtc", ROOT / "pytracker" / "core" / "nvrtc.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class BuildFolder(build):
@@ -162,8 +167,35 @@ class BuildFolder(build):
         self.build_base = build_base()
 
 
-class BuildNative(BuildBase):
-    """Compiles each kernel once for each instruction set, and turns a failed build into a recorded reason."""
+class BuildPackage(build_py):
+    """Adds the kernels' sources to the package, for devices that no shipped kernel serves."""
+
+    def run(self) -> None:
+        """Copy the modules, then the sources."""
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return  # the checkout has them
+        for name, content in load_nvrtc().sources(ROOT / "csrc").items():
+            target = Path(self.build_lib) / "pytracker" / "core" / "kernels" / "csrc" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+
+
+class SourceDistribution(sdist):
+    """Refuses to leave out the kernels: whoever installs from it may have no compiler for them."""
+
+    def run(self) -> None:
+        """Check, then pack."""
+        nvrtc = load_nvrtc()
+        packs = ROOT / "pytracker" / "core" / "kernels" / "kernels.json"
+        made_of = json.loads(packs.read_text(encoding="utf-8"))["sources"] if packs.exists() else "nothing"
+        if made_of != nvrtc.digest_of(nvrtc.sources(ROOT / "csrc")):
+            raise SystemExit("the kernels in pytracker/core/kernels are missing or of older sources: make kernels")
+        super().run()
+
+
+class BuildNative(build_ext):
+    """Compiles the libraries with torch's own command, and records what came of it."""
 
     def finalize_options(self) -> None:
         """Keep the objects of an editable install, too: setuptools would put them into a temporary folder."""
@@ -171,45 +203,93 @@ class BuildNative(BuildBase):
         self.build_temp = str(ROOT / build_base() / "objects")
 
     def run(self) -> None:
-        """Build, and write `_build_info.json`; where the build fails, no older library stays behind."""
-        reason = NO_TORCH
+        """Build, and write `_build_info.json`. No library of an earlier build stays behind."""
         package = (ROOT if self.inplace else Path(self.build_lib)) / "pytracker"
-        if not reason:
+        info: dict[str, Any] = {"built": False, "reason": "it was installed with PYTRACKER_NATIVE=0", "torch": None}
+        built: list[Extension] = []
+        if wants_native():
+            torch = find_torch()
+            core = describe_core(torch)
             try:
-                super().run()
+                self.compile(core, "")
             except (Exception, SystemExit) as error:
-                reason = f"the build failed: {self.last_words(error)}"
-        if reason and os.environ.get("PYTRACKER_REQUIRE_NATIVE") == "1":
-            raise SystemExit(reason)
-        compiler = None if reason else output_of(self.compiler.compiler_cxx[0], "--version").partition("\n")[0]
-        info = {"built": not reason, "reason": reason, "torch": TORCH, "compiler": compiler, **INFO}
-        if reason:
-            info |= {"isa": [], "cuda": None, "archs": []}
+                raise SystemExit(
+                    f"pytracker's native core could not be built: {self.last_words(error)}. Mend that, or install "
+                    "without it, many times slower, by PYTRACKER_NATIVE=0"
+                ) from error
+            reason = "" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+            built.append(core)
+            if torch.version.cuda and not sanitizers():
+                back_end = describe_cuda()
+                try:
+                    self.compile(back_end, "cuda")
+                    built.append(back_end)
+                except (Exception, SystemExit) as error:
+                    reason = f"the CUDA back end could not be built: {self.last_words(error)}"
+                    print(f"pytracker: {reason}", file=sys.stderr)
+            info = {"built": True, "reason": "", "torch": str(torch.__version__), "compiler": self.compiler_version}
+            info |= {"isa": list(ISA_FLAGS), "cuda": torch.version.cuda, "cuda_reason": reason}
+        self.extensions = self.distribution.ext_modules = built
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build_info.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        for stale in package.glob("_C.*") if reason else ():
-            stale.unlink()
+        names = {extension.name.rpartition(".")[2] for extension in built}
+        for library in package.glob("_C*.so"):
+            if library.name.partition(".")[0] not in names:
+                library.unlink()
 
-    def build_extension(self, ext: Extension) -> None:
-        """Compile the kernels for each instruction set, then the rest, and link all of it."""
-        drop = ("-DPYTRACKER_HAVE_", "-fopenmp")  # what a kernel must not know, and must not link twice
-        common = [flag for flag in ext.extra_compile_args["cxx"] if not flag.startswith(drop)]
-        for isa, flags in ISA_FLAGS.items():
-            ext.extra_objects += self.compiler.compile(
-                sources("cpu/*_kernel.cpp"),
-                output_dir=str(Path(self.build_temp) / isa),
-                include_dirs=ext.include_dirs,
-                extra_postargs={"cxx": common + flags, "nvcc": []},
-            )
-        super().build_extension(ext)
+    def compile(self, extension: Extension, folder: str) -> None:
+        """Compile one library with torch's command, which knows torch's flags, and ninja where that is installed."""
+        from torch.utils.cpp_extension import BuildExtension
+
+        class Compile(BuildExtension):
+            def build_extension(self, ext: Extension) -> None:
+                ext.extra_objects = compile_kernels(self, ext) if ext.name == "pytracker._C" else []
+                super().build_extension(ext)
+
+        self.distribution.ext_modules = [extension]
+        command = Compile(self.distribution, use_ninja=shutil.which("ninja") is not None)
+        command.ensure_finalized()
+        for name in ("build_lib", "inplace", "editable_mode", "force", "debug", "parallel"):
+            setattr(command, name, getattr(self, name, None))
+        command.build_temp = str(Path(self.build_temp) / folder)
+        command.run()
+        compiler = command.compiler.compiler_cxx[0]
+        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+        self.compiler_version = said.partition("\n")[0]
 
     def last_words(self, error: BaseException) -> str:
         """Return the error and the compiler's first complaint: ninja prints it, and leaves it out of its error."""
-        said = [output_of("ninja", "-C", str(file.parent)) for file in Path(self.build_temp).glob("**/build.ninja")]
+        said = [
+            subprocess.run(["ninja", "-C", str(file.parent)], capture_output=True, text=True, check=False).stdout
+            for file in Path(self.build_temp).glob("**/build.ninja")
+        ]
         complaints = [line for text in said for line in text.splitlines() if "error:" in line]
         return "; ".join([f"{type(error).__name__}: {error}", *complaints[:1]])
 
 
-EXTENSION, INFO = (Extension("pytracker._C", []), {"isa": [], "cuda": None, "archs": []}) if NO_TORCH else describe()
+def compile_kernels(command: build_ext, ext: Extension) -> list[str]:
+    """Compile the CPU kernels for each instruction set; return the objects."""
+    drop = ("-DPYTRACKER_HAVE_", "-fopenmp")  # what a kernel must not know, and must not link twice
+    common = [flag for flag in ext.extra_compile_args if not flag.startswith(drop)]
+    objects: list[str] = []
+    for isa, flags in ISA_FLAGS.items():
+        objects += command.compiler.compile(
+            sources("cpu/*_kernel.cpp"),
+            output_dir=str(Path(command.build_temp) / isa),
+            include_dirs=ext.include_dirs,
+            extra_postargs=common + flags,
+        )
+    return objects
 
-setup(ext_modules=[EXTENSION], cmdclass={"build": BuildFolder, "build_ext": BuildNative})
+
+if __name__ == "__main__":
+    setup(
+        # Described when they are built: that takes torch.
+        ext_modules=[Extension("pytracker._C", []), Extension("pytracker._C_cuda", [])],
+        cmdclass={
+            "build": BuildFolder,
+            "build_ext": BuildNative,
+            "build_py": BuildPackage,
+            "sdist": SourceDistribution,
+        },
+    )

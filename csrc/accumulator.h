@@ -53,7 +53,7 @@ struct Moments {
   // parts). A value with a NaN part counts as a NaN and one with an infinite part as an Inf, as torch.isnan and
   // torch.isinf say, so one value can count as both.
   PYTRACKER_HD void add(double re, double im) {
-    constexpr double inf = std::numeric_limits<double>::infinity();
+    const double inf = std::numeric_limits<double>::infinity();
     const bool nan = re != re || im != im;
     sum += re;
     sum_sq += re * re + im * im;

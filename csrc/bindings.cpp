@@ -20,16 +20,17 @@ TORCH_LIBRARY(pytracker, m) {
   m.def("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()");
 }
 
-#define PYTRACKER_REGISTER(key)                              \
-  TORCH_LIBRARY_IMPL(pytracker, key, m) {                    \
-    m.impl("gradient_moments", pytracker::gradient_moments); \
-    m.impl("scale_gradients_", pytracker::scale_gradients_); \
-    m.impl("meter_update_", pytracker::meter_update_);       \
-  }
-PYTRACKER_REGISTER(CPU)
-#if defined(PYTRACKER_CUDA)
-PYTRACKER_REGISTER(CUDA)
-#endif
+namespace {
+
+void implement(torch::Library& library) {
+  library.impl("gradient_moments", pytracker::gradient_moments);
+  library.impl("scale_gradients_", pytracker::scale_gradients_);
+  library.impl("meter_update_", pytracker::meter_update_);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(pytracker, CPU, m) { implement(m); }
 
 // Statistics are not differentiated: a loss that requires a gradient may be fed to a meter. And the kernels know lazy
 // negations and the like: torch would copy those first, from memory that may be gone.
@@ -146,6 +147,14 @@ py::tuple notes(const StepLog& log, int64_t first, int64_t count) {
   return py::make_tuple(steps, given, contexts, which);
 }
 
+// Takes the CUDA back end in, from the library in which it lies, and lets the operators use it.
+void add_cuda(const py::capsule& factory) {
+  register_backend(c10::DeviceType::CUDA, reinterpret_cast<BackendFactory>(factory.get_pointer()));
+  static auto* const operators =  // never destroyed: torch may be gone before this would be
+      new torch::Library(torch::Library::IMPL, "pytracker", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  implement(*operators);
+}
+
 template <typename Error>
 void translate(const char* python_class) {
   static PyObject* type = nullptr;  // never released: the interpreter may be gone before this library
@@ -177,6 +186,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("RENEW") = kRenew;
   m.attr("CAPTURED") = kCaptured;
   m.def("isa", [] { return cpu::kernels().isa; }, "The instruction set that the CPU kernels use.");
+  m.def("add_cuda", &add_cuda, py::arg("factory"));
   m.def("has_backend", [](const std::string& device) { return has_backend(c10::Device(device).type()); });
 
   py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")

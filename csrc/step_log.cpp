@@ -20,6 +20,7 @@ StepLog::StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots)
     const auto options = at::TensorOptions().device(group.device);
     rows_.push_back(at::empty({capacity, width}, options.dtype(at::kDouble)));
     cursors_.push_back(at::zeros({}, at::kLong).to(group.device));
+    owners_.push_back(std::make_shared<const std::pair<at::Tensor, at::Tensor>>(rows_.back(), cursors_.back()));
   }
 }
 
@@ -73,6 +74,7 @@ bool StepLog::append(int64_t step, const StepInput& input) {
     request.scalars = scalars_[g].data();
     request.n_scalars = static_cast<int64_t>(scalars_[g].size());
     request.grad_scale = scales[g];
+    request.owner = owners_[g];
     groups[g].backend->step(request);
     capturing = capturing || groups[g].backend->capturing();
   }

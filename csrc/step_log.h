@@ -99,7 +99,8 @@ class StepLog {
   std::vector<std::string> scalar_names_;
   std::unordered_map<std::string, int32_t> slot_by_name_;
   std::vector<at::Tensor> rows_;
-  std::vector<at::Tensor> cursors_;  // a device each: int64, the row that the next launch writes
+  std::vector<at::Tensor> cursors_;                  // a device each: int64, the row that the next launch writes
+  std::vector<std::shared_ptr<const void>> owners_;  // a device each: rows and cursor, which a captured graph shares
   std::deque<RowNote> notes_;
   std::shared_ptr<const Context> context_;    // of the last row
   std::vector<uint64_t> given_;               // of the last step

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._checks import no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
-from .core import DeviceLog, Rows, Target, native, track, watchable
+from .core import DeviceLog, Rows, Target, native, operators, track, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .moments import is_missing
 
@@ -136,7 +136,7 @@ class AverageMeter:
         if state is None:
             zeros = torch.zeros((1, len(METER_COLUMNS)), dtype=torch.float64, device="cpu")
             state = self._states[device] = zeros.to(device)
-        torch.ops.pytracker.meter_update_(state, [_as_tensor(val, device)], [_as_tensor(n, device)])
+        operators.update_meter(state, _as_tensor(val, device), _as_tensor(n, device))
         self._assigned_avg = None
         self._latest = device
 

@@ -1,118 +1,313 @@
-// The CUDA back end: torch's streams and memory for the launchers of launch.h.
+// The CUDA back end: torch's streams and memory for the launchers of launch.h. A library of its own,
+// `pytracker._C_cuda`: where it cannot be built or loaded, that costs the core nothing.
+//
+// Who waits for whom:
+// * Eager steps of one plan follow each other, whatever streams they are on and however the layouts change: a step on
+//   another stream waits, on the device, for the one before it.
+// * What is captured in a graph runs later and as often as that is replayed, so it shares no table and no workspace
+// with
+//   eager steps, and it keeps what it uses until the graph is gone. The order of a replay is what the user makes it.
 #include "../backend.h"
 
-#include <c10/cuda/CUDACachingAllocator.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGraphsC10Utils.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/utils/pybind.h>
 
+#include <map>
+#include <mutex>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "launch.h"
+#include "runtime.h"
 
 namespace pytracker::cuda {
 namespace {
 
-using c10::cuda::CUDACachingAllocator::recordStream;
+void check_runtime(int error, const char* doing) {
+  TORCH_CHECK(error == 0, "CUDA error while ", doing, ": ", cudaGetErrorString(error));
+}
 
-class CudaBackend final : public Backend {
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernels and streams of a device
+
+std::mutex mutex;
+std::map<c10::DeviceIndex, Kernels> kernels_by_device;  // never erased, so that a reference stays good
+
+// The kernels of a device. The Python side looks for an image that fits and loads it; it may have done so already.
+const Kernels& kernels_of(c10::Device device) {
+  const auto known = [&]() -> const Kernels* {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = kernels_by_device.find(device.index());
+    return found == kernels_by_device.end() ? nullptr : &found->second;
+  };
+  if (const Kernels* kernels = known()) return *kernels;
+  std::string reason;
+  {
+    const py::gil_scoped_acquire gil;
+    const py::object find = py::module_::import("pytracker.core.cuda").attr("reason_without_kernels");
+    reason = find(static_cast<int>(device.index())).cast<std::string>();
+  }
+  const Kernels* kernels = known();
+  TORCH_CHECK(kernels != nullptr, "pytracker has no kernels for ", device, ": ", reason);
+  return *kernels;
+}
+
+c10::impl::VirtualGuardImpl implementation() { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA); }
+
+// A stream as torch knows it, for its memory, and as CUDA does.
+struct CurrentStream {
+  explicit CurrentStream(c10::Device device) : of_torch(implementation().getStream(device)) {
+    void* raw = nullptr;
+    const int32_t error = aoti_torch_get_current_cuda_stream(device.index(), &raw);
+    TORCH_CHECK(error == 0, "torch does not say which stream is current on ", device);
+    handle = static_cast<Stream>(raw);
+  }
+  bool operator==(const CurrentStream& other) const { return of_torch == other.of_torch; }
+  // Whether somebody else made it, who may destroy it: torch knows such a stream by its handle.
+  bool is_external() const { return handle != nullptr && of_torch.id() == reinterpret_cast<c10::StreamId>(handle); }
+
+  c10::Stream of_torch;
+  Stream handle = nullptr;
+};
+
+// The one stream of a device that uploads go to: none of torch's, on which the user may be capturing or waiting.
+Stream upload_stream(c10::Device device) {
+  static std::map<c10::DeviceIndex, Stream> streams;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Stream& stream = streams[device.index()];
+  if (stream == nullptr) check_runtime(cudaStreamCreateWithFlags(&stream, kNonBlocking), "making a stream");
+  return stream;
+}
+
+// An event that needs no stream to live once it is recorded.
+class Event {
  public:
-  explicit CudaBackend(c10::Device device) : device_(device) {}
+  Event() { check_runtime(cudaEventCreateWithFlags(&event_, kDisableTiming), "making an event"); }
+  ~Event() { cudaEventDestroy(event_); }  // the driver keeps it until it is done
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record(Stream stream) { check_runtime(cudaEventRecord(event_, stream), "recording an event"); }
+  void block(Stream stream) { check_runtime(cudaStreamWaitEvent(stream, event_, 0), "waiting for an event"); }
 
-  void step(const StepRequest& request) override {
-    const c10::cuda::CUDAGuard guard(device_);
-    const auto stream = c10::cuda::getCurrentCUDAStream(device_.index());
-    prepare(*request.layouts, stream);
-    C10_CUDA_CHECK(gradients(request, plan_->table, plan_->device_table.get(), plan_->workspace.get(), stream));
+ private:
+  CUevent_st* event_ = nullptr;
+};
+
+std::unique_ptr<Event> recorded(Stream stream) {
+  auto event = std::make_unique<Event>();
+  event->record(stream);
+  return event;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Captures
+
+struct Capture {
+  unsigned long long id = 0;  // 0: none is going on
+  CUgraph_st* graph = nullptr;
+};
+
+Capture capture_on(Stream stream) {
+  Capture capture;
+  int status = 0;
+  check_runtime(cudaStreamIsCapturing(stream, &status), "asking whether a stream is captured");
+  if (status == 0) return capture;
+  const void* const* dependencies = nullptr;
+  const void* edges = nullptr;
+  size_t count = 0;
+  const int error =
+      cudaStreamGetCaptureInfo_v2 != nullptr
+          ? cudaStreamGetCaptureInfo_v2(stream, &status, &capture.id, &capture.graph, &dependencies, &count)
+          : cudaStreamGetCaptureInfo(stream, &status, &capture.id, &capture.graph, &dependencies, &edges, &count);
+  check_runtime(error, "asking for the graph that is captured");
+  return capture;
+}
+
+// What graphs have let go of. CUDA says so on a thread of its own, which may not call CUDA, so freeing is left to the
+// next step.
+class Released {
+ public:
+  using Owner = std::shared_ptr<const void>;
+
+  static void add(void* owner) {
+    const std::lock_guard<std::mutex> lock(guard());
+    owners().emplace_back(static_cast<Owner*>(owner));
   }
-
-  bool capturing() const override {
-    const c10::cuda::CUDAGuard guard(device_);
-    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
-  }
-
-  void scale(const Layouts& layouts, void* const* gradients, const double* factor) override {
-    const c10::cuda::CUDAGuard guard(device_);
-    const auto stream = c10::cuda::getCurrentCUDAStream(device_.index());
-    prepare(layouts, stream);
-    C10_CUDA_CHECK(cuda::scale(plan_->table, plan_->device_table.get(), gradients, factor, stream));
-  }
-
-  void update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count) override {
-    const c10::cuda::CUDAGuard guard(device_);
-    C10_CUDA_CHECK(
-        cuda::update_meters(state, values, weights, count, c10::cuda::getCurrentCUDAStream(device_.index())));
+  static void clear() {
+    std::vector<std::unique_ptr<Owner>> gone;
+    {
+      const std::lock_guard<std::mutex> lock(guard());
+      gone.swap(owners());
+    }
   }
 
  private:
-  // What the device keeps for one version of the layouts.
-  struct Plan {
-    Table table;
-    c10::DataPtr device_table, workspace;
-    bool captured = false;  // a graph holds the pointers
-  };
+  static std::mutex& guard() {
+    static auto* const mutex = new std::mutex();  // never destroyed: CUDA's thread may outlive this library
+    return *mutex;
+  }
+  static std::vector<std::unique_ptr<Owner>>& owners() {
+    static auto* const all = new std::vector<std::unique_ptr<Owner>>();
+    return *all;
+  }
+};
 
-  // Makes plan_ fit the layouts, and safe to use on `stream`.
-  void prepare(const Layouts& layouts, c10::cuda::CUDAStream stream) {
-    const bool captured = capturing();
-    if (!plan_ || version_ != layouts.version) {
-      if (plan_ && plan_->captured) kept_for_graphs_.push_back(*std::move(plan_));
-      plan_ = upload(build_table(layouts));
-      version_ = layouts.version;
-      stream_.reset();
-    }
-    plan_->captured |= captured;
-    if (stream_ == stream) return;
+// Keeps `owner` alive as long as the graph under capture, and what is instantiated of it.
+void keep_as_long_as(CUgraph_st* graph, std::shared_ptr<const void> owner) {
+  if (owner == nullptr) return;
+  CUuserObject_st* object = nullptr;
+  auto* const held = new Released::Owner(std::move(owner));
+  check_runtime(cudaUserObjectCreate(&object, held, &Released::add, 1, kNoDestructorSync), "tying memory to a graph");
+  check_runtime(cudaGraphRetainUserObject(graph, object, 1, kMove), "tying memory to a graph");
+}
 
-    // The workspace serves one launch at a time, so a new stream waits for the old one: on the device, not here. A
-    // capture stands outside of that order: what it records runs later, after what the user makes it wait for.
-    if (stream_ && !captured && !is_capturing(*stream_)) {
-      cudaEvent_t event = nullptr;
-      C10_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-      const cudaError_t recorded = cudaEventRecord(event, *stream_);
-      const cudaError_t waits = recorded == cudaSuccess ? cudaStreamWaitEvent(stream, event, 0) : recorded;
-      C10_CUDA_CHECK(cudaEventDestroy(event));  // the driver keeps it until it is done
-      C10_CUDA_CHECK(waits);
+// ---------------------------------------------------------------------------------------------------------------------
+// The back end
+
+// What the device keeps for one version of the layouts.
+struct Plan {
+  Table table;
+  at::Tensor memory;  // the table, then the workspace
+  std::byte* device_table() const { return static_cast<std::byte*>(memory.data_ptr()); }
+  std::byte* workspace() const { return device_table() + workspace_offset; }
+  size_t workspace_offset = 0;
+};
+
+// Who used a plan last, and what comes after it.
+struct Use {
+  uint64_t version = 0;
+  std::shared_ptr<const Plan> plan;
+  std::optional<CurrentStream> stream;
+  std::unique_ptr<Event> finished;  // recorded where the stream may be destroyed behind our back
+};
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(c10::Device device) : device_(device), kernels_(kernels_of(device)) {}
+
+  void step(const StepRequest& request) override {
+    use(*request.layouts, request.owner, [&](const Plan& plan, Stream stream) {
+      gradients(kernels_, request, plan.table, plan.device_table(), plan.workspace(), stream);
+    });
+  }
+
+  bool capturing() const override {
+    const c10::DeviceGuard guard(device_);
+    ensure_context(device_.index());
+    return capture_on(CurrentStream(device_).handle).id != 0;
+  }
+
+  void scale(const Layouts& layouts, void* const* gradients, const double* factor) override {
+    use(layouts, nullptr, [&](const Plan& plan, Stream stream) {
+      cuda::scale(kernels_, plan.table, plan.device_table(), gradients, factor, stream);
+    });
+  }
+
+  void update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count) override {
+    const c10::DeviceGuard guard(device_);
+    ensure_context(device_.index());
+    cuda::update_meters(kernels_, state, values, weights, count, CurrentStream(device_).handle);
+  }
+
+ private:
+  // Calls launch(plan, stream) in its place in the order of things. A capture keeps `owner`.
+  template <typename F>
+  void use(const Layouts& layouts, const std::shared_ptr<const void>& owner, F launch) {
+    const c10::DeviceGuard guard(device_);
+    ensure_context(device_.index());
+    Released::clear();
+    const CurrentStream stream(device_);
+    const Capture capture = capture_on(stream.handle);
+    if (capture.id != 0 && capture.id != capture_) {
+      captured_ = Use();
+      capture_ = capture.id;
     }
-    recordStream(plan_->device_table, stream);
-    recordStream(plan_->workspace, stream);
-    stream_ = stream;
+    Use& last = capture.id != 0 ? captured_ : eager_;
+    const bool renewed = last.plan == nullptr || last.version != layouts.version;
+    if (renewed) {
+      last.plan = upload(build_table(layouts, kernels_.max_pointers()));
+      last.version = layouts.version;
+      if (capture.id != 0) keep_as_long_as(capture.graph, last.plan);
+    }
+    if (capture.id != 0) keep_as_long_as(capture.graph, owner);
+
+    const bool moved = !last.stream || !(*last.stream == stream);
+    if (last.stream && moved) {
+      if (last.finished == nullptr) last.finished = recorded(last.stream->handle);
+      last.finished->block(stream.handle);
+    }
+    if (renewed || moved)
+      implementation().recordDataPtrOnStream(last.plan->memory.storage().data_ptr(), stream.of_torch);
+    last.stream = stream;
+    last.finished.reset();
+    launch(*last.plan, stream.handle);
+    if (stream.is_external()) last.finished = recorded(stream.handle);
   }
 
   // Copies a table to the device, and waits for that: only where layouts have changed. It has a stream of its own, so
   // that the wait is for these few kilobytes and not for the training, and a capture may be going on.
-  Plan upload(Table table) const {
-    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
-    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device_.index()));
-    const auto stream = guard.current_stream();
-    auto* allocator = c10::cuda::CUDACachingAllocator::get();
-    c10::DataPtr device_table = allocator->allocate(table.bytes.size());
-    c10::DataPtr workspace = allocator->allocate(table.workspace_bytes);
-    C10_CUDA_CHECK(
-        cudaMemcpyAsync(device_table.get(), table.bytes.data(), table.bytes.size(), cudaMemcpyHostToDevice, stream));
-    C10_CUDA_CHECK(cudaMemsetAsync(workspace.get(), 0, table.workspace_bytes, stream));
-    C10_CUDA_CHECK(cudaStreamSynchronize(stream));
-    return {std::move(table), std::move(device_table), std::move(workspace)};
-  }
-
-  static bool is_capturing(c10::cuda::CUDAStream stream) {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    C10_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
-    return status != cudaStreamCaptureStatusNone;
+  std::shared_ptr<const Plan> upload(Table table) const {
+    const OutsideOfCaptures outside;
+    const auto id = reinterpret_cast<c10::StreamId>(upload_stream(device_));  // as torch knows what it did not make
+    const c10::StreamGuard guard(c10::Stream(c10::Stream::UNSAFE, device_, id));
+    auto plan = std::make_shared<Plan>();
+    plan->workspace_offset = (table.bytes.size() + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
+    std::vector<std::byte> bytes = std::move(table.bytes);
+    bytes.resize(plan->workspace_offset + table.workspace_bytes);  // of zeros
+    const auto options = at::TensorOptions().dtype(at::kByte);
+    const auto size = static_cast<int64_t>(bytes.size());
+    plan->memory = at::empty({size}, options.device(device_));
+    plan->memory.copy_(at::from_blob(bytes.data(), {size}, options.device(at::kCPU)));  // waits
+    plan->table = std::move(table);
+    return plan;
   }
 
   c10::Device device_;
-  std::optional<Plan> plan_;
-  uint64_t version_ = 0;
-  std::optional<c10::cuda::CUDAStream> stream_;  // the last that used the plan
-  std::vector<Plan> kept_for_graphs_;            // of earlier layouts: a replay still reads them
+  const Kernels& kernels_;
+  Use eager_;
+  Use captured_;                    // of the latest capture
+  unsigned long long capture_ = 0;  // its id
 };
 
 std::unique_ptr<Backend> make(c10::Device device) { return std::make_unique<CudaBackend>(device); }
 
-const bool registered = register_backend(c10::DeviceType::CUDA, make);
+// Loads kernels into a device, unless it has some.
+void load(int device, const py::bytes& few, const std::optional<py::bytes>& many) {
+  const auto index = static_cast<c10::DeviceIndex>(device);
+  const c10::Device where(c10::DeviceType::CUDA, index);
+  const c10::DeviceGuard guard(where);
+  const OutsideOfCaptures outside;
+  const std::string first = few, second = many ? std::string(*many) : "";
+  const Kernels kernels = load_kernels(device, first.c_str(), second.empty() ? nullptr : second.c_str());
+  try {
+    probe(kernels, upload_stream(where));
+  } catch (...) {
+    cudaGetLastError();  // or torch would find the error and think that it was its own
+    throw;
+  }
+  const std::lock_guard<std::mutex> lock(mutex);
+  kernels_by_device.emplace(index, kernels);
+}
+
+int driver_version() {
+  int version = 0;
+  check(driver().cuDriverGetVersion(&version), "asking for the driver's version");
+  return version;
+}
 
 }  // namespace
 }  // namespace pytracker::cuda
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace pytracker;
+  m.doc() = "The CUDA back end of pytracker; pytracker/core/cuda.py loads it and finds the kernels.";
+  m.def("factory", [] { return py::capsule(reinterpret_cast<void*>(&cuda::make), "pytracker.BackendFactory"); });
+  m.def("driver_version", &cuda::driver_version, "The newest CUDA that the driver knows, as 13000 for 13.0.");
+  m.def("load_kernels", &cuda::load, py::arg("device"), py::arg("few"), py::arg("many"));
+}

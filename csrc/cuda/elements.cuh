@@ -12,20 +12,12 @@
 // not underflowed.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <limits>
 
+#include "short_floats.cuh"
 #include "work_split.h"
 
 namespace pytracker::cuda {
-
-// A value as the sums see it: up to fp32 for the short formats, so that products are exact.
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
 
 // How a dtype is read. Raw: 16 bytes. Real: what chains are summed in. kVectors: loads in flight, in chains of kChain.
 // see() takes the largest and the least magnitude of a vector; zeros() counts, and is only asked where the least is 0.
@@ -37,7 +29,7 @@ struct RealFormat {
   static constexpr bool kComplex = false;
   static constexpr int kElements = kVectorBytes / sizeof(T);
   static constexpr int kVectors = kVectors_, kChain = kChain_;
-  static constexpr T kAbove = std::numeric_limits<T>::infinity();  // no magnitude is greater
+  static __device__ __forceinline__ T above() { return std::numeric_limits<T>::infinity(); }  // every magnitude
 
   static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) { memcpy(x, &raw, sizeof(raw)); }
   static __device__ __forceinline__ Magnitude magnitude(T x) { return abs(x); }
@@ -75,7 +67,7 @@ struct PairFormat {
   static constexpr bool kComplex = false;
   static constexpr int kElements = 8;
   static constexpr int kVectors = 4, kChain = 4;  // products are exact, so the first of four does not round
-  static constexpr Magnitude kAbove = 0x7f807f80u;
+  static __device__ __forceinline__ Magnitude above() { return 0x7f807f80u; }
 
   static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) {
     const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
@@ -157,14 +149,14 @@ template <>
 struct Format<double2> : ComplexFormat<double> {};
 // The two halves of a word go to fp32 in registers of that type, where C++ would add a move for each.
 template <>
-struct Format<__nv_bfloat16> : PairFormat<__nv_bfloat16> {
+struct Format<BFloat16> : PairFormat<BFloat16> {
   static __device__ __forceinline__ void split(uint32_t word, float& lower, float& upper) {
     asm("shl.b32 %0, %1, 16;" : "=f"(lower) : "r"(word));
     asm("and.b32 %0, %1, 0xffff0000;" : "=f"(upper) : "r"(word));
   }
 };
 template <>
-struct Format<__half> : PairFormat<__half> {
+struct Format<Half> : PairFormat<Half> {
   static __device__ __forceinline__ void split(uint32_t word, float& lower, float& upper) {
     asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
         : "=f"(lower), "=f"(upper)
@@ -236,7 +228,7 @@ class Accumulator {
 
       Real sum = 0;
       double sum_sq = 0;
-      typename F::Magnitude least = F::kAbove;
+      typename F::Magnitude least = F::above();
 #pragma unroll
       for (int first = 0; first < F::kVectors; first += F::kChain) {
         Real chain[F::kElements];

@@ -1,13 +1,13 @@
-// What the CUDA back end offers to the host: no torch, no kernels, only launchers. Every function enqueues on the given
-// stream and returns; none waits, allocates or copies.
+// What the CUDA back end offers to the host: no torch, only launchers. Every function enqueues on the given stream, in
+// the current context, and returns; none waits, allocates or copies. Each throws std::runtime_error where the driver
+// refuses.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <vector>
 
 #include "../request.h"
+#include "driver.h"
 #include "work_split.h"
 
 namespace pytracker::cuda {
@@ -16,7 +16,7 @@ namespace pytracker::cuda {
 struct Table {
   std::vector<std::byte> bytes;  // to be copied to the device, 16-byte aligned there
   size_t workspace_bytes = 0;    // device memory, 16-byte aligned, zeroed once; every step leaves it ready for the next
-  std::vector<Launch> launches;  // one up to kMaxPointers tensors
+  std::vector<Launch> launches;  // one up to max_pointers tensors
 
   int64_t share = 0;  // vectors for each block
   int32_t n_blocks = 0, n_totals = 0;
@@ -24,18 +24,23 @@ struct Table {
   size_t totals_offset = 0, tickets_offset = 0;  // in the workspace; the partial rows come first
 };
 
-Table build_table(const Layouts& layouts);
+// Launches a kernel that does nothing, so that a device for which its code is not made is noticed here.
+void probe(const Kernels& kernels, Stream stream);
+
+// max_pointers: how many tensors a launch can take along, as the kernels say.
+Table build_table(const Layouts& layouts, int32_t max_pointers);
 
 // All moments of all gradients, the totals, the scalars and the clip factor, into one row; advances the cursor.
-cudaError_t gradients(const StepRequest& request, const Table& table, const void* device_table, void* workspace,
-                      cudaStream_t stream);
+void gradients(const Kernels& kernels, const StepRequest& request, const Table& table, const void* device_table,
+               void* workspace, Stream stream);
 
 // Multiplies every gradient by *factor (float64 on the device). Touches nothing where it is exactly 1.
-cudaError_t scale(const Table& table, const void* device_table, void* const* gradients, const double* factor,
-                  cudaStream_t stream);
+void scale(const Kernels& kernels, const Table& table, const void* device_table, void* const* gradients,
+           const double* factor, Stream stream);
 
-// Feeds `count` values to the meters that they name by slot, each slot at most once. state: [meters, kMeterColumns].
-cudaError_t update_meters(double* state, const Scalar* values, const Scalar* weights, int64_t count,
-                          cudaStream_t stream);
+// Feeds `count` values, each with its weight, to the meters that they name by slot, each slot at most once. state:
+// [meters, kMeterColumns].
+void update_meters(const Kernels& kernels, double* state, const Scalar* values, const Scalar* weights, int64_t count,
+                   Stream stream);
 
 }  // namespace pytracker::cuda

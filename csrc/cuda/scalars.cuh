@@ -1,10 +1,8 @@
 // A scalar that goes with a step, read on the device.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "../request.h"
+#include "../device_types.h"
+#include "short_floats.cuh"
 
 namespace pytracker::cuda {
 
@@ -14,8 +12,8 @@ __device__ __forceinline__ double read(const Scalar& scalar) {
   switch (scalar.dtype) {
     case Dtype::kFloat64: return *static_cast<const double*>(scalar.data);
     case Dtype::kFloat32: return *static_cast<const float*>(scalar.data);
-    case Dtype::kFloat16: return __half2float(*static_cast<const __half*>(scalar.data));
-    case Dtype::kBFloat16: return __bfloat162float(*static_cast<const __nv_bfloat16*>(scalar.data));
+    case Dtype::kFloat16: return widen(*static_cast<const Half*>(scalar.data));
+    case Dtype::kBFloat16: return widen(*static_cast<const BFloat16*>(scalar.data));
     default: return std::numeric_limits<double>::quiet_NaN();
   }
 }

@@ -1,30 +1,9 @@
 // A block's share of the gradients: which stretch of which tensor, and how its threads go through it.
 #pragma once
 
-#include "launch.h"
 #include "work_split.h"
 
 namespace pytracker::cuda {
-
-// Where the kernels find the work split and the pointers: the first part of every kernel's parameters.
-struct Work {
-  const TensorEntry* tensors;
-  const BlockEntry* blocks;
-  const Strided* strided;
-  int64_t share;         // vectors
-  int32_t first_block;   // of this launch
-  int32_t first_tensor;  // whose pointer is the first of this launch
-};
-
-inline Work work_of(const Table& table, const void* device_table) {
-  const std::byte* bytes = static_cast<const std::byte*>(device_table);
-  Work work = {};
-  work.tensors = reinterpret_cast<const TensorEntry*>(bytes);
-  work.blocks = reinterpret_cast<const BlockEntry*>(bytes + table.blocks_offset);
-  work.strided = reinterpret_cast<const Strided*>(bytes + table.strided_offset);
-  work.share = table.share;
-  return work;
-}
 
 // An entry of a table in shared memory, brought there by one load of the whole warp: if each thread read each field for
 // itself, the tables of a block would be as many bytes as a tenth of its share.

@@ -1,4 +1,4 @@
-// The host's half of the work split: see table.h.
+// The host's half of the work split: see work_split.h.
 #include "work_split.h"
 
 #include <algorithm>
@@ -57,11 +57,11 @@ std::vector<BlockEntry> deal(std::vector<TensorEntry>& tensors, Table& table) {
   return blocks;
 }
 
-std::vector<Launch> cut_into_launches(const std::vector<BlockEntry>& blocks) {
+std::vector<Launch> cut_into_launches(const std::vector<BlockEntry>& blocks, int32_t max_pointers) {
   std::vector<Launch> launches;
   for (int32_t b = 0; b < static_cast<int32_t>(blocks.size()); ++b) {
     const BlockEntry& block = blocks[b];
-    if (launches.empty() || block.end_tensor - launches.back().first_tensor > kMaxPointers)
+    if (launches.empty() || block.end_tensor - launches.back().first_tensor > max_pointers)
       launches.push_back({b, 0, block.first_tensor, 0});
     Launch& launch = launches.back();
     ++launch.n_blocks;
@@ -80,14 +80,14 @@ size_t append(std::vector<std::byte>& bytes, const std::vector<T>& values) {
 
 }  // namespace
 
-Table build_table(const Layouts& layouts) {
+Table build_table(const Layouts& layouts, int32_t max_pointers) {
   Table table;
   int64_t length = 0;
   std::vector<TensorEntry> tensors = line_up(layouts, &length);
   table.share = std::clamp(round_up(divide_up(length, kBlocksWanted), kShareUnit), kShareUnit, kMaxShare);
   table.n_blocks = static_cast<int32_t>(std::max<int64_t>(divide_up(length, table.share), 1));
   const std::vector<BlockEntry> blocks = deal(tensors, table);
-  table.launches = cut_into_launches(blocks);
+  table.launches = cut_into_launches(blocks, max_pointers);
 
   append(table.bytes, tensors);
   table.blocks_offset = append(table.bytes, blocks);

@@ -6,9 +6,7 @@
 // GPU.
 #pragma once
 
-#include <cstdint>
-
-#include "../request.h"
+#include "../device_types.h"
 
 namespace pytracker::cuda {
 
@@ -41,10 +39,6 @@ struct BlockEntry {
   int32_t first_tensor, end_tensor;
   int32_t total;  // where the rows of the tensors that lie in this block alone are merged; -1: there are none
 };
-
-// How many pointers a launch takes along: kernel parameters end at 32,764 bytes, and what else is there fits into the
-// rest.
-constexpr int kMaxPointers = 3840;
 
 // A launch covers some blocks, and carries the pointers of the tensors in their shares.
 struct Launch {

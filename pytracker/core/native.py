@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from ..columns import COLUMNS, MAX_SCALARS, METER_COLUMNS, TOTALS
 from ..errors import ParameterError
-from . import reference
+from . import cuda, reference
 
 _CONTRACT = {
     "COLUMNS": list(COLUMNS),
@@ -38,10 +36,19 @@ _CONTRACT = {
 @functools.cache
 def load() -> tuple[ModuleType | None, str]:
     """Return the native core and "", or None and the reason why it is not there."""
+    info = cuda.build_info()
+    if not info:
+        return None, "there is no record of a build; install pytracker again"
+    if not info.get("built"):
+        return None, str(info.get("reason"))
+    if _release(str(info.get("torch"))) != _release(torch.__version__):  # it might load all the same, and crash later
+        return None, (
+            f"it was built for torch {info.get('torch')} and this is torch {torch.__version__}. {cuda.REINSTALL}"
+        )
     try:
         core = importlib.import_module("pytracker._C")
     except ImportError as error:
-        return None, _reason(error)
+        return None, str(error)
     for name, expected in _CONTRACT.items():
         found = getattr(core, name, None)
         if found != expected:
@@ -52,39 +59,37 @@ def load() -> tuple[ModuleType | None, str]:
     return core, ""
 
 
-def _reason(error: ImportError) -> str:
-    try:
-        info = json.loads(Path(__file__).parents[1].joinpath("_build_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"it was never compiled ({error})"
-    if not info.get("built"):
-        return str(info.get("reason") or error)
-    if info.get("torch") != torch.__version__:
-        return (
-            f"it was compiled for torch {info.get('torch')} and this is torch {torch.__version__}; "
-            "reinstall pytracker with --no-build-isolation"
-        )
-    return str(error)
+def _release(version: str) -> str:
+    """Return a version without what kind of build it is: one core serves torch for the CPU and for each CUDA."""
+    return version.partition("+")[0]
 
 
 @functools.cache
-def _warn_once() -> None:
-    warnings.warn(
-        f"pytracker runs without its native core, more slowly: {load()[1]}. `pytracker doctor` says more.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+def _warn_once(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
 def _core_for(tensors: Sequence[Tensor]) -> Any:
     """Return the module whose classes can read these tensors: the native core, or the reference."""
-    core, _ = load()
+    core, reason = load()
     if core is None:
-        _warn_once()
+        _warn_once(f"pytracker runs without its native core, more slowly: {reason}. `pytracker doctor` says more.")
         return reference
-    if all(core.has_backend(str(device)) for device in {tensor.device for tensor in tensors}):
-        return core
-    return reference
+    return core if all(is_native(core, device) for device in {tensor.device for tensor in tensors}) else reference
+
+
+def is_native(core: ModuleType, device: torch.device) -> bool:
+    """Whether the native core can read what lies on a device. Of a CUDA device that it cannot, it is said why."""
+    if device.type != "cuda":
+        return bool(core.has_backend(device.type))
+    index = torch.cuda.current_device() if device.index is None else device.index
+    reason = cuda.reason_without_kernels(index)
+    if reason:
+        _warn_once(
+            f"pytracker reads the gradients on cuda:{index} ({torch.cuda.get_device_name(index)}) with plain torch, "
+            f"which takes many operations for each tensor: {reason}. `pytracker doctor` says more."
+        )
+    return not reason
 
 
 def make_plan(

@@ -1,4 +1,4 @@
-"""The operators torch.ops.pytracker.*: their fake kernels, and a stand-in where the native core is missing."""
+"""The operators torch.ops.pytracker.*: their fake kernels, and a stand-in for devices without native ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..columns import row_width
 from ..errors import InvalidValueError
-from . import native
+from . import cuda, native
 from .reference import Plan
 
 _LIBRARIES: list[Any] = []  # operators live as long as the object that defines them
@@ -20,15 +20,28 @@ def _check_not_empty(gradients: list[Tensor]) -> None:
         raise InvalidValueError("gradient_moments was called with no tensors; give at least one")
 
 
-def _define() -> None:
-    """Define the operators on top of the reference, as csrc/bindings.cpp does on top of the native core."""
-    library: Any = torch.library.Library("pytracker", "DEF")  # type: ignore[no-untyped-call]
-    library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
-    library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
-    library.define("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()")
+def _implement(define: bool) -> None:
+    """Let the operators use the reference wherever nothing faster is registered.
+
+    With ``define`` they are made, too, as csrc/bindings.cpp does on top of the native core.
+    """
+    library: Any = torch.library.Library("pytracker", "DEF" if define else "FRAGMENT")  # type: ignore[no-untyped-call]
+    if define:
+        library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
+        library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
+        library.define("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()")
     for operator in (_gradient_moments, _scale_gradients_, meter_update_):
         library.impl(operator.__name__.removeprefix("_"), operator, "CompositeExplicitAutograd")
     _LIBRARIES.append(library)
+
+
+def update_meter(state: Tensor, value: Tensor, weight: Tensor) -> None:
+    """Feed a value to the meter of ``state``, float64 [1, 4], where both lie, whether or not that device has kernels."""
+    core, _ = native.load()
+    if core is None or not state.is_cuda or native.is_native(core, state.device):
+        torch.ops.pytracker.meter_update_(state, [value], [weight])
+    else:
+        meter_update_(state, [value], [weight])
 
 
 def _gradient_moments(gradients: list[Tensor], grad_scale: Tensor | None = None) -> Tensor:
@@ -73,6 +86,13 @@ def _register_fakes() -> None:
         return None
 
 
-if native.load()[0] is None:
-    _define()
+def _register_cuda() -> None:
+    """Join the CUDA back end to the core, where both are there."""
+    core, back_end = native.load()[0], cuda.library()[0]
+    if core is not None and back_end is not None:
+        core.add_cuda(back_end.factory())
+
+
+_implement(define=native.load()[0] is None)
+_register_cuda()
 _register_fakes()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from cuda_helpers import SIMULATED
 
-from pytracker.core import native
+from pytracker.core import cuda, native
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def reason_to_skip() -> str:
     core, why = native.load()
     if core is None:
         return f"the native core is not there: {why}"
-    return "" if core.has_backend("cuda") else "the native core was built without CUDA"
+    return cuda.library()[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,30 +45,54 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="asks the simulator what the code did"))
 
 
+def cuda_headers() -> Path:
+    """Return CUDA's headers, which the program needs and the back end does not: Triton's copy, else the toolkit's."""
+    folders = [Path(torch.__file__).parents[1] / "triton/backends/nvidia/include"]
+    folders += [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
+    return next(folder for folder in folders if (folder / "crt/host_defines.h").exists())
+
+
+def loaded(name: str) -> Path:
+    """Return the path of a library of this process."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    return next(Path(line.split()[-1]) for line in lines if name in line)
+
+
 def compile_program() -> Path:
-    """Compile program.cpp with the kernels, unless that is done already, and return where it is."""
-    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    sources = [*kernels, ROOT / "csrc/cuda/work_split.cpp", ROOT / "tests/cuda/program.cpp"]
-    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.cuh"), *(ROOT / "tests/cuda").glob("*.h")]
-    folder = ROOT / "build" / ("cuda-program-simulated" if SIMULATED else "cuda-program")
-    program = folder / "program"
+    """Compile program.cpp with the back end's launchers, unless that is done already, and return where it is."""
+    own = [ROOT / "csrc/cuda" / f"{name}.cpp" for name in ("driver", "launch", "work_split")]
+    sources = [ROOT / "tests/cuda/program.cpp", *own]
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "tests/cuda").glob("*.h")]
+    program = ROOT / "build" / ("cuda-program-simulated" if SIMULATED else "cuda-program") / "program"
     if program.exists() and program.stat().st_mtime > max(path.stat().st_mtime for path in sources + headers):
         return program
-    folder.mkdir(parents=True, exist_ok=True)
-    target = ["-gencode", "arch=compute_90,code=compute_90"] if SIMULATED else ["-arch=native"]
-    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-cudart", "shared", *target]
+    program.parent.mkdir(parents=True, exist_ok=True)
+    library = loaded("libcudart.so")  # torch's, or the simulator's
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", f"-I{cuda_headers()}", f"-Wl,-rpath,{library.parent}"]
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    subprocess.run(["nvcc", *flags, *map(str, sources), "-o", str(program)], check=True, env=environment)
+    command = ["g++", *flags, *map(str, sources), str(library), "-ldl", "-o", str(program)]
+    subprocess.run(command, check=True, env=environment)
     return program
 
 
+def write_images(folder: Path) -> dict[str, str]:
+    """Write the kernels that run here, and return the variables by which program.cpp finds them."""
+    assert cuda.reason_without_kernels(0) == ""
+    found = {name: images for name, *images in cuda.candidates(torch.cuda.get_device_capability(0), [])}
+    files = {name: folder / name for name in ("KERNELS_FEW", "KERNELS_MANY")}
+    for file, image in zip(files.values(), found[cuda.used(0)], strict=True):
+        file.write_bytes(image)
+    return {name: str(file) for name, file in files.items()}
+
+
 @pytest.fixture(scope="session")
-def program() -> Callable[..., str]:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Return a function that runs a scenario of program.cpp and returns its hash of the rows."""
     path = compile_program()
+    images = write_images(tmp_path_factory.mktemp("images"))
 
     def run(scenario: str, *, seeds: int = 1, **environment: object) -> str:
-        variables = os.environ | {key: str(value) for key, value in environment.items()}
+        variables = os.environ | images | {key: str(value) for key, value in environment.items()}
         result = subprocess.run([str(path), scenario, str(seeds)], env=variables, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "RACECHECK" not in result.stderr, result.stderr

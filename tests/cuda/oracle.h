@@ -1,9 +1,7 @@
 // Gradients of known values on the device, and what their moments must be: the kernels' tests without torch.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+#include <cuda_runtime_api.h>
 
 #include <cmath>
 #include <cstdio>
@@ -24,6 +22,25 @@ inline void check(cudaError_t error, const char* what) {
   std::exit(1);
 }
 #define CHECK(call) ::pytracker::check(call, #call)
+
+using Half = _Float16;
+
+// bfloat16 as the compiler's own is not everywhere yet.
+struct BFloat16 {
+  uint16_t bits = 0;
+  BFloat16() = default;
+  explicit BFloat16(float x) {  // rounds to nearest, ties to even; a NaN stays one
+    uint32_t wide;
+    std::memcpy(&wide, &x, sizeof(wide));
+    bits = x != x ? 0x7fff : static_cast<uint16_t>((wide + 0x7fffu + (wide >> 16 & 1)) >> 16);
+  }
+  operator float() const {
+    const uint32_t wide = uint32_t{bits} << 16;
+    float x;
+    std::memcpy(&x, &wide, sizeof(x));
+    return x;
+  }
+};
 
 inline bool is_complex(Dtype dtype) { return dtype == Dtype::kComplex64 || dtype == Dtype::kComplex128; }
 
@@ -90,8 +107,8 @@ inline double get(Dtype dtype, const std::byte* p) {
     case Dtype::kComplex128: return load<double>(p);
     case Dtype::kFloat32:
     case Dtype::kComplex64: return load<float>(p);
-    case Dtype::kFloat16: return __half2float(load<__half>(p));
-    case Dtype::kBFloat16: return __bfloat162float(load<__nv_bfloat16>(p));
+    case Dtype::kFloat16: return static_cast<float>(load<Half>(p));
+    case Dtype::kBFloat16: return load<BFloat16>(p);
   }
   return 0;
 }
@@ -104,8 +121,8 @@ inline double put(Dtype dtype, std::byte* p, double x) {
     case Dtype::kComplex128: store(x); break;
     case Dtype::kFloat32:
     case Dtype::kComplex64: store(static_cast<float>(x)); break;
-    case Dtype::kFloat16: store(__float2half(static_cast<float>(x))); break;
-    case Dtype::kBFloat16: store(__float2bfloat16(static_cast<float>(x))); break;
+    case Dtype::kFloat16: store(static_cast<Half>(static_cast<float>(x))); break;
+    case Dtype::kBFloat16: store(BFloat16(static_cast<float>(x))); break;
   }
   return get(dtype, p);
 }

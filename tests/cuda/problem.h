@@ -2,7 +2,9 @@
 // oracle, and for the same bits under every schedule of the simulator.
 #pragma once
 
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 
 #include "oracle.h"
@@ -11,6 +13,20 @@ namespace pytracker {
 
 inline int seeds = 1;                          // of the simulator, that must all give the same bits
 inline uint64_t hash = 14695981039346656037u;  // FNV-1a
+
+// The kernels of the image files that the environment names, in the context of device 0. `pointers`: how many a launch
+// may take along.
+inline std::vector<char> image(const char* variable) {
+  std::ifstream file(std::getenv(variable), std::ios::binary);
+  std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  bytes.push_back(0);  // PTX is text
+  return bytes;
+}
+inline const cuda::Kernels& kernels(bool few_only = false) {
+  static const cuda::Kernels all = cuda::load_kernels(0, image("KERNELS_FEW").data(), image("KERNELS_MANY").data());
+  static const cuda::Kernels few = cuda::load_kernels(0, image("KERNELS_FEW").data(), nullptr);
+  return few_only ? few : all;
+}
 
 inline void expect(bool ok, const std::string& what) {
   if (ok) return;
@@ -23,6 +39,7 @@ struct Problem {
   std::vector<Gradient> gradients;
   std::vector<Strided> strided;
   Layouts layouts;
+  bool few_pointers = false;  // as with an old driver
   cuda::Table table;
   std::unique_ptr<Buffer> device_table, workspace;
 
@@ -30,7 +47,7 @@ struct Problem {
     layouts.tensors.clear();
     for (const Gradient& g : gradients) layouts.tensors.push_back(g.layout);
     layouts.strided = strided;
-    table = cuda::build_table(layouts);
+    table = cuda::build_table(layouts, kernels(few_pointers).max_pointers());
     device_table = std::make_unique<Buffer>(table.bytes.data(), table.bytes.size());
     workspace = std::make_unique<Buffer>(table.workspace_bytes);
     CHECK(cudaMemset(workspace->as(), 0, table.workspace_bytes));
@@ -46,7 +63,7 @@ struct Problem {
     const std::vector<const void*> data = pointers();  // a launcher copies what it needs
     request.layouts = &layouts;
     request.gradients = data.data();
-    CHECK(cuda::gradients(request, table, device_table->as(), workspace->as(), stream));
+    cuda::gradients(kernels(few_pointers), request, table, device_table->as(), workspace->as(), stream);
   }
 
   // Compares a row with the oracle.

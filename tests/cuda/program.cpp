@@ -65,6 +65,26 @@ void many() {
   check(std::move(problem));
 }
 
+// A driver that takes no more than 4 KB of parameters gets more launches, and the same bits.
+void few_pointers() {
+  std::vector<std::vector<double>> rows;
+  for (const bool few : {false, true}) {
+    Problem problem;
+    problem.few_pointers = few;
+    for (int t = 0; t < 1000; ++t)
+      problem.gradients.push_back(make_gradient(kDtypes[t % 4], t == 500 ? 30000 : t % 70, Values::kNormal, t % 2, t));
+    problem.prepare();
+    expect(problem.table.launches.size() == (few ? 4 : 1), "1,000 tensors take four launches of few pointers");
+    const Buffer row(problem.width() * sizeof(double));
+    StepRequest request;
+    request.row.rows = row.as<double>();
+    problem.step(request);
+    rows.push_back(download(row, problem.width()));
+    problem.check_row(rows.back().data());
+  }
+  expect(rows[0] == rows[1], "other bits with few pointers");
+}
+
 // No tensors, only missing ones, only empty ones.
 void nothing() {
   check({});
@@ -94,10 +114,10 @@ void huge() {
   Gradient g;
   g.layout.dtype = Dtype::kBFloat16;
   g.layout.numel = kNumel;
-  g.device = Buffer(kNumel * sizeof(__nv_bfloat16));
-  CHECK(cudaMemset(g.device.as(), 0, kNumel * sizeof(__nv_bfloat16)));
-  const std::vector<__nv_bfloat16> threes(kLast, __float2bfloat16(3));
-  CHECK(cudaMemcpy(g.device.as<__nv_bfloat16>() + kNumel - kLast, threes.data(), kLast * sizeof(__nv_bfloat16),
+  g.device = Buffer(kNumel * sizeof(BFloat16));
+  CHECK(cudaMemset(g.device.as(), 0, kNumel * sizeof(BFloat16)));
+  const std::vector<BFloat16> threes(kLast, BFloat16(3));
+  CHECK(cudaMemcpy(g.device.as<BFloat16>() + kNumel - kLast, threes.data(), kLast * sizeof(BFloat16),
                    cudaMemcpyHostToDevice));
   for (int64_t i = 0; i < kLast; ++i) g.expected.add(3, 0, false);
   g.expected.zeros = kNumel - kLast;
@@ -132,8 +152,8 @@ std::vector<double> log_some_steps() {
   const Buffer cursor(&start, sizeof(start));
   const float scale = 1024, loss32 = 2.5f;
   const double loss64 = -1e300;
-  const __half loss16 = __float2half(0.5f);
-  const __nv_bfloat16 loss_b16 = __float2bfloat16(3.0f);
+  const Half loss16 = static_cast<Half>(0.5f);
+  const BFloat16 loss_b16 = BFloat16(3.0f);
   const int64_t correct = (int64_t{1} << 40) + 1;
   const Buffer on_device[] = {{&scale, 4}, {&loss32, 4}, {&loss64, 8}, {&loss16, 2}, {&loss_b16, 2}, {&correct, 8}};
   const Scalar scalars[kScalars] = {
@@ -201,7 +221,7 @@ void scale() {
     std::vector<void*> data;
     for (const Gradient& g : problem.gradients)
       data.push_back(g.missing ? nullptr : const_cast<void*>(static_cast<const void*>(g.data())));
-    CHECK(cuda::scale(problem.table, problem.device_table->as(), data.data(), device_factor.as<double>(), nullptr));
+    cuda::scale(kernels(), problem.table, problem.device_table->as(), data.data(), device_factor.as<double>(), nullptr);
     for (const Gradient& g : problem.gradients) {
       const Dtype dtype = g.layout.dtype;
       const bool wide = dtype == Dtype::kFloat64 || dtype == Dtype::kComplex128;
@@ -238,9 +258,9 @@ void meters() {
   values[14] = {nullptr, INFINITY, 14};  // a weight of 0 adds nothing
   values[28] = {nullptr, NAN, 28};
   values[10] = {nullptr, NAN, 10};
-  CHECK(cuda::update_meters(state.as<double>(), values.data(), weights.data(), kMeters, nullptr));
+  cuda::update_meters(kernels(), state.as<double>(), values.data(), weights.data(), kMeters, nullptr);
   values[11] = {nullptr, NAN, 11};
-  CHECK(cuda::update_meters(state.as<double>(), values.data(), weights.data(), 50, nullptr));
+  cuda::update_meters(kernels(), state.as<double>(), values.data(), weights.data(), 50, nullptr);
   const std::vector<double> got = download(state, kMeters * kMeterColumns);
   for (int i = 0; i < kMeters; ++i) {
     const int times = i < 50 ? 2 : 1, nans = i == 10 ? 2 : i == 11 ? 1 : 0;
@@ -290,6 +310,7 @@ const std::map<std::string, std::function<void()>> scenarios = {{"every_kind", e
                                                                 {"spanning", spanning},
                                                                 {"tickets", tickets},
                                                                 {"many", many},
+                                                                {"few_pointers", few_pointers},
                                                                 {"nothing", nothing},
                                                                 {"large", large},
                                                                 {"with_gaps", with_gaps},

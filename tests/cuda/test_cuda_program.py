@@ -10,6 +10,7 @@ import pytest
 SCENARIOS = [
     "clip",
     "every_kind",
+    "few_pointers",
     "graph",
     "large",
     "log",

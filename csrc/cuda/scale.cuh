@@ -6,30 +6,21 @@
 //
 // A product is rounded as torch's mul_ rounds it: the factor goes to the type that the product is computed in (fp32 for
 // fp32 and shorter), the product to the gradient's own.
-#include <algorithm>
+#pragma once
+
 #include <type_traits>
 
 #include "elements.cuh"
-#include "launch.h"
+#include "kernel_arguments.h"
 #include "share.cuh"
 
 namespace pytracker::cuda {
-namespace {
-
-template <int kPointers>
-struct Parameters {
-  Work work;
-  const double* factor;
-  void* gradients[kPointers];
-};
-constexpr int kFewPointers = 256;
-
 template <typename T>
 __device__ __forceinline__ T product(T x, double factor) {
   if constexpr (std::is_same_v<T, double>) {
     return x * factor;
   } else {
-    return static_cast<T>(widen(x) * static_cast<float>(factor));
+    return narrow<T>(widen(x) * static_cast<float>(factor));
   }
 }
 
@@ -77,12 +68,10 @@ __device__ __forceinline__ void multiply(void* gradient, const Stretch& stretch,
   for (; at < vectors.count; at += team.size()) body[at] = product<T>(body[at], factor);
 }
 
-template <int kPointers>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    scale_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
-  const double factor = *parameters.factor;
+__device__ __forceinline__ void scale_gradients(const Work& work, const double* factor_on_device,
+                                                void* const* gradients) {
+  const double factor = *factor_on_device;
   if (factor == 1) return;
-  const Work& work = parameters.work;
   const int32_t b = work.first_block + blockIdx.x;
   const BlockEntry block = work.blocks[b];
   for (int32_t t = block.first_tensor; t < block.end_tensor; ++t) {
@@ -90,42 +79,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     const Stretch stretch = stretch_of(tensor, work.share, b);
     const Team team{stretch.vectors > kWarpVectors};
     if (!team.block && (t - block.first_tensor) % kWarps != threadIdx.x / kWarp) continue;
-    void* gradient = parameters.gradients[t - work.first_tensor];
+    void* gradient = gradients[t - work.first_tensor];
     if (gradient == nullptr) continue;
     const Strided* gaps = tensor.strided < 0 ? nullptr : work.strided + tensor.strided;
     switch (tensor.dtype) {
       case Dtype::kFloat64: multiply<double>(gradient, stretch, gaps, team, factor); break;
       case Dtype::kFloat32: multiply<float>(gradient, stretch, gaps, team, factor); break;
-      case Dtype::kFloat16: multiply<__half>(gradient, stretch, gaps, team, factor); break;
-      case Dtype::kBFloat16: multiply<__nv_bfloat16>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kFloat16: multiply<Half>(gradient, stretch, gaps, team, factor); break;
+      case Dtype::kBFloat16: multiply<BFloat16>(gradient, stretch, gaps, team, factor); break;
       case Dtype::kComplex64: multiply<float, 2>(gradient, stretch, gaps, team, factor); break;
       case Dtype::kComplex128: multiply<double, 2>(gradient, stretch, gaps, team, factor); break;
     }
   }
-}
-
-template <int kPointers>
-cudaError_t launch(Work work, const Launch& part, void* const* gradients, const double* factor, cudaStream_t stream) {
-  Parameters<kPointers> parameters;
-  parameters.work = work;
-  parameters.work.first_block = part.first_block;
-  parameters.work.first_tensor = part.first_tensor;
-  parameters.factor = factor;
-  std::copy_n(gradients + part.first_tensor, part.n_tensors, parameters.gradients);
-  scale_kernel<kPointers><<<part.n_blocks, kThreads, 0, stream>>>(parameters);
-  return cudaGetLastError();
-}
-
-}  // namespace
-
-cudaError_t scale(const Table& table, const void* device_table, void* const* gradients, const double* factor,
-                  cudaStream_t stream) {
-  const Work work = work_of(table, device_table);
-  for (const Launch& part : table.launches) {
-    const auto launcher = part.n_tensors <= kFewPointers ? launch<kFewPointers> : launch<kMaxPointers>;
-    if (const cudaError_t error = launcher(work, part, gradients, factor, stream); error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
 }
 
 }  // namespace pytracker::cuda

@@ -5,7 +5,8 @@
 // (elements.cuh), a fifth of what an SM can issue in the time that its share of an H100's memory takes. Each block adds
 // about 190 instructions a thread, one atomic, and one more for each of its tensors that lies in other blocks too.
 //
-//   block      reads its share of the gradients (table.h): small tensors one warp each, longer stretches all together
+//   block      reads its share of the gradients (work_split.h): small tensors one warp each, longer stretches all
+//   together
 //              a tensor that lies in one block: its row is written at once
 //              a tensor that lies in several:   each leaves a partial row, the last to arrive merges them in order
 //   last block merges the totals, writes the scalars and the clip factor, advances the log's cursor
@@ -15,41 +16,15 @@
 //
 // The pointers of the gradients change from step to step, so they travel in the parameters of the kernel: no copy to
 // the device, and a CUDA graph replays them as they were captured.
-#include <algorithm>
+#pragma once
 
 #include "elements.cuh"
-#include "launch.h"
+#include "kernel_arguments.h"
 #include "reduce.cuh"
 #include "scalars.cuh"
 #include "share.cuh"
 
 namespace pytracker::cuda {
-namespace {
-
-struct Step {
-  Work work;
-  double* partials;  // [blocks, 2, kColumns] a block's part of the tensor that began before it, and of one that goes on
-  double* totals;    // [n_totals, kTotals]
-  uint32_t* tickets;  // [1 + blocks] of the row, and of the tensor that begins in a block and goes on
-  int32_t n_tensors, n_totals, n_scalars;
-  RowTarget row;
-  Scalar grad_scale;
-  double max_norm;
-  double* clip;
-  Scalar scalars[kMaxScalars];
-};
-
-// Parameters cost launch time by their size, so there are two kernels: one whose parameters fit into 4 KB, one that
-// takes the most that a kernel can have.
-constexpr int kFewPointers = (4096 - sizeof(Step)) / sizeof(void*);
-
-template <int kPointers>
-struct Parameters {
-  Step step;
-  const void* gradients[kPointers];
-};
-static_assert(sizeof(Parameters<kMaxPointers>) <= 32764);
-
 __device__ __forceinline__ double* row_of(const RowTarget& target) {
   return target.cursor == nullptr ? target.rows : target.rows + *target.cursor % target.capacity * target.stride;
 }
@@ -89,8 +64,8 @@ __device__ __forceinline__ void accumulate(const void* gradient, const TensorEnt
   switch (tensor.dtype) {
     case Dtype::kFloat64: return accumulate<double>(gradient, stretch, gaps, team, columns);
     case Dtype::kFloat32: return accumulate<float>(gradient, stretch, gaps, team, columns);
-    case Dtype::kFloat16: return accumulate<__half>(gradient, stretch, gaps, team, columns);
-    case Dtype::kBFloat16: return accumulate<__nv_bfloat16>(gradient, stretch, gaps, team, columns);
+    case Dtype::kFloat16: return accumulate<Half>(gradient, stretch, gaps, team, columns);
+    case Dtype::kBFloat16: return accumulate<BFloat16>(gradient, stretch, gaps, team, columns);
     case Dtype::kComplex64: return accumulate<float2>(gradient, stretch, gaps, team, columns);
     case Dtype::kComplex128: return accumulate<double2>(gradient, stretch, gaps, team, columns);
   }
@@ -149,19 +124,17 @@ __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The kernel
 
-template <int kPointers>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    gradients_kernel(const __grid_constant__ Parameters<kPointers> parameters) {
+// gradients: the pointers of this launch, which lie behind `step` among the kernel's parameters.
+__device__ __forceinline__ void reduce_gradients(const Step& step, const void* const* gradients) {
   __shared__ Scratch scratch;
   __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
   __shared__ BlockEntry block_entries[kWarps];
   __shared__ TensorEntry tensor_entries[kWarps];
-  const Step& step = parameters.step;
   const Work& work = step.work;
   const int32_t b = work.first_block + blockIdx.x;
   const BlockEntry& block = fetch(&work.blocks[b], block_entries);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const auto gradient_of = [&](int32_t t) { return parameters.gradients[t - work.first_tensor]; };
+  const auto gradient_of = [&](int32_t t) { return gradients[t - work.first_tensor]; };
   const auto partial_of = [&](int32_t block, bool begins) {
     return step.partials + (2 * int64_t{block} + begins) * kColumns;
   };
@@ -235,50 +208,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
   if (complete == 0) return;
   __syncthreads();
   if (last_to_arrive(&step.tickets[0], complete, step.n_totals)) finish_row(step, scratch);
-}
-
-}  // namespace
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The launcher
-
-namespace {
-
-template <int kPointers>
-cudaError_t launch(const Step& step, const Launch& part, const void* const* gradients, cudaStream_t stream) {
-  Parameters<kPointers> parameters;
-  parameters.step = step;
-  parameters.step.work.first_block = part.first_block;
-  parameters.step.work.first_tensor = part.first_tensor;
-  std::copy_n(gradients + part.first_tensor, part.n_tensors, parameters.gradients);
-  gradients_kernel<kPointers><<<part.n_blocks, kThreads, 0, stream>>>(parameters);
-  return cudaGetLastError();
-}
-
-}  // namespace
-
-cudaError_t gradients(const StepRequest& request, const Table& table, const void* device_table, void* workspace,
-                      cudaStream_t stream) {
-  Step step = {};
-  step.work = work_of(table, device_table);
-  std::byte* space = static_cast<std::byte*>(workspace);
-  step.partials = reinterpret_cast<double*>(space);
-  step.totals = reinterpret_cast<double*>(space + table.totals_offset);
-  step.tickets = reinterpret_cast<uint32_t*>(space + table.tickets_offset);
-  step.n_tensors = static_cast<int32_t>(request.layouts->tensors.size());
-  step.n_totals = table.n_totals;
-  step.n_scalars = static_cast<int32_t>(request.n_scalars);
-  step.row = request.row;
-  step.grad_scale = request.grad_scale;
-  step.max_norm = request.max_norm;
-  step.clip = request.clip;
-  std::copy_n(request.scalars, request.n_scalars, step.scalars);
-
-  for (const Launch& part : table.launches) {
-    const auto launcher = part.n_tensors <= kFewPointers ? launch<kFewPointers> : launch<kMaxPointers>;
-    if (const cudaError_t error = launcher(step, part, request.gradients, stream); error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
 }
 
 }  // namespace pytracker::cuda

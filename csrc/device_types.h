@@ -1,0 +1,59 @@
+// The plain data that kernels read: dtypes, gaps in memory, scalars, where a row goes. No standard library beyond
+// <cstdint>, since a run-time compiler (NVRTC) has none.
+#pragma once
+
+#include <cstdint>
+
+#include "accumulator.h"
+
+namespace pytracker {
+
+enum class Dtype : uint8_t { kFloat64, kFloat32, kFloat16, kBFloat16, kComplex64, kComplex128 };
+
+constexpr int64_t item_size(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+    case Dtype::kBFloat16: return 2;
+    case Dtype::kFloat32: return 4;
+    case Dtype::kFloat64:
+    case Dtype::kComplex64: return 8;
+    case Dtype::kComplex128: return 16;
+  }
+  return 0;
+}
+
+// A gradient whose elements leave gaps in memory, outermost dimension first, in elements; dimensions that lie
+// contiguously are folded together, so few remain.
+constexpr int kMaxDims = 8;
+struct Strided {
+  int64_t ndim = 0;
+  int64_t sizes[kMaxDims] = {};
+  int64_t strides[kMaxDims] = {};
+  bool operator==(const Strided& other) const {
+    if (ndim != other.ndim) return false;
+    for (int64_t d = 0; d < ndim; ++d)
+      if (sizes[d] != other.sizes[d] || strides[d] != other.strides[d]) return false;
+    return true;
+  }
+};
+
+// A value that is recorded with a step or fed to a meter: one element on the device, or a number on the host.
+struct Scalar {
+  const void* data = nullptr;  // one element of `dtype` in the back end's memory; null: `value`
+  double value = 0;
+  int32_t slot = 0;  // which scalar of the row (a meter: which accumulator)
+  Dtype dtype = Dtype::kFloat64;
+  bool is_integer = false;  // `data` is int64 (the count of correct answers, say), and dtype is not looked at
+};
+constexpr int kMaxScalars = 64;
+
+// Where a step's row goes: row `*cursor % capacity` of a log, after which the cursor is advanced; without a cursor,
+// the first row.
+struct RowTarget {
+  double* rows = nullptr;
+  int64_t stride = 0;  // float64 values from one row to the next
+  int64_t capacity = 1;
+  int64_t* cursor = nullptr;
+};
+
+}  // namespace pytracker
