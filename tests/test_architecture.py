@@ -145,11 +145,14 @@ def test_what_opens_a_run_on_a_laptop_imports_no_torch(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+SHARED = {"accumulator.h", "device_types.h", "request.h", "kernel.h"}
+
+
 @pytest.mark.parametrize("path", NATIVE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_kernels_and_what_they_share_know_nothing_of_torch(path: Path) -> None:
     included = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(encoding="utf-8"), re.MULTILINE)
     of_torch = {header for header in included if header.startswith(("torch/", "ATen/", "c10/", "pybind11/"))}
-    if path.suffix in {".cu", ".cuh"} or path.name in {"accumulator.h", "request.h", "kernel.h"}:
+    if path.suffix in {".cu", ".cuh"} or (path.parent.name == "cuda" and path.suffix == ".h") or path.name in SHARED:
         assert not of_torch
     elif path.name.endswith("_kernel.cpp"):
         assert all(header.startswith("ATen/cpu/vec/") for header in of_torch)

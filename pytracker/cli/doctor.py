@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..errors import in_words
+
 # What each optional package is for, by the name of the extra that installs it.
 EXTRAS = {
     "report": "plotly",
@@ -37,7 +39,7 @@ def examine() -> dict[str, Any]:
         True
     """
     build = _build_info()
-    torch_version, torch_cuda, devices, torch_reason = _torch()
+    torch_version, torch_cuda, torch_reason = _torch()
     core, reason = (None, torch_reason) if torch_reason else _core()
     return {
         "versions": {
@@ -51,7 +53,7 @@ def examine() -> dict[str, Any]:
         "build": build,
         "back_ends": {
             "cpu": _cpu(build, core, reason),
-            "cuda": _cuda(build, core, reason, devices),
+            "cuda": _cuda(core, reason),
             "reference": {
                 "available": not torch_reason,
                 "detail": "the same statistics in plain torch, for devices without a native back end",
@@ -103,14 +105,13 @@ def _build_info() -> dict[str, Any]:
     return info
 
 
-def _torch() -> tuple[str | None, str | None, list[str], str]:
-    """Return torch's version, its CUDA's, the names of the CUDA devices, and why torch cannot be imported."""
+def _torch() -> tuple[str | None, str | None, str]:
+    """Return torch's version, its CUDA's, and why torch cannot be imported."""
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        return None, None, [], f"torch cannot be imported: {error}"
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return str(torch.__version__), torch.version.cuda, devices, ""
+        return None, None, f"torch cannot be imported: {error}"
+    return str(torch.__version__), torch.version.cuda, ""
 
 
 def _core() -> tuple[Any, str]:
@@ -125,8 +126,31 @@ def _cpu(build: dict[str, Any], core: Any, reason: str) -> dict[str, Any]:
     return {"available": True, "detail": f"{core.isa()} kernels, chosen of {', '.join(build['isa'])}", "reason": ""}
 
 
-def _cuda(build: dict[str, Any], core: Any, reason: str, devices: list[str]) -> dict[str, Any]:
-    if core is None or not core.has_backend("cuda"):
-        return {"available": False, "detail": "", "reason": reason or build.get("cuda_reason", "")}
-    detail = f"CUDA {build['cuda']} for {', '.join(build['archs'])}; devices: {', '.join(devices) or 'none here'}"
-    return {"available": True, "detail": detail, "reason": ""}
+def _cuda(core: Any, reason: str) -> dict[str, Any]:
+    """Say of each device which kernels it uses, after one has run there."""
+    if core is None:
+        return {"available": False, "detail": "", "reason": reason}
+    cuda = importlib.import_module("pytracker.core.cuda")
+    _, reason = cuda.library()
+    if reason:
+        return {"available": False, "detail": "", "reason": reason}
+    torch = importlib.import_module("torch")
+    devices = [_device(cuda, torch, index) for index in range(torch.cuda.device_count())]
+    said = "; ".join(devices) or "there is no CUDA device here"
+    works = bool(devices) and all("runs" in device for device in devices)
+    return {"available": works, "detail": said if works else "", "reason": "" if works else said}
+
+
+def _device(cuda: Any, torch: Any, index: int) -> str:
+    name = f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+    reason = cuda.reason_without_kernels(index)
+    if reason:
+        return f"{name} is served by plain torch: {reason}"
+    try:
+        gradient = torch.tensor([3.0, 4.0]).to(f"cuda:{index}")
+        moments = torch.ops.pytracker.gradient_moments([gradient]).cpu().tolist()
+    except Exception as error:  # whatever stops a device
+        return f"{name} fails: {in_words(error)}"
+    if moments[:2] != [7.0, 25.0]:
+        return f"{name} computes wrongly: the sum of squares of 3 and 4 is {moments[1]}"
+    return f"{name} runs {cuda.used(index)}"

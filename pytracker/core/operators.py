@@ -36,7 +36,7 @@ def _implement(define: bool) -> None:
 
 
 def update_meter(state: Tensor, value: Tensor, weight: Tensor) -> None:
-    """Feed a value to the meter of ``state``, float64 [1, 4], where both lie, whether or not that device has kernels."""
+    """Feed a value to the meter of ``state``, float64 [1, 4], where both lie, with native kernels or without."""
     core, _ = native.load()
     if core is None or not state.is_cuda or native.is_native(core, state.device):
         torch.ops.pytracker.meter_update_(state, [value], [weight])

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from pytracker.cli import doctor
 from pytracker.core import native
@@ -35,6 +36,27 @@ def test_the_instruction_set_in_use_is_told() -> None:
     if core is None:
         pytest.skip(reason)
     assert doctor.examine()["back_ends"]["cpu"]["detail"].startswith(core.isa())
+
+
+def test_each_device_is_asked_to_run_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Torch:
+        class cuda:  # noqa: N801 - as torch names it
+            device_count = staticmethod(lambda: 2)
+            get_device_name = staticmethod(lambda index: "H100")
+
+        class ops:  # noqa: N801
+            class pytracker:  # noqa: N801
+                @staticmethod
+                def gradient_moments(gradients: list[torch.Tensor]) -> torch.Tensor:
+                    raise RuntimeError("an illegal instruction")
+
+        tensor = staticmethod(lambda values: torch.tensor(values, device="meta").to("meta"))
+
+    class Kernels:
+        reason_without_kernels = staticmethod(lambda index: "no image fits" if index else "")
+
+    assert "H100) fails: " in doctor._device(Kernels, Torch, 0)
+    assert doctor._device(Kernels, Torch, 1) == "cuda:1 (H100) is served by plain torch: no image fits"
 
 
 @pytest.mark.parametrize("content", [None, "{"])
