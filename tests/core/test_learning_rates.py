@@ -31,7 +31,7 @@ def optimizer_of(model: torch.nn.Module, rates: list) -> torch.optim.Optimizer:
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reference":
         monkeypatch.setattr(native, "load", lambda: (None, "this test is of the reference"))
-        monkeypatch.setattr(native, "_warn_once", lambda: None)
+        monkeypatch.setattr(native, "_warn_once", lambda text: None)
     return request.param
 
 

@@ -37,7 +37,7 @@ LOOKS: dict[str, Callable[[torch.nn.Module], object]] = {
 def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reference":
         monkeypatch.setattr(native, "load", lambda: (None, "this test is of the reference"))
-        monkeypatch.setattr(native, "_warn_once", lambda: None)
+        monkeypatch.setattr(native, "_warn_once", lambda text: None)
     return request.param
 
 
