@@ -120,7 +120,15 @@ def test_a_finding_names_the_series_that_it_speaks_of(run):
     names = ["loss", "val_loss", "lr", "grad_norm"]
     assert concerned({"rule": "mine", "series": ["val_loss"]}, names) == ["val_loss"]
     assert concerned({"rule": "replica_drift"}, names) == []
-    assert {name for name in RULES if not concerned({"rule": name}, names)} == set()
+    for rule, series in (
+        ("loss_spike", ["loss"]),
+        ("overfitting", ["loss", "val_loss"]),
+        ("learning_rate", ["lr"]),
+        ("gradient_exploding", ["grad_norm"]),
+        ("layer_imbalance", ["grad_norm"]),
+    ):
+        assert rule in RULES
+        assert concerned({"rule": rule}, names) == series
 
 
 def test_the_heat_maps_hold_the_largest_values_and_mark_what_is_not_finite(run):
