@@ -248,6 +248,7 @@ class Tracker:
         """How often the host had to wait because the device was more than ``every`` steps behind."""
         return self._log.waits
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # its counters would be compiled anew on each call
     def step(self, *unnamed: Any, n: float = 1, **scalars: Any) -> None:
         """Record the gradients as they are, and the scalars beside them. Never waits.
 
