@@ -76,7 +76,7 @@ def concerned(finding: dict[str, Any], names: list[str]) -> list[str]:
     if isinstance(given, (list, tuple)):
         return [name for name in names if name in given]
     rule = str(finding.get("rule"))
-    if "gradient" in rule or rule.startswith(("layer", "dead", "always_clipped")):
+    if "gradient" in rule or rule.startswith(("layer", "dead", "always_clipped", "not_in_optimizer")):
         return [name for name in names if name == "grad_norm"]
     if rule.startswith(("learning_rate", "update_ratio")):
         return [name for name in names if name == "lr" or name.startswith("lr/")]
