@@ -147,7 +147,7 @@ def _device(cuda: Any, torch: Any, index: int) -> str:
     if reason:
         return f"{name} is served by plain torch: {reason}"
     try:
-        gradient = torch.tensor([3.0, 4.0]).to(f"cuda:{index}")
+        gradient = torch.tensor([3.0, 4.0], device=f"cuda:{index}")
         moments = torch.ops.pytracker.gradient_moments([gradient]).cpu().tolist()
     except Exception as error:  # whatever stops a device
         return f"{name} fails: {in_words(error)}"
