@@ -30,19 +30,19 @@ def test_a_rank_that_is_killed_is_named_to_the_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["SIGKILL", "SIGSTOP", "raises"])
 def test_a_rank_that_is_lost_ends_no_training_and_is_named_once(end: str, tmp_path: Path) -> None:
-    run_alone("faults", f"goes_on:{end}:{tmp_path}/runs", 3, survivors={0, 1, 2} if end == "raises" else {0, 1})
+    run_alone("departures", f"goes_on:{end}:{tmp_path}/runs", 3, survivors={0, 1, 2} if end == "raises" else {0, 1})
 
 
 def test_what_waits_for_a_stopped_rank_is_bounded_and_counted() -> None:
-    run("faults", "behind_a_stopped_rank", 2)
+    run("departures", "behind_a_stopped_rank", 2)
 
 
 def test_torch_knows_none_of_a_trackers_groups_and_all_is_freed() -> None:
-    run("faults", "unknown_to_torch", 2)
+    run("departures", "unknown_to_torch", 2)
 
 
 def test_a_job_that_begins_torch_distributed_again_has_trackers_as_before(tmp_path: Path) -> None:
-    run_alone("faults", f"begun_again:{tmp_path}", 2, survivors={0, 1})
+    run_alone("departures", f"begun_again:{tmp_path}", 2, survivors={0, 1})
 
 
 def test_a_gradient_that_only_some_shards_have_is_missing_and_named() -> None:
