@@ -20,16 +20,12 @@ def _check_not_empty(gradients: list[Tensor]) -> None:
         raise InvalidValueError("gradient_moments was called with no tensors; give at least one")
 
 
-def _implement(define: bool) -> None:
-    """Let the operators use the reference wherever nothing faster is registered.
-
-    With ``define`` they are made, too, as csrc/bindings.cpp does on top of the native core.
-    """
-    library: Any = torch.library.Library("pytracker", "DEF" if define else "FRAGMENT")  # type: ignore[no-untyped-call]
-    if define:
-        library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
-        library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
-        library.define("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()")
+def _define() -> None:
+    """Make the operators on top of the reference, as csrc/bindings.cpp makes them on top of the native core."""
+    library: Any = torch.library.Library("pytracker", "DEF")  # type: ignore[no-untyped-call]
+    library.define("gradient_moments(Tensor[] gradients, Tensor? grad_scale=None) -> Tensor")
+    library.define("scale_gradients_(Tensor(a!)[] gradients, Tensor factor) -> ()")
+    library.define("meter_update_(Tensor(a!) state, Tensor[] values, Tensor[] weights) -> ()")
     for operator in (_gradient_moments, _scale_gradients_, meter_update_):
         library.impl(operator.__name__.removeprefix("_"), operator, "CompositeExplicitAutograd")
     _LIBRARIES.append(library)
@@ -38,7 +34,7 @@ def _implement(define: bool) -> None:
 def update_meter(state: Tensor, value: Tensor, weight: Tensor) -> None:
     """Feed a value to the meter of ``state``, float64 [1, 4], where both lie, with native kernels or without."""
     core, _ = native.load()
-    if core is None or not state.is_cuda or native.is_native(core, state.device):
+    if core is None or native.is_native(core, state.device):
         torch.ops.pytracker.meter_update_(state, [value], [weight])
     else:
         meter_update_(state, [value], [weight])
@@ -93,6 +89,7 @@ def _register_cuda() -> None:
         core.add_cuda(back_end.factory())
 
 
-_implement(define=native.load()[0] is None)
+if native.load()[0] is None:
+    _define()
 _register_cuda()
 _register_fakes()
