@@ -37,10 +37,25 @@ def shown(value: Any) -> str:
     ('1.5', '[0, 0, 0, 0, 0,')
     """
     try:
-        text = repr(value)
+        text = _shape_of(value) if _has_no_memory(value) else repr(value)
     except Exception:  # a repr of the user's that raises, or an int with too many digits to print
         text = "(no repr)"
     return f"{writable(text):.{_SHOWN}}"
+
+
+def _has_no_memory(value: Any) -> bool:
+    """Whether it is a tensor whose storage was freed: torch's own repr of it would end the process."""
+    if not hasattr(value, "untyped_storage"):
+        return False
+    try:
+        needed = value.numel() * value.element_size()
+        return bool(value.untyped_storage().nbytes() < needed and value.device.type != "meta")
+    except Exception:  # one that has no storage: sparse, wrapped
+        return False
+
+
+def _shape_of(tensor: Any) -> str:
+    return f"a tensor of shape {list(tensor.shape)} and {tensor.dtype} whose memory was freed"
 
 
 def wrong_type(name: str, value: Any, expected: str) -> InvalidTypeError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -163,3 +164,10 @@ def test_only_true_and_false_are_flags():
     for value in (1, "yes", None, np.ones(2)):
         with pytest.raises(InvalidTypeError, match=r"resume is .*; expected True or False"):
             _checks.flag("resume", value)
+
+
+def test_a_tensor_without_memory_is_shown_and_not_read() -> None:
+    tensor = torch.ones(3)
+    tensor.untyped_storage().resize_(0)
+    assert _checks.shown(tensor) == "a tensor of shape [3] and torch.float32 whose memory was freed"
+    assert _checks.shown(torch.tensor(0.5)) == "tensor(0.5000)"

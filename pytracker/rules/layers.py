@@ -73,10 +73,10 @@ def _first_seen(view: View) -> Finding | None:
         if len(seen):
             return _located(view, int(seen.min()), first)
     total = view["grad_norm"]
-    fresh = total.values[total.index(view.since) :]
-    if not len(fresh) or np.isfinite(fresh).all():
+    bad = _steps_not_finite(view, view.since)
+    if not len(bad):
         return None
-    step = int(total.steps[total.index(view.since) + int(np.argmin(np.isfinite(fresh)))])
+    step = int(bad[0])
     return view.finding(
         "critical",
         f"the gradient norm is {total.at(step)} at step {step}; {_loss_at(view, step)}",
@@ -86,6 +86,14 @@ def _first_seen(view: View) -> Finding | None:
         action="record the parameters to find the layer; torch.autograd.set_detect_anomaly(True) finds the operation",
         numbers=finite_only(step=step, loss=view.loss.at(step)),
     )
+
+
+def _steps_not_finite(view: View, since: int) -> np.ndarray:
+    """Return the steps from ``since`` on whose norm isn't finite. One without any gradient has a count of NaN, too."""
+    total, counts = view["grad_norm"], view["grad_nonfinite"]
+    start = total.index(since)
+    bad = total.steps[start:][~np.isfinite(total.values[start:])]
+    return bad[~np.isin(bad, counts.steps[np.isnan(counts.values)])] if len(bad) else bad
 
 
 def _located(view: View, step: int, first: np.ndarray) -> Finding:
@@ -128,14 +136,12 @@ def _what_at(view: View, step: int, place: int) -> str:
 
 def _grown(view: View, known: Finding, after: int) -> Finding:
     """Return the finding with the steps after ``after`` whose norm isn't finite either."""
-    total = view["grad_norm"]
-    start = total.index(after + 1)
-    bad = np.flatnonzero(~np.isfinite(total.values[start:]))
+    bad = _steps_not_finite(view, after + 1)
     if not len(bad):
         return known
     count = known.numbers.get("later_steps", 0.0) + len(bad)
     numbers = {**known.numbers, "later_steps": float(count)}
-    return replace(known, last_step=int(total.steps[start + bad[-1]]), numbers=numbers)
+    return replace(known, last_step=int(bad[-1]), numbers=numbers)
 
 
 def _loss_at(view: View, step: int) -> str:

@@ -274,3 +274,22 @@ def test_a_cell_that_opens_its_run_again_finishes_the_earlier_one_and_says_so(we
         tracker.load_state_dict(earlier.state_dict())
         train(tracker, weight, 1)
     assert load_run(run.path).history["loss"].steps.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_warning_of_a_drain_within_step_points_at_the_users_line(weight) -> None:
+    with (
+        Tracker([("w", weight)], every=1, diagnosis=None) as tracker,
+        pytest.warns(RuntimeWarning, match="no parameter had a gradient in step 0") as caught,
+    ):
+        tracker.step(loss=1.0)
+    assert caught[0].filename == __file__
+
+
+def test_steps_without_a_gradient_are_no_finding_of_nonfinite_gradients(weight) -> None:
+    tracker = Tracker([("w", weight)], every=2)
+    tracker.step(loss=1.0)
+    with pytest.warns(RuntimeWarning, match="no parameter had a gradient"):
+        tracker.step(loss=1.0)
+    train(tracker, weight, 4)
+    tracker.close()
+    assert not [finding for finding in tracker.findings if finding.rule == "gradient_nonfinite"]
