@@ -12,6 +12,9 @@ from typing import Any, Protocol
 
 from .errors import in_words
 
+_signalled: list[int] = []
+"""Signals that have ended the program."""
+
 
 class Closable(Protocol):
     """Something that ends well, or with an error in words."""
@@ -22,6 +25,8 @@ class Closable(Protocol):
 
 def uncaught() -> str | None:
     """Return in words the exception with which the interpreter ends; None where it ends as it should."""
+    if _signalled:
+        return f"ended by {signal.Signals(_signalled[-1]).name}"
     error = getattr(sys, "last_value", None)
     at_a_prompt = hasattr(sys, "ps1")  # where an old error says nothing about the end
     return None if error is None or at_a_prompt else in_words(error)
@@ -75,4 +80,5 @@ def exit_on_signals() -> None:
 
 
 def _exit(number: int, frame: Any) -> None:
+    _signalled.append(number)
     raise SystemExit(128 + number)

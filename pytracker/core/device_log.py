@@ -181,6 +181,7 @@ class DeviceLog:
         self._on_rows = on_rows
         self._reader = native.make_reader(plan, optimizer, name_rates, set(reserved))
         self._captured = False
+        self._undrained = 0  # rows that were not sent when last looked at
         self.waits = 0
         self._ring = _Ring(plan, self._every, slots)
 
@@ -208,8 +209,9 @@ class DeviceLog:
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded; no row is written.
             ParameterError: a gradient cannot be read; no row is written.
         """
-        ring = self._ring
-        undrained = ring.log.append(self._reader, step, scalars)
+        if self._undrained >= self._every:  # drains were interrupted, and no row may be written over
+            self._drain()
+        self._undrained = undrained = self._ring.log.append(self._reader, step, scalars)
         if undrained >= self._every:
             self._drain()
         elif undrained == RENEW:
@@ -269,9 +271,12 @@ class DeviceLog:
                 torch.cuda.synchronize(stream.device)
         while self._ring.pending:  # first, so that the drain below finds a free buffer and counts no wait
             self._land(wait=True)
-        self._drain()
-        while self._ring.pending:
-            self._land(wait=True)
+        while True:
+            self._drain()
+            while self._ring.pending:
+                self._land(wait=True)
+            if self._ring.sent >= self._ring.log.written:  # after interrupted drains there is more than an interval
+                break
 
     def _drain_if_due(self) -> None:
         """Deliver what has arrived; drain where that is due by the clock and a buffer is free."""
@@ -303,6 +308,7 @@ class DeviceLog:
                 copy.rows = self._unpack(copy)
             ring.pending.append(copy)
         ring.log.release(ring.sent)
+        self._undrained = ring.log.written - ring.sent
         if ring.on_host:
             self._land()
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._checks import writable
 from ..columns import COLUMNS, MAX_SCALARS, METER_COLUMNS, TOTALS
 from ..errors import ParameterError
 from . import cuda, reference
@@ -112,7 +113,7 @@ def make_plan(
                 f"parameter {name!r} is on the meta device and has no data; materialize the model first "
                 "(model.to_empty(device=...) and load its weights)"
             )
-    return _core_for(parameters).Plan(list(parameters), list(names), source, list(windows))
+    return _core_for(parameters).Plan(list(parameters), list(map(writable, names)), source, list(windows))
 
 
 def make_step_log(plan: Any, capacity: int, slots: int) -> Any:

@@ -115,8 +115,9 @@ class Damage:
         """Say what was left out."""
         if self.rows:
             more = f" and {len(self.rows) - _NAMED} more" if len(self.rows) > _NAMED else ""
+            named = ", ".join(row.encode("unicode_escape").decode("ascii") for row in self.rows[:_NAMED])
             warnings.warn(
-                f"{connection.file} is damaged: {', '.join(self.rows[:_NAMED])}{more} don't match their checksums and "
+                f"{connection.file} is damaged: {named}{more} don't match their checksums and "
                 f"are left out; `pytracker check {connection.file.parent}` lists them all",
                 RuntimeWarning,
                 stacklevel=2,

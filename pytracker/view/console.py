@@ -169,7 +169,7 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
         "commit": f"{commit[:12]}{' with uncommitted changes' if facts.get('git_dirty') else ''}" if commit else None,
         "host": facts.get("host"),
         "journal": "rollback (a network file system)" if facts.get("journal_mode") == "TRUNCATE" else None,
-        "devices": ", ".join(facts.get("devices") or ()) or None,
+        "devices": ", ".join(map(str, devices)) or None if isinstance(devices := facts.get("devices"), list) else None,
         "python, torch": f"{facts.get('python')}, {facts.get('torch') or 'none'}" if facts else None,
         **run.meta,
     }

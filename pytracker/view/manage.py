@@ -21,6 +21,8 @@ _FILES: Final = (_FILE, f"{_FILE}-wal", f"{_FILE}-shm", f"{_FILE}-journal", "run
 def read_notes(run: Path) -> dict[str, Any]:
     """Return what people said of a run: "tags" (a list of texts), "note", "group"; empty where nothing, or no sense."""
     try:
+        if not (run / NOTES_NAME).is_file():  # a pipe would be waited for
+            return {}
         with open(run / NOTES_NAME, encoding="utf-8") as file:
             text = file.read(_LARGEST)
         given = json.loads(text)

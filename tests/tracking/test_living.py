@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def test_a_signal_that_would_kill_ends_the_program_as_ctrl_c_does(name, tmp_path
     assert (done.returncode, done.stdout) == (128 + getattr(signal, name), "")
     run = load_run(tmp_path / "run")
     assert run.history["loss"][:] == [0, 1, 2, 3, 4]
-    assert run.state != "running"
+    assert (run.state, run.error) == ("failed", f"ended by {name}")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -293,3 +294,31 @@ def test_steps_without_a_gradient_are_no_finding_of_nonfinite_gradients(weight) 
     train(tracker, weight, 4)
     tracker.close()
     assert not [finding for finding in tracker.findings if finding.rule == "gradient_nonfinite"]
+
+
+def test_drains_that_are_interrupted_again_and_again_let_no_row_be_written_over(weight, monkeypatch) -> None:
+    tracker = Tracker([("w", weight)], every=3, diagnosis=None)
+    log = tracker._log
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_unpack", interrupted)
+        for _ in range(9):
+            with contextlib.suppress(KeyboardInterrupt):
+                train(tracker, weight, 1)
+    train(tracker, weight, 2)
+    tracker.close()
+    arrived = tracker.history["loss"].steps.tolist()
+    assert tracker.history["loss"][:] == [float(step) for step in arrived]
+    assert arrived[:3] == [0, 1, 2]
+    assert arrived[-2:] == [9, 10]
+
+
+def test_a_parameter_whose_name_is_no_utf8_is_tracked() -> None:
+    model = nn.Module()
+    model.register_parameter("caf\udce9", nn.Parameter(torch.zeros(3)))
+    with Tracker(model, every=1, diagnosis=None) as tracker:
+        train(tracker, model._parameters["caf\udce9"], 2)
+    assert len(tracker.history["grad_norm"]) == 2
