@@ -40,7 +40,7 @@ class TrackioSink:
         self._init = {"project": project, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False, **init}
         self._run: Any = None
         self._info: RunInfo | None = None
-        self._alerted: set[tuple[str, str]] = set()
+        self._alerted: dict[str, int] = {}  # rule -> how severe
 
     def open(self, info: RunInfo) -> dict[str, Any]:
         self._info = info
@@ -61,11 +61,11 @@ class TrackioSink:
         self._run.log(dict(values), step=step)
 
     def finding(self, finding: Finding) -> None:
-        if (finding.rule, finding.severity) in self._alerted:
-            return  # it has only grown
+        if finding.rank <= self._alerted.get(finding.rule, -1):
+            return  # it has only grown, or become less
         from trackio import AlertLevel
 
-        self._alerted.add((finding.rule, finding.severity))
+        self._alerted[finding.rule] = finding.rank
         level = AlertLevel[_LEVELS[finding.severity]]
         self._run.alert(f"pytracker: {finding.rule}", str(finding), level=level, step=finding.last_step)
 

@@ -48,7 +48,7 @@ class WandbSink:
         self._init = {"project": project, **init}
         self._config: dict[str, Any] = {}
         self._name: str | None = None
-        self._alerted: set[tuple[str, str]] = set()
+        self._alerted: dict[str, int] = {}  # rule -> how severe
 
     def open(self, info: RunInfo) -> dict[str, Any] | None:
         self._layers.infos = info.parameters
@@ -74,9 +74,9 @@ class WandbSink:
         self._run.log({**values, "step": step, "_timestamp": time})
 
     def finding(self, finding: Finding) -> None:
-        if (finding.rule, finding.severity) in self._alerted:
-            return  # it has only grown
-        self._alerted.add((finding.rule, finding.severity))
+        if finding.rank <= self._alerted.get(finding.rule, -1):
+            return  # it has only grown, or become less
+        self._alerted[finding.rule] = finding.rank
         self._run.alert(f"pytracker: {finding.rule}"[:63], str(finding), level=_LEVELS[finding.severity])
 
     def close(self, error: str | None) -> None:
