@@ -21,7 +21,7 @@ INSTALLED := PYTHONSAFEPATH=1
 .PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test cuda-counters clean
 
 demo: build
-	$(BIN)/python -m pytracker.demo
+	$(BIN)/python -m pytracker demo
 
 test: build
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -476,3 +477,11 @@ def test_watch_reads_only_what_is_new_and_begins_again_after_a_resume(tmp_path):
         assert tail.history["loss"] == [0, 1, 2, 3, 4, -5]
     tail.read()
     assert tail.run.state == "finished"
+
+
+def test_make_demo_calls_a_verb_that_is_there() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    command = re.search(r"^demo: build\n\t\$\(BIN\)/python (.+)$", makefile, re.MULTILINE)
+    assert command
+    shown = subprocess.run([sys.executable, *command[1].split(), "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
