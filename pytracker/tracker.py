@@ -17,24 +17,22 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import no_copies, number_of_samples, real_number, text, whole_number, wrong_value
+from ._checks import number_of_samples, real_number, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
-from ._warn import warn_user
 from .columns import MAX_SCALARS, SUM_SQ
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
-from .errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
-from .history import History
+from .errors import InvalidTypeError, InvalidValueError, StoreError, in_words
 from .sinks import NoSinks, SinkLike, mirrors_of
 from .tracking import (
+    Closing,
     Delivery,
     GradientWatch,
     InMemoryRun,
@@ -60,7 +58,7 @@ GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "g
 _RESERVED = frozenset({*GRADIENT_SERIES, *NOISE_SERIES, "epoch", "step"})
 
 
-class Tracker:
+class Tracker(Closing):
     """Records every gradient statistic of every step, without making the training wait.
 
     Call ``step`` after ``backward`` and before the gradients are cleared::
@@ -233,12 +231,6 @@ class Tracker:
         self._log.every = every
 
     @property
-    def history(self) -> History:
-        """What has arrived so far; ``flush`` brings the rest. What ranks merge is on the first alone. Never waits."""
-        history: History = self._run.history
-        return history
-
-    @property
     def findings(self) -> list[Finding]:
         """The findings so far, the most severe first."""
         return self._judge.findings
@@ -351,101 +343,6 @@ class Tracker:
             self._record_late({**values, "epoch": float(self._epochs)})
             self._judge.evaluate_again(self.history)
             return {**self._delivery.means.take(), **values}
-
-    @property
-    def closed(self) -> bool:
-        """Whether the tracker is closed, and takes no more steps."""
-        return self._closed
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the tracker is closed; make a new one to go on recording")
-
-    def flush(self) -> None:
-        """Bring everything recorded so far to the history and the run. Waits for the device."""
-        with self._lock:
-            self._team.meet(self._steps)
-            self._log.flush()
-            self._team.finish()
-            self._delivery.finish()
-            self._judge.evaluate_now(self.history)
-            self._sinks.flush()
-            self._watch.check(closed=self._closed)
-
-    def close(self, *, error: str | None = None) -> None:
-        """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
-
-        Args:
-            error: the run is marked as failed, with this text, and no other rank is waited for: as also where the ranks
-                have lost each other before.
-
-        Raises:
-            RankMismatchError: the ranks disagree, or one is missing, and ``on_rank_fault`` is "raise".
-        """
-        error = None if error is None else text("error", error)
-        with self._lock:
-            if self._ended or self._ending:  # the run that is finished below closes its tracker first
-                return
-            self._closed = self._ending = True
-            try:
-                self._end(error or self._team.error)
-            except BaseException as problem:  # what is left of the end is done all the same
-                if not self._ended:
-                    with contextlib.suppress(Exception):  # the first says more
-                        self._end(error or in_words(problem))
-                raise
-            finally:
-                self._ending = False
-
-    def _end(self, error: str | None) -> None:
-        """Bring everything home and close what was opened. After an interruption it can be called again."""
-        try:
-            self.flush() if error is None else self._flush_alone(error)
-        except BaseException as problem:  # ^C too, while other ranks are waited for
-            error = error or in_words(problem)
-            with contextlib.suppress(Exception):
-                self._flush_alone(error)
-            raise
-        finally:
-            if error is None:
-                self._team.close()
-            self._sinks.close(error)
-            self._run.finish("finished" if error is None else "failed", error=error)
-            self._at_exit.forget()
-            self._ended = True
-
-    def _flush_alone(self, error: str) -> None:
-        """Bring home what needs no other rank: they may not know of the fault, so nobody is waited for."""
-        self._team.leave(error)
-        self._log.flush()
-        self._delivery.finish()
-        self._judge.evaluate_now(self.history)
-
-    def __del__(self) -> None:
-        """Say what is lost with a tracker that was dropped; nothing can be brought home where garbage is collected."""
-        is_open = not getattr(self, "_closed", True) and self._at_exit.is_ours
-        if is_open and (lost := self._steps - 1 - self.history.last_step) > 0:
-            warn_user(
-                f"a tracker was dropped without close(), and with it the last {lost} of its {self._steps} steps; use "
-                "`with pytracker.Tracker(...) as tracker`, or call tracker.close() at the end"
-            )
-
-    __reduce_ex__ = no_copies("a Tracker", "save tracker.state_dict(), and keep the tracker out of what is copied")
-
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close; where an exception leaves the block, it goes on its way with all rows safe."""
-        if error is None:
-            self.close()
-            return
-        try:
-            self.close(error=in_words(error))
-        except Exception as problem:
-            warn_user(f"the last rows could not be brought home: {problem}")
 
     def state_dict(self) -> dict[str, Any]:
         """Bring home what has been recorded, and return the number of steps and epochs. Waits for device and disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .arguments import check_arguments, check_by_name, explain_scalars, warn_of_untrained
+from .closing import Closing
 from .delivery import Delivery
 from .gradient_watch import GradientWatch
 from .live_diagnosis import LiveDiagnosis
@@ -11,6 +12,7 @@ from .recorder import InMemoryRun, opened
 from .series import facts_for_rules, parameter_infos, weight_moments
 
 __all__ = [
+    "Closing",
     "Delivery",
     "GradientWatch",
     "InMemoryRun",
