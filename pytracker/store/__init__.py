@@ -1,9 +1,9 @@
 """The run store: one folder a run, one SQLite file in it. No torch here; `docs/runs.md` describes the file."""
 
 from .._json import jsonable
-from .lock import RunLock
+from ..runfile import RunLock, SeriesSummary
 from .names import checked_name
-from .reading import SeriesSummary, Session, StoredRun, Tail, check_run, find_run, list_runs, load_run
+from .reading import Session, StoredRun, Tail, check_run, find_run, list_runs, load_run
 from .run import Run
 
 __all__ = [

@@ -20,10 +20,21 @@ from .._checks import shown, writable
 from .._json import decode, encode
 from ..errors import StoreError
 from ..history import FIELDS, Document, ExactRows, Interval, Points, says_nothing
-from .lock import RunLock
-from .packing import MOST_POINTS, MOST_ROW_BYTES, checksum, pack_points, pack_rows, unpack_points, unpack_rows
+from ..runfile import (
+    FILE_NAME,
+    FORMAT,
+    MOST_POINTS,
+    MOST_ROW_BYTES,
+    RunLock,
+    checksum,
+    open_for_writing,
+    pack_points,
+    pack_rows,
+    summary_of,
+    unpack_points,
+    unpack_rows,
+)
 from .pending import Batch
-from .schema import FILE_NAME, FORMAT, open_for_writing
 
 CLOCK_SECONDS: Final = 0.1  # a clock row at most this often
 
@@ -307,7 +318,7 @@ class RunFile:
         for start in range(0, len(steps), MOST_POINTS):
             end = start + MOST_POINTS
             connection.execute(_BATCH_SQL, _batch_row(known, steps[start:end], values[start:end]))
-        connection.execute(_UPDATE_SERIES, {"id": known, **_extremes(steps, values)})
+        connection.execute(_UPDATE_SERIES, {"id": known, **vars(summary_of(steps, values))})
         self._series[name] = known
 
     def _write_rows(self, blob: ExactRows, connection: sqlite3.Connection) -> None:
@@ -388,8 +399,7 @@ def _archive_points(connection: sqlite3.Connection, archive: int, step: int) -> 
         texts = connection.execute("SELECT points FROM batches WHERE series = ? ORDER BY id", (series,)).fetchall()
         steps, values = unpack_points([text for (text,) in texts])
         if len(steps):
-            extremes = _extremes(steps.tolist(), values.tolist())
-            connection.execute(_UPDATE_SERIES, {"id": series, **extremes})
+            connection.execute(_UPDATE_SERIES, {"id": series, **vars(summary_of(steps.tolist(), values.tolist()))})
     return moved
 
 
@@ -404,20 +414,3 @@ def _split_rows(connection: sqlite3.Connection, step: int) -> None:
         for part in (slice(cut), slice(cut, None)):
             row = _rows_row(steps[part], format, pack_rows(rows[part], format))
             connection.execute(_ROWS_SQL, row)
-
-
-def _extremes(steps: list[int], values: list[float]) -> dict[str, Any]:
-    """What ``_UPDATE_SERIES`` needs of a batch; NaN is neither a minimum nor a maximum."""
-    array = np.array(values)
-    known = array[~np.isnan(array)]
-    lowest = int(np.nanargmin(array)) if len(known) else 0
-    highest = int(np.nanargmax(array)) if len(known) else 0
-    return {
-        "count": len(values),
-        "last_step": steps[-1],
-        "last": values[-1],
-        "minimum": values[lowest],
-        "minimum_step": steps[lowest],
-        "maximum": values[highest],
-        "maximum_step": steps[highest],
-    }

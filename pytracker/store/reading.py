@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 from .._checks import path as checked_path
 from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..history import Float64Array, History, Int64Array, ParameterHistory, ParameterInfo, html_table
-from .decoding import (
+from ..runfile import (
+    FILE_NAME,
     Cells,
+    Connection,
+    SeriesSummary,
+    is_locked,
+    open_for_reading,
     read_clock,
     read_documents,
     read_exact_rows,
@@ -29,8 +34,6 @@ from .decoding import (
     read_points,
     what_is_damaged,
 )
-from .lock import is_locked
-from .schema import FILE_NAME, Connection, open_for_reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,19 +41,6 @@ if TYPE_CHECKING:
 UNREADABLE: Final = "unreadable"
 DEFAULT_DIRECTORY: Final = "runs"
 _STATES: Final = ("running", "finished", "failed")
-
-
-@dataclass(frozen=True)
-class SeriesSummary:
-    """A series in a few numbers, kept by the writer: reading them costs the same for any length."""
-
-    count: int
-    last_step: int
-    last: float
-    minimum: float
-    minimum_step: int
-    maximum: float
-    maximum_step: int
 
 
 @dataclass(frozen=True)
@@ -348,14 +338,21 @@ def _summary(cells: Cells) -> SeriesSummary:
 def check_run(run: str | os.PathLike[str], directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> list[str]:
     """Read all of a run, and return what is damaged in it: nothing, for one that is whole. ``run`` as for ``load_run``.
 
-    SQLite looks at every page, and each batch of values, interval and document is compared with its checksum.
+    Each row is decoded and compared with its checksum, each table with the number of its rows and their sum, each
+    series with what it comes to; and SQLite looks at every page.
 
     Raises:
         RunNotFoundError: there is no run.
-        RunFormatError: the file is not a run at all, or too damaged to be opened.
+        RunFormatError: the file is not a run at all, too damaged to be opened, or has more than a reader takes.
     """
-    with open_for_reading(_place_of(run, directory)) as connection:
-        return list(what_is_damaged(connection))
+    place = _place_of(run, directory)
+    with open_for_reading(place) as connection:
+        damage = list(what_is_damaged(connection))
+        try:
+            read_header(connection, place)
+        except (RunFormatError, ValueError) as error:
+            damage.append(f"the run: {error}")
+        return damage
 
 
 class Tail:

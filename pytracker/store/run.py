@@ -32,11 +32,11 @@ from ..history import (
     Truncation,
     finding_key,
 )
+from ..runfile import FILE_NAME
 from .file import RunFile
 from .names import checked_name, readable_name
 from .pending import Batch, Pending
 from .reading import read_run
-from .schema import FILE_NAME
 from .writer import Writer
 
 STATES: Final = ("finished", "failed")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pytracker.errors import RunFormatError, RunNotFoundError, StoreError
 from pytracker.history import summarize
+from pytracker.runfile.schema import filesystem_of, journal_mode_for
 from pytracker.store import Run, list_runs, load_run
-from pytracker.store.schema import filesystem_of, journal_mode_for
 
 
 def make_damaged(folder, kind):
@@ -143,7 +143,7 @@ def test_network_file_systems_get_the_rollback_journal(tmp_path, monkeypatch):
     assert {path: filesystem_of(Path(path), mounts) for path in kinds} == kinds
     assert filesystem_of(Path("/"), tmp_path / "nowhere") == ""
     assert journal_mode_for(tmp_path) == "WAL"
-    monkeypatch.setattr("pytracker.store.schema.filesystem_of", lambda path: "nfs4")
+    monkeypatch.setattr("pytracker.runfile.schema.filesystem_of", lambda path: "nfs4")
     with Run(tmp_path, name="one", flush_seconds=0.1) as run:
         run.log(0, loss=1.0)
         run.flush()

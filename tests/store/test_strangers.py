@@ -14,8 +14,8 @@ import pytest
 
 from pytracker.errors import RunFormatError, StoreError
 from pytracker.history import summarize
+from pytracker.runfile.packing import checksum
 from pytracker.store import Run, check_run, list_runs, load_run
-from pytracker.store.packing import checksum
 
 DEEP = "[" * 5000 + "]" * 5000
 
@@ -99,7 +99,7 @@ def with_true_checksums(connection):
 @pytest.fixture(autouse=True)
 def _small_rows(monkeypatch):
     """A reader that takes rows of a megabyte can be tested without filling a disk."""
-    monkeypatch.setattr("pytracker.store.schema._LARGEST_ROW", 2**20)
+    monkeypatch.setattr("pytracker.runfile.schema._LARGEST_ROW", 2**20)
 
 
 def spoil(path, sql):

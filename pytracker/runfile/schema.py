@@ -18,6 +18,7 @@ from typing import Final
 from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..history import FIELDS
 from .lock import is_locked
+from .totals import TABLE, TOTALS_SCHEMA, begin_totals, keep_totals
 
 FILE_NAME: Final = "run.sqlite"
 APPLICATION_ID: Final = 0x70797472  # "pytr": `file run.sqlite` and other programs can tell what it is
@@ -72,8 +73,7 @@ _PLAIN_TABLE: Final = re.compile(r"CREATE TABLE (?!.*(\bGENERATED\b|\bAS\s*\())"
 _LARGEST_ROW: Final = 128 * 2**20  # bytes of a row, or of a text or blob in it, that a reader takes
 _INSTRUCTIONS: Final = 100_000  # of SQLite's machine between two looks at what reading costs
 
-SUMMED_TABLES: Final = re.findall(r"CREATE TABLE (\w+) \([^;]*checksum", SCHEMA)
-TABLES: Final = frozenset(re.findall(r"CREATE TABLE (\w+)", SCHEMA))
+TABLES: Final = frozenset(re.findall(r"CREATE TABLE (\w+)", SCHEMA + TOTALS_SCHEMA))
 
 _NETWORK_FILESYSTEMS: Final = (
     "nfs nfs4 cifs smb3 smbfs 9p afs ceph lustre beegfs gpfs glusterfs ocfs2 gfs2 pvfs2 orangefs virtiofs "
@@ -120,9 +120,16 @@ def open_for_writing(folder: Path) -> tuple[sqlite3.Connection, str]:
         check_format(connection, path, allow_empty=True)
         mode = connection.execute(f"PRAGMA journal_mode = {journal_mode_for(folder)}").fetchone()[0]
         connection.execute("PRAGMA synchronous = NORMAL")
-        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-            script = f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
-            connection.executescript(f"{script} PRAGMA user_version = {FORMAT}; COMMIT;")
+        made = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        tables = sorted(TABLES - {TABLE})
+        if TABLE not in made:
+            script = (
+                "" if made else f"{SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+            )
+            connection.executescript(f"BEGIN IMMEDIATE; {script}")
+            begin_totals(connection, tables)
+            connection.execute("COMMIT")
+        keep_totals(connection, tables)
     except BaseException:
         connection.close()
         raise
@@ -166,6 +173,10 @@ def damaged(path: Path, error: Exception) -> str:
     return f"{path} is damaged or not a run ({error}); `sqlite3 {path} .recover` may save what is left"
 
 
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")  # whatever a damaged byte is: the checksum tells
+
+
 class Connection(sqlite3.Connection):
     """A connection to a file that may have been made to harm: it does no more work than the file is worth."""
 
@@ -177,6 +188,7 @@ class Connection(sqlite3.Connection):
         """Bound what reading ``file`` may cost, by its size."""
         size = sum(part.stat().st_size for part in _parts_of(file) if part.exists())
         self.file = file
+        self.text_factory = _text
         self._instructions_left = 2e7 + 50 * size
         self._bytes_left = 2**20 + 2 * size
         if hasattr(self, "setlimit"):  # from Python 3.11 on
@@ -278,6 +290,11 @@ def _open_and_touch(file: Path) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def log_of(file: Path) -> Path:
+    """Return where SQLite keeps what was written and is not in ``file`` yet."""
+    return file.with_name(f"{file.name}-wal")
 
 
 def _parts_of(file: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from ..history import (
     checked_steps,
 )
 from .packing import checksum, unpack_points, unpack_rows
-from .schema import SUMMED_TABLES, Connection
+from .schema import Connection
 
 _BLOB_TYPES: Final = {name: "<i8" if name == "first_nonfinite" else "<f4" for name in FIELDS}
 _LAST_TIME: Final = 253402300799.0  # of the year 9999, the last that Python's datetime knows
@@ -126,7 +126,7 @@ class Damage:
 
 def read_points(connection: Connection, after: int = 0) -> tuple[dict[str, Series], int]:
     """Read the batches with an id above ``after`` as series, and return them with the last id seen."""
-    names = _series_names(connection)
+    names = series_names(connection)
     columns = "series, first_step, last_step, count, points, checksum"
     rows = connection.execute(f"SELECT id, {columns} FROM batches WHERE id > ? ORDER BY id", (after,))
     texts: dict[int, list[str]] = {series: [] for series in names}
@@ -150,7 +150,8 @@ def read_points(connection: Connection, after: int = 0) -> tuple[dict[str, Serie
     return found, last
 
 
-def _series_names(connection: Connection) -> dict[int, str]:
+def series_names(connection: Connection) -> dict[int, str]:
+    """Read the names of the series, by their numbers."""
     rows = connection.execute("SELECT id, name FROM series ORDER BY id")
     return {cells.whole(): cells.text() for cells in (Cells("series", row) for row in rows)}
 
@@ -187,14 +188,10 @@ def read_intervals(
         first, last = cells.whole(), cells.whole()
         if damage.is_in(row, f"the interval of steps {first} to {last}"):
             continue
-        for name, blob in zip(FIELDS, row[2:-1], strict=True):
-            if blob is None:
-                continue
-            if not isinstance(blob, bytes) or len(blob) != width * np.dtype(_BLOB_TYPES[name]).itemsize:
-                raise RunFormatError(f"intervals.{name} is {shown(blob)}; expected a blob for {width} parameters")
+        for name, values in unpack_fields(dict(zip(FIELDS, row[2:-1], strict=True)), width).items():
             if name not in fields:  # it has had nothing to tell up to here
-                fields[name] = np.full((count, width), FIELDS[name], _BLOB_TYPES[name])
-            fields[name][len(steps)] = np.frombuffer(blob, _BLOB_TYPES[name])
+                fields[name] = np.full((count, width), FIELDS[name], values.dtype)
+            fields[name][len(steps)] = values
         steps.append((first, last))
     damage.warn(connection)
     table = np.array(steps, np.int64).reshape(-1, 2)
@@ -202,6 +199,23 @@ def read_intervals(
         raise RunFormatError("its intervals overlap")
     whole = {name: array[: len(steps)] for name, array in fields.items()}
     return ParameterHistory.from_fields(infos, table[:, 0].copy(), table[:, 1].copy(), whole)
+
+
+def unpack_fields(cells: Mapping[str, Any], width: int) -> dict[str, NDArray[Any]]:
+    """Return the fields of an interval that have something to tell, each for ``width`` parameters.
+
+    Raises:
+        RunFormatError: a cell is no such field.
+    """
+    found = {}
+    for name in FIELDS:
+        blob, dtype = cells[name], np.dtype(_BLOB_TYPES[name])
+        if blob is None:
+            continue
+        if not isinstance(blob, bytes) or len(blob) != width * dtype.itemsize:
+            raise RunFormatError(f"intervals.{name} is {shown(blob)}; expected a blob for {width} parameters")
+        found[name] = np.frombuffer(blob, dtype)
+    return found
 
 
 def read_exact_rows(connection: Connection, parameters: ParameterHistory) -> None:
@@ -219,13 +233,24 @@ def read_exact_rows(connection: Connection, parameters: ParameterHistory) -> Non
         if damage.is_in(row, f"the rows of steps {first} to {last}"):
             continue
         connection.charge(row[5])
-        steps = checked_steps("step", cells.document())
-        if len(steps) != count:
-            raise RunFormatError(f"exact_rows has {len(steps)} steps where {count} are expected")
-        blocks.append((steps, unpack_rows(row[5], format, count, width)))
+        blocks.append(unpack_exact_rows(count, format, cells.document(), row[5], width))
     damage.warn(connection)
     for steps, rows in reversed(blocks):
         parameters.append_rows(steps, rows)
+
+
+def unpack_exact_rows(
+    count: int, format: str, steps: Any, moments: bytes, width: int
+) -> tuple[Int64Array, Float64Array]:
+    """Return the steps and the moments [n, T, 6] of a row of ``exact_rows``.
+
+    Raises:
+        RunFormatError, ValueError: they are not ``count`` rows of ``width`` parameters.
+    """
+    known = checked_steps("step", steps)
+    if len(known) != count:
+        raise RunFormatError(f"exact_rows has {len(known)} steps where {count} are expected")
+    return known, unpack_rows(moments, format, count, width)
 
 
 def read_clock(connection: Connection, latest: int = -1) -> tuple[Int64Array, Float64Array]:
@@ -245,25 +270,3 @@ def read_findings(connection: Connection) -> list[dict[str, Any]]:
     """Read the findings, the first ones first."""
     rows = connection.execute("SELECT document FROM findings ORDER BY first_step, rowid")
     return [checked_finding(Cells("findings", row).document()) for row in rows]
-
-
-def what_is_damaged(connection: Connection) -> Iterator[str]:
-    """Read everything, and say what SQLite finds damaged or what doesn't match its checksum."""
-    for (line,) in connection.execute("PRAGMA integrity_check(20)"):
-        if line != "ok":
-            yield f"SQLite: {line}"
-    for table in SUMMED_TABLES:
-        rows = connection.execute(f"SELECT * FROM {table}")
-        columns = [column for column, *_ in rows.description]
-        start, end = columns[0] in ("id", "archive") and table != "parameters", columns.index("checksum")
-        for row in rows:
-            if checksum(*row[start:end]) != row[end]:
-                named = ", ".join(f"{name} {shown(cell)}" for name, cell in zip(columns[:3], row, strict=False))
-                yield f"{table}: the row of {named} doesn't match its checksum"
-    counted = "SELECT series, sum(count) AS count FROM batches GROUP BY series"
-    rows = connection.execute(
-        f"SELECT name, series.count, ifnull(counted.count, 0) FROM series LEFT JOIN ({counted}) AS counted "
-        "ON counted.series = series.id WHERE series.count != ifnull(counted.count, 0)"
-    )
-    for name, said, found in rows:
-        yield f"series: {name!r} should have {said} values and has {found}"
