@@ -293,6 +293,33 @@ def test_tensors_that_have_gradients_are_parameters_whatever_their_kind() -> Non
     }
 
 
+@pytest.mark.parametrize("measure", [pytracker.gradient_stats, pytracker.compute_gradient_stats])
+@pytest.mark.parametrize("places", [(0, 1), (1, 0)])
+def test_gradients_among_parameters_are_refused_by_name(measure, places) -> None:
+    parameter, frozen = nn.Parameter(torch.ones(2)), torch.ones(2)
+    parameter.grad = torch.tensor([3.0, 4.0])
+    (computed,) = torch.autograd.grad((parameter**2).sum(), [parameter], create_graph=True)
+    for stranger in (frozen, computed):
+        pair = [parameter, stranger]
+        with pytest.raises(InvalidTypeError, match=rf"^element {places.index(1)} of the target: no parameter"):
+            measure([pair[place] for place in places])
+        named = [("w", parameter), ("g", stranger)]
+        with pytest.raises(InvalidTypeError, match=r"^'g' of the target: no parameter"):
+            measure([named[place] for place in places])
+
+
+def test_a_tracker_takes_frozen_tensors_and_refuses_what_was_computed() -> None:
+    weight, frozen = torch.ones(2, requires_grad=True), torch.ones(2)
+    with pytracker.Tracker([("weight", weight), ("frozen", frozen)], diagnosis=None) as tracker:
+        weight.sum().backward()
+        tracker.step()
+    assert tracker.history.meta["frozen"] == [[1, 2]]
+    assert tracker.history["grad_norm"][:] == [math.sqrt(2)]
+    for make in (pytracker.Tracker, pytracker.GradientMeter):
+        with pytest.raises(InvalidTypeError, match="'part' of the target: computed from other tensors"):
+            make([("weight", weight), ("part", weight[:1])])
+
+
 def test_one_gradient_may_be_given_alone() -> None:
     assert pytracker.compute_gradient_stats(torch.tensor([3.0, 4.0])) == {"grad_norm": 5.0, "grad_max": 5.0}
 

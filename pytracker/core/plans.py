@@ -167,11 +167,21 @@ def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
 
     Gradients are new tensors on each call, so a plan for them isn't kept. None among them, which
     ``torch.autograd.grad(..., allow_unused=True)`` returns, is left out.
+
+    Raises:
+        InvalidTypeError: parameters and gradients are mixed, or the target is nothing of the kind.
+        ParameterError, LayoutError: as for ``track``.
     """
     items: Any = target
     if not isinstance(target, (torch.nn.Module, list, tuple)):
         items = list(_iterable(target))
     if isinstance(items, torch.nn.Module) or not are_gradients(items):
+        if not isinstance(items, torch.nn.Module) and (found := [*_named_gradients(items)]):
+            raise InvalidTypeError(
+                f"{_some(name for name, _ in found)} of the target: no parameter, and nothing in .grad, so taken for a "
+                "gradient, among parameters whose .grad is measured; give gradients and parameters in calls of their "
+                "own, and leave frozen tensors out"
+            )
         with planned(items) as known:
             yield known
         return
@@ -183,17 +193,27 @@ def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
 def watchable(target: Target) -> Target:
     """Return a target whose parameters have other gradients on each step; an iterator as the list of what it gives.
 
+    A frozen tensor among them is one without a gradient. What was computed from others never has one.
+
     Raises:
-        InvalidTypeError: it is nothing of the kind, or its tensors are gradients themselves.
+        InvalidTypeError: it is nothing of the kind, or some of its tensors are gradients themselves.
     """
     if isinstance(target, torch.nn.Module):
         return target
     items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    advice = (
+        "what is measured on each step is the .grad of parameters. Give the module or its parameters; "
+        "gradient_stats(gradients) measures gradients once"
+    )
     if are_gradients(items):
         raise InvalidTypeError(
-            "the target holds gradients, or tensors that have none in .grad and require none; what is measured on each "
-            "step is the .grad of parameters. Give the module or its parameters; gradient_stats(gradients) measures "
-            "gradients once"
+            f"the target holds gradients, or tensors that have none in .grad and require none; {advice}"
+        )
+    computed = [name for name, tensor in _named_gradients(items) if not tensor.is_leaf]
+    if computed:
+        raise InvalidTypeError(
+            f"{_some(computed)} of the target: computed from other tensors, so that no backward fills its .grad; "
+            f"{advice}"
         )
     return items
 
@@ -210,12 +230,30 @@ def are_gradients(items: list[Any] | tuple[Any, ...]) -> bool:
         tensor = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if tensor is None and not isinstance(item, tuple):
             continue
-        if not isinstance(tensor, Tensor) or isinstance(tensor, torch.nn.Parameter):
-            return False
-        if tensor.requires_grad or tensor.grad is not None if tensor.is_leaf else tensor.retains_grad:
+        if not _is_gradient(tensor):
             return False
         found = True
     return found
+
+
+def _is_gradient(item: Any) -> bool:
+    """Whether it is a tensor that is no parameter, and that no backward gives a gradient."""
+    if type(item) is torch.nn.Parameter or not isinstance(item, Tensor) or isinstance(item, torch.nn.Parameter):
+        return False
+    return not (item.requires_grad or item.grad is not None if item.is_leaf else item.retains_grad)
+
+
+def _named_gradients(items: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the gradients among the items of a target, by name or by place."""
+    for index, item in enumerate(items):
+        name, tensor = item if isinstance(item, tuple) and len(item) == 2 else (index, item)
+        if _is_gradient(tensor):
+            yield (f"element {name}" if isinstance(name, int) else repr(name)), tensor
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
 def _iterable(target: Any) -> Iterable[Any]:
