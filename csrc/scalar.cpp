@@ -3,6 +3,8 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/StringUtil.h>
 
+#include <cmath>
+
 #include "dtensor.h"
 #include "dtypes.h"
 #include "errors.h"
@@ -80,10 +82,15 @@ Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device d
   }
 }
 
+void check_divisor(double value) {
+  if (!std::isfinite(value) || value <= 0)
+    throw InvalidValueError(
+        c10::str("'grad_scale' is ", value, "; the statistics are divided by it, so it must be finite and above 0"));
+}
+
 Scalar divisor_of(const at::Tensor& value, c10::Device device, std::vector<at::Tensor>& kept) {
   Scalar divisor = scalar_of(value, "grad_scale", device, kept);
-  if (divisor.data == nullptr && divisor.value == 0)
-    throw InvalidValueError("'grad_scale' is 0; the statistics are divided by it");
+  if (divisor.data == nullptr) check_divisor(divisor.value);
   return divisor;
 }
 

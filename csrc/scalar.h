@@ -15,7 +15,10 @@ namespace pytracker {
 // InvalidValueError, naming `name`, where the value cannot be read.
 Scalar scalar_of(const at::Tensor& value, const std::string& name, c10::Device device, std::vector<at::Tensor>& kept);
 
-// The same for a grad_scale, by which statistics are divided. Throws where it is on the host, and zero.
+// Throws InvalidValueError unless statistics can be divided by a grad_scale: it is finite and above 0.
+void check_divisor(double value);
+
+// The same as scalar_of for a grad_scale. It is checked where it is on the host: on a device that would wait.
 Scalar divisor_of(const at::Tensor& value, c10::Device device, std::vector<at::Tensor>& kept);
 
 }  // namespace pytracker

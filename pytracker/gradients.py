@@ -66,8 +66,8 @@ def gradient_stats(target: Target, *, grad_scale: float | Tensor | None = None) 
 
     Raises:
         InvalidTypeError: ``target`` is nothing of the kind.
-        InvalidValueError: ``grad_scale`` is zero or not finite, or has more than one element. A tensor's value is not
-            checked, since reading it would wait.
+        InvalidValueError: ``grad_scale`` is not finite or not above 0, or has more than one element. The value of a
+            tensor on a device is not checked, since reading it would wait.
         ParameterError: a gradient has a dtype, layout or device that cannot be read.
 
     Example:
@@ -91,8 +91,8 @@ def _scale_tensor(grad_scale: float | Tensor | None) -> Tensor | None:
     if grad_scale is None or isinstance(grad_scale, Tensor):
         return grad_scale
     scale = real_number("grad_scale", grad_scale)
-    if scale == 0 or not math.isfinite(scale):
-        raise wrong_value("grad_scale", grad_scale, "a finite number other than 0: the statistics are divided by it")
+    if not 0 < scale < math.inf:
+        raise wrong_value("grad_scale", grad_scale, "a finite number above 0: the statistics are divided by it")
     return torch.tensor(scale, dtype=torch.float64, device="cpu")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,7 @@ def freed() -> torch.Tensor:
 
 READ: dict[str, tuple[Callable[[], torch.Tensor], float]] = {
     "the imaginary part of a conjugate": (lambda: torch.tensor(1 + 2j).conj().imag, -2.0),
+    "a positive one": (lambda: torch.tensor(1 - 2j).conj().imag, 2.0),
     "a lazy negation": (lambda: torch._neg_view(torch.tensor(3.0)), -3.0),
     "a zero tensor": (lambda: torch._efficientzerotensor(()), 0.0),
     "an mkldnn tensor": (lambda: torch.tensor([3.0]).to_mkldnn(), 3.0),
@@ -79,9 +81,9 @@ def recorded(module: str, **scalars: object) -> tuple[list[float], float]:
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize(("make", "value"), READ.values(), ids=READ)
 def test_a_value_is_the_one_that_torch_reads(make: Callable[[], torch.Tensor], value: float, module: str) -> None:
-    scalars, squares = recorded(module, loss=make(), grad_scale=make() if value else None)
+    scalars, squares = recorded(module, loss=make(), grad_scale=make() if value > 0 else None)
     assert scalars[0] == value
-    assert squares == pytest.approx(2 / value**2 if value else 2)
+    assert squares == pytest.approx(2 / value**2 if value > 0 else 2)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
@@ -96,10 +98,27 @@ def test_what_has_no_value_is_refused_with_its_name(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_scale_of_zero_is_refused_as_a_number_and_as_a_tensor(module: str) -> None:
-    for zero in (0.0, torch.tensor(0.0), torch._efficientzerotensor(())):
-        with pytest.raises(InvalidValueError, match="grad_scale"):
-            recorded(module, grad_scale=zero)
+@pytest.mark.parametrize("scale", [0.0, -0.0, -2.0, math.inf, -math.inf, math.nan])
+def test_a_scale_that_is_not_finite_and_above_0_is_refused_as_a_number_and_as_a_tensor(
+    scale: float, module: str
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    for given in (scale, np.float32(scale), torch.tensor(scale), torch.tensor([scale], dtype=torch.bfloat16)):
+        with pytest.raises(InvalidValueError, match=f"grad_scale' is {scale:g}; .* finite and above 0"):
+            recorded(module, grad_scale=given)
+        with pytest.raises(InvalidValueError, match=r"grad_scale.*finite.* above 0"):
+            pytracker.gradient_stats([weight], grad_scale=given)
+        if isinstance(given, torch.Tensor):
+            with pytest.raises(InvalidValueError, match=r"grad_scale.* finite and above 0"):
+                torch.ops.pytracker.gradient_moments([torch.ones(2)], given)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_lazy_scale_is_read_before_it_is_judged(module: str) -> None:
+    for given in (torch._efficientzerotensor(()), torch.tensor(1 + 2j).conj().imag, torch._neg_view(torch.ones(()))):
+        with pytest.raises(InvalidValueError, match=r"grad_scale.* finite and above 0"):
+            recorded(module, grad_scale=given)
 
 
 def test_transforms_of_torch_are_seen_through_or_refused() -> None:
@@ -129,6 +148,6 @@ def test_a_tracker_records_a_lazy_view_and_divides_by_one() -> None:
     model = torch.nn.Linear(1, 1, bias=False)
     model.weight.grad = torch.tensor([[6.0]])
     with pytracker.Tracker(model, diagnosis=None) as tracker:
-        tracker.step(loss=torch.tensor(1 + 2j).conj().imag, grad_scale=torch.tensor(1 + 2j).conj().imag)
+        tracker.step(loss=torch.tensor(1 + 2j).conj().imag, grad_scale=torch.tensor(1 - 2j).conj().imag)
     assert tracker.history["loss"][:] == [-2.0]
     assert tracker.history["grad_norm"][:] == [3.0]
