@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -166,10 +166,10 @@ class DeviceLog:
         *,
         seconds: float = math.inf,
         optimizer: torch.optim.Optimizer | None = None,
-        reserved: Iterable[str] = (),
+        reserved: set[str] | None = None,
         slots: int = FIRST_SLOTS,
     ) -> None:
-        """Allocate everything that the log will need. A scalar may not have a ``reserved`` name.
+        """Allocate everything that the log will need. A scalar may not have a ``reserved`` name; the set may grow.
 
         Rows are drained after ``every`` of them or ``seconds``, whichever is first. There is room for so many scalars
         (``slots``) before rows must be delivered to make more, MAX_SCALARS at most.
@@ -179,7 +179,8 @@ class DeviceLog:
         self._seconds = seconds
         self._due = time.monotonic() + seconds
         self._on_rows = on_rows
-        self._reader = native.make_reader(plan, optimizer, name_rates, set(reserved))
+        reserved = set() if reserved is None else reserved
+        self._reader = native.make_reader(plan, optimizer, name_rates, reserved)
         self._captured = False
         self._undrained = 0  # rows that were not sent when last looked at
         self.waits = 0
@@ -369,7 +370,8 @@ def _is_done(event: torch.cuda.Event) -> bool:
 def _unpack_contexts(copy: PendingCopy, scalars: dict[str, Scalars]) -> tuple[NDArray[np.float64], dict[str, Scalars]]:
     """Return the elements of each gradient, [n, T], and the scalars with the learning rates before them.
 
-    Where the groups agree, ``lr`` is their learning rate, whatever each one's series is called.
+    ``lr`` is the rate of the first group that has one, whatever each group's series is called, so it goes on where
+    groups are added and where their rates part.
     """
     which = np.array(copy.context_of)
     counts = np.array([elements.numpy() for elements, _ in copy.contexts])
@@ -412,9 +414,10 @@ def _add_rates(
         here = given[:, group]
         if here.any():
             _extend(rates, name, rows[here], values[here, group])
-    agree = given.all(axis=1) & (values == values[:, :1]).all(axis=1)
-    if "lr" not in names and agree.any():
-        _extend(rates, "lr", rows[agree], values[agree, 0])
+    some = given.any(axis=1)
+    if "lr" not in names and some.any():
+        first = given[some].argmax(axis=1)
+        _extend(rates, "lr", rows[some], values[some, first])
 
 
 def _extend(series: dict[str, Scalars], name: str, rows: NDArray[np.intp], values: NDArray[np.float64]) -> None:

@@ -213,8 +213,17 @@ class View:
 
     @cached_property
     def learning_rates(self) -> dict[str, Points]:
-        """The learning rate of each parameter group: ``lr``, or the series ``lr/<group>``."""
-        return {name: self[name] for name in self._history if name == "lr" or name.startswith("lr/")}
+        """The learning rate of each parameter group: ``lr``, or the series ``lr/<group>``.
+
+        Of several groups ``lr`` is the first one's once more, and is here only where it began before them.
+        """
+        groups = {name: self[name] for name in self._history if name.startswith("lr/")}
+        if "lr" not in self._history:
+            return groups
+        whole = self["lr"]
+        begins = [points.steps[0] for points in groups.values() if len(points)]
+        repeats = bool(begins) and (not len(whole) or min(begins) <= whole.steps[0])
+        return groups if repeats else {"lr": whole, **groups}
 
     @cached_property
     def initial_loss(self) -> float:

@@ -81,11 +81,8 @@ def _steps_since_measured(view: View) -> int:
 def _rates(view: View) -> NDArray[Any]:
     """Return the learning rate of each parameter, [T]; NaN where it isn't known."""
     latest = {name: float(points.values[-1]) for name, points in view.learning_rates.items() if len(points)}
-    if "lr" in latest:
-        return np.full(len(view.layout.infos), latest["lr"])
-    if not latest:
-        return np.full(len(view.layout.infos), np.nan)
-    return np.array([latest.get(f"lr/{info.group}", np.nan) for info in view.layout.infos])
+    groups = np.array([latest.get(f"lr/{info.group}", np.nan) for info in view.layout.infos])
+    return groups if np.isfinite(groups).any() else np.full(len(groups), latest.get("lr", np.nan))
 
 
 @rule

@@ -1,4 +1,4 @@
-"""Learning rates are read on the host and take none of the user's scalars; where all groups agree there is `lr`."""
+"""Learning rates are read on the host and take none of the user's scalars; `lr` is that of the first group."""
 
 from __future__ import annotations
 
@@ -46,20 +46,19 @@ def test_many_groups_leave_all_scalars_to_the_user(groups: int, core: str) -> No
     for index in range(groups):
         assert tracker.history[f"lr/{index}"][:] == [0.1 * (index + 1)] * 3
     assert tracker.history["value63"][:] == [63.0] * 3
-    assert "lr" not in tracker.history
+    assert tracker.history["lr"][:] == [0.1] * 3
 
 
-def test_where_all_groups_agree_their_rate_is_there_as_well(core: str) -> None:
+def test_lr_is_the_rate_of_the_first_group_whether_groups_agree_or_not(core: str) -> None:
     model = model_of(3)
     optimizer = optimizer_of(model, [0.1, 0.1, 0.1])
     with Tracker(model, optimizer=optimizer, every=5, diagnosis=None) as tracker:
-        for rates in ([0.1] * 3, [0.2] * 3, [0.2, 0.3, 0.2], [0.4] * 3):
+        for rates in ([0.1] * 3, [0.2] * 3, [0.25, 0.3, 0.2], [0.4] * 3):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             tracker.step()
     assert tracker.history["lr/1"][:] == [0.1, 0.2, 0.3, 0.4]
-    assert list(tracker.history["lr"].steps) == [0, 1, 3]
-    assert tracker.history["lr"][:] == [0.1, 0.2, 0.4]
+    assert tracker.history["lr"][:] == tracker.history["lr/0"][:] == [0.1, 0.2, 0.25, 0.4]
 
 
 @given(
@@ -88,7 +87,7 @@ def test_a_rate_may_be_a_tensor_on_the_host(core: str) -> None:
         rate.fill_(0.25)
         tracker.step()
     assert tracker.history["lr/0"][:] == [0.5, 0.25]
-    assert tracker.history["lr"][:] == [0.25]
+    assert tracker.history["lr"][:] == [0.5, 0.25]
 
 
 def test_a_group_that_is_added_has_a_rate_from_then_on(core: str) -> None:
@@ -97,10 +96,15 @@ def test_a_group_that_is_added_has_a_rate_from_then_on(core: str) -> None:
     optimizer = torch.optim.SGD([first], lr=0.1)
     with Tracker(model, optimizer=optimizer, diagnosis=None) as tracker:
         tracker.step()
-        optimizer.add_param_group({"params": [second]})
+        optimizer.add_param_group({"params": [second], "lr": 0.5})
         tracker.step()
-    assert tracker.history["lr"][:] == [0.1, 0.1]
-    assert list(tracker.history["lr/1"].steps) == [1]
+        optimizer.param_groups[0]["lr"] = 0.2
+        tracker.step()
+    assert tracker.history["lr"][:] == [0.1, 0.1, 0.2]
+    assert list(tracker.history["lr"].steps) == [0, 1, 2]
+    for name, rates in (("lr/0", [0.1, 0.2]), ("lr/1", [0.5, 0.5])):
+        assert tracker.history[name][:] == rates
+        assert list(tracker.history[name].steps) == [1, 2]
 
 
 def test_a_group_without_a_rate_is_missing(core: str) -> None:
@@ -111,7 +115,7 @@ def test_a_group_without_a_rate_is_missing(core: str) -> None:
         tracker.step()
     assert tracker.history["lr/1"][:] == [0.1]
     assert "lr/0" not in tracker.history
-    assert "lr" not in tracker.history
+    assert tracker.history["lr"][:] == [0.1]
 
 
 def test_a_rate_that_is_none_is_refused_by_its_name_and_keeps_its_name(core: str) -> None:

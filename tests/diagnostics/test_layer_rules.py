@@ -327,9 +327,12 @@ def test_a_tiny_update_is_told_only_while_there_is_loss_to_reduce():
     assert judge("update_ratio", history(np.linspace(2.3, 0.1, 200)), low=1e-4).last_step < 120
 
 
-def test_each_group_is_judged_by_its_own_learning_rate():
+@pytest.mark.parametrize("first", [None, 5.0])
+def test_each_group_is_judged_by_its_own_learning_rate(first):
     history = with_parameters(History(loss=healthy_loss(200)), np.ones((200, 3)), weight_norm=10.0)
     history["lr/0"] = [5.0] * 200
     history["lr/head"] = [1e-3] * 200
+    if first is not None:
+        history["lr"] = [first] * 200
     history.meta["optimizer"] = "SGD"
     assert judge("update_ratio", history).numbers["ratio"] == pytest.approx(0.5 / (1.0 + 19 * 0.25) ** 0.5, rel=1e-3)

@@ -129,6 +129,20 @@ def test_rates_that_are_no_numbers_raise_no_warning_and_are_no_numbers_of_a_find
         assert finding is None or np.isfinite(list(finding.numbers.values())).all()
 
 
+def test_a_rate_that_is_recorded_for_its_group_and_as_the_first_is_judged_once():
+    rates = np.where(np.arange(200) < 150, 1e-3, 1e-1)
+    history = History({"lr/body": rates, "lr/head": [1e-3] * 200, "lr": rates})
+    assert [finding.evidence.split()[0] for finding in RULES["learning_rate"](history)] == ["lr/body"]
+
+
+def test_a_rate_from_before_there_were_groups_is_judged_with_theirs():
+    history = History({"lr": np.where(np.arange(200) < 50, 1e-3, 1e-1)})
+    for step in range(100, 200):
+        for name in ("lr/0", "lr/1"):
+            history[name].append(1e-1, step)
+    assert [finding.evidence.split()[0] for finding in RULES["learning_rate"](history)] == ["lr"]
+
+
 def test_each_group_has_its_learning_rate_judged():
     history = History({"lr/body": usual_norms(200), "lr/head": np.where(np.arange(200) < 150, 1e-3, 1e-1)})
     assert "lr/head" in judge("learning_rate", history).evidence
