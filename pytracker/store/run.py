@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from .._atexit import uncaught
-from .._checks import function, seconds, whole_number, wrong_type, wrong_value
+from .._cell import running_cell
+from .._checks import by_name, function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
 from .._warn import warn_user
@@ -53,6 +54,9 @@ class Run(Recorder):
     ``log`` never waits for the disk. Where the disk fails, the training goes on, one warning says so, and what was
     logged waits in memory until it works again.
 
+    Where a cell of a notebook runs again and makes a run in the same directory, the one that it made before is
+    finished, with its tracker, and a warning says so: it would stay open until the kernel ends, and grow no more.
+
     Args:
         directory: the folder that holds the runs.
         name: the run's name and the name of its folder; a readable one that is free by default.
@@ -86,7 +90,7 @@ class Run(Recorder):
     def __init__(
         self,
         directory: str | os.PathLike[str] = "runs",
-        *,
+        *unnamed: Any,
         name: str | None = None,
         config: Any = None,
         resume: bool = False,
@@ -97,6 +101,7 @@ class Run(Recorder):
     ) -> None:
         """Open the run and start its writer."""
         super().__init__()
+        by_name("Run", unnamed, 'directory, name="first"')
         flush_seconds = seconds("flush_seconds", flush_seconds)
         max_pending_bytes = whole_number("max_pending_bytes", max_pending_bytes)
         if resume and name is None:
@@ -110,6 +115,8 @@ class Run(Recorder):
         self.name = readable_name() if name is None else checked_name(name)
         self._encoded_config = encode(self.config, "config")
         self._max_row_bytes = whole_number("max_row_bytes", max_row_bytes)
+        self._cell = running_cell()
+        self._close_stale()
         resumed = name is not None and (self.path / FILE_NAME).exists()
         if resumed and not resume:
             raise StoreError(
@@ -141,6 +148,17 @@ class Run(Recorder):
             file.close()
             file.release()
             raise
+
+    def _close_stale(self) -> None:
+        """Close the runs that an earlier execution of this notebook's cell made in this directory and left open."""
+        for run in list(_open.values()):
+            is_stale = run.state == "running" and self._cell is not None and self._cell.is_again(run._cell)
+            if is_stale and run.directory == self.directory:
+                warn_user(
+                    f"run {run.name!r} was made by this cell when it ran before, and was still open; that Run and its "
+                    "tracker are closed now"
+                )
+                run.finish()
 
     def _open_file(self, *, named: bool) -> tuple[RunFile, Exception | None]:
         """Open the file; a folder that can't be written now is the writer's to try again."""
