@@ -47,7 +47,8 @@ int32_t StepReader::slot_of(StepLog& log, PyObject* name) {
     throw InvalidValueError("a recorded value has a printable name, got " + py::repr(name).cast<std::string>());
   const auto text = py::cast<std::string>(py::handle(name));
   if (reserved_.contains(name))
-    throw InvalidValueError("'" + text + "' is recorded by pytracker itself; give your value another name");
+    throw InvalidValueError("'" + text +
+                            "' is recorded by pytracker itself, or by log() or epoch(); give this value another name");
   const int32_t slot = log.slot_of(text);
   if (slot >= 0 && PyUnicode_CHECK_INTERNED(name) != 0) {
     names_.push_back(py::reinterpret_borrow<py::object>(name));
@@ -65,8 +66,7 @@ std::optional<StepInput> StepReader::read(StepLog& log, const py::dict& scalars)
     if (value == Py_None) continue;
     if (PyUnicode_Compare(name, kGradScale) == 0) {
       input.grad_scale = named_value(-1, "grad_scale", value);
-      if (!input.grad_scale->tensor.defined() && input.grad_scale->number == 0)
-        throw InvalidValueError("'grad_scale' is 0; the statistics are divided by it");
+      if (!input.grad_scale->tensor.defined()) check_divisor(input.grad_scale->number);
       continue;
     }
     const int32_t slot = slot_of(log, name);
@@ -86,7 +86,6 @@ bool StepReader::read_rates(StepLog& log, std::vector<NamedValue>& values, Rates
   const auto count = static_cast<size_t>(PyList_GET_SIZE(groups.ptr()));
   if (!rate_names_ || rate_names_->size() != count) {
     std::vector<std::string> names;
-    reserved_.add("lr");
     for (const py::handle name : name_groups_(groups).cast<py::list>()) {
       names.push_back(name.cast<std::string>());
       reserved_.add(name);

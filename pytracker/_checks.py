@@ -11,7 +11,7 @@ import errno
 import math
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
@@ -266,6 +266,29 @@ def no_copies(what: str, remedy: str) -> Any:
         raise InvalidTypeError(f"{what} cannot be pickled or copied, as it belongs to this process; {remedy}")
 
     return refuse
+
+
+def by_name(call: str, unnamed: Sequence[Any], example: str) -> None:
+    """Make sure that whatever a call takes by name was given one.
+
+    Args:
+        call: what was called, as it is written.
+        unnamed: what was given without a name.
+        example: arguments as they should be.
+
+    Raises:
+        InvalidTypeError: there is something in ``unnamed``.
+
+    >>> by_name("tracker.log", [0.5], "val_loss=0.5")
+    Traceback (most recent call last):
+    pytracker.errors.InvalidTypeError: tracker.log() takes its values by name, and got 0.5 without one: ...
+    """
+    if unnamed:
+        spread = "; put ** before a dictionary of them" if any(isinstance(each, Mapping) for each in unnamed) else ""
+        raise InvalidTypeError(
+            f"{call}() takes its values by name, and got {', '.join(map(shown, unnamed))} without one: "
+            f"{call}({example}){spread}"
+        )
 
 
 def function(name: str, value: Any) -> Callable[..., Any]:

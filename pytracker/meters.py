@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._checks import no_copies, number_of_samples, real_number, text, wrong_value
+from ._checks import by_name, no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .core import DeviceLog, Rows, Target, native, operators, track, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
@@ -351,7 +351,8 @@ class GradientMeter:
         {'mean': 2.0, 'min': 1.0, 'max': 3.0, 'std': 1.0, 'last': 3.0, 'count': 2.0}
     """
 
-    def __init__(self, target: Target, *, every: int = 50) -> None:
+    def __init__(self, target: Target, *unnamed: Any, every: int = 50) -> None:
+        by_name("GradientMeter", unnamed, "target, every=50")
         tracked = track(watchable(target))
         if tracked.sharded:
             raise LayoutError(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import number_of_samples, real_number, whole_number, wrong_value
+from ._checks import by_name, number_of_samples, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
@@ -36,10 +36,10 @@ from .tracking import (
     Delivery,
     GradientWatch,
     InMemoryRun,
+    LateMetrics,
     LiveDiagnosis,
     ModelWatch,
     check_arguments,
-    check_by_name,
     explain_scalars,
     facts_for_rules,
     opened,
@@ -75,8 +75,8 @@ class Tracker(Closing):
 
     Args:
         model: a module, an iterable of parameters, or of (name, parameter) pairs.
-        optimizer: its learning rates are recorded on every step: ``lr``, or ``lr/NAME`` for each of several groups (its
-            ``name``, or else its index).
+        optimizer: its learning rates are recorded on every step: ``lr`` is that of the first group, and of several each
+            has a series ``lr/NAME`` (its ``name``, or else its index).
         run: where to keep the training on disk: a ``Run``, or a directory in which to start one; in memory only
             (``tracker.history``) without it. Of several ranks only the first writes.
         every: steps from one copy to the host to the next, at most. Findings come, and the disk is written, as often.
@@ -131,7 +131,7 @@ class Tracker(Closing):
         self,
         model: Target,
         optimizer: torch.optim.Optimizer | None = None,
-        *,
+        *unnamed: Any,
         run: Run | str | Path | None = None,
         every: int = 50,
         seconds: float = 2.0,
@@ -147,6 +147,7 @@ class Tracker(Closing):
         close_on_signal: bool = True,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
+        by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
         tracked = track(watchable(model))
@@ -173,6 +174,7 @@ class Tracker(Closing):
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
         self._gradient_watch = GradientWatch(model, self._held)
+        self._reserved = set(_RESERVED)
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
             self._log = DeviceLog(
@@ -181,7 +183,7 @@ class Tracker(Closing):
                 self._team.take,
                 seconds=math.inf if self._team.talks else seconds,  # ranks that meet drain at the same step
                 optimizer=optimizer,
-                reserved=_RESERVED,
+                reserved=self._reserved,
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
@@ -200,6 +202,7 @@ class Tracker(Closing):
         self._run, self._sinks = run, sinks
         self._judge = LiveDiagnosis(diagnosis, run, on_finding, sinks.finding)
         self._delivery = Delivery(run, sinks, self._gradient_watch, len(self._team.infos))
+        self._late = LateMetrics(run, sinks, self._reserved)
 
     def _begin(self, run: Any, optimizer: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any) -> None:
         """Open the run and the sinks, which only the first rank does, and say what is recorded."""
@@ -249,15 +252,16 @@ class Tracker(Closing):
             n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
             scalars: by name a number, or a tensor of one element of any dtype, on a device of the model or the CPU;
                 None is left out. ``grad_scale`` is not recorded: it divides the gradients' statistics (the scale of a
-                GradScaler, before ``unscale_``).
+                GradScaler, before ``unscale_``). It is finite and above 0; on a device that is not checked.
 
         Raises:
             ClosedError: the tracker is closed.
-            InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded. Nothing of the step is.
+            InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded, or has the name of a metric
+                of ``log`` or ``epoch``. Nothing of the step is recorded.
             ParameterError: a gradient cannot be read; or each ``every`` steps, and in flush and epoch, the model
                 has got other parameters.
         """
-        check_by_name(unnamed)
+        by_name("tracker.step", unnamed, "loss=loss, n=len(x)")
         with self._lock:  # several threads may step one tracker
             self._check_open()
             step, self._steps = self._steps, self._steps + 1  # also where it cannot be recorded: the step is missing
@@ -286,12 +290,13 @@ class Tracker(Closing):
             self._log.replayed(step)
             self._team.poll()
 
-    def log(self, **metrics: Any) -> None:
+    def log(self, *unnamed: Any, **metrics: Any) -> None:
         """Record metrics at the latest step, in the middle of an epoch or at its end. Waits for values on a device.
 
         Args:
+            unnamed: an error, which says how values are given.
             metrics: by name a number or a tensor of one element: validation loss, accuracy, ... ``epoch`` may have the
-                same names. None is left out.
+                same names, and ``step`` none of them. None is left out.
 
         Raises:
             ClosedError: the tracker is closed.
@@ -304,28 +309,16 @@ class Tracker(Closing):
             >>> tracker.history["val_loss"][:]
             [0.5]
         """
+        by_name("tracker.log", unnamed, "val_loss=0.5")
         with self._lock:
-            self._record_late(self._checked(metrics))
+            self._check_open()
+            self._late.record(max(self._steps - 1, 0), self._late.checked(metrics, self._log.names))
 
-    def _checked(self, metrics: dict[str, Any]) -> dict[str, float]:
-        self._check_open()
-        values = {name: real_number(repr(name), value) for name, value in metrics.items() if value is not None}
-        for name in values:
-            if name in _RESERVED or name in self._log.names:
-                raise InvalidValueError(f"{name!r} is recorded on each step already; give this value another name")
-        return values
-
-    def _record_late(self, values: dict[str, float]) -> None:
-        """Record values at the latest step, which may not have arrived yet."""
-        if values:
-            at = max(self._steps - 1, 0)
-            self._run.log_many(np.array([at], np.int64), {name: np.array([value]) for name, value in values.items()})
-            self._sinks.late(at, values)
-
-    def epoch(self, **metrics: Any) -> dict[str, float]:
+    def epoch(self, *unnamed: Any, **metrics: Any) -> dict[str, float]:
         """End an epoch: record its metrics at the latest step, and return the means of its steps' scalars. Waits.
 
         Args:
+            unnamed: an error, which says how values are given.
             metrics: by name a number or a tensor of one element: validation loss, accuracy, ...
 
         Returns:
@@ -335,12 +328,14 @@ class Tracker(Closing):
             ClosedError: the tracker is closed.
             InvalidTypeError, InvalidValueError: a metric is nothing that can be recorded. No metric is.
         """
+        by_name("tracker.epoch", unnamed, "val_loss=0.5")
         with self._lock:
-            values = self._checked(metrics)
+            self._check_open()
+            values = self._late.checked(metrics, self._log.names)
             self._epochs += 1
             self.flush()
             self._measure_weights()
-            self._record_late({**values, "epoch": float(self._epochs)})
+            self._late.record(max(self._steps - 1, 0), {**values, "epoch": float(self._epochs)})
             self._judge.evaluate_again(self.history)
             return {**self._delivery.means.take(), **values}
 

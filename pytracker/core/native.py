@@ -126,10 +126,12 @@ def make_reader(
 ) -> Any:
     """Return what turns the keywords of a step and the optimizer's learning rates into scalars of a log.
 
-    ``name_groups`` names the series of each parameter group. A keyword may have none of these names, nor a ``reserved``
-    one.
+    ``name_groups`` names the series of each parameter group. A keyword may have none of these names, nor one that is in
+    ``reserved`` when it is first given.
     """
-    return _module_of(plan).StepReader(optimizer, name_groups, set(reserved))
+    if optimizer is not None:
+        reserved.add("lr")
+    return _module_of(plan).StepReader(optimizer, name_groups, reserved)
 
 
 def watch_module(model: torch.nn.Module) -> Any:

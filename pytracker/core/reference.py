@@ -111,11 +111,13 @@ def checked_divisor(value: Any, devices: Sequence[torch.device]) -> Tensor:
     """Return a grad_scale as a tensor of one element.
 
     Raises:
-        InvalidTypeError, InvalidValueError: it cannot be read, or is on the host and zero.
+        InvalidTypeError, InvalidValueError: it cannot be read, or is on the host and not finite or not above 0.
     """
     divisor = checked_scalar("grad_scale", value, devices)
-    if divisor.is_cpu and divisor == 0:
-        raise InvalidValueError("'grad_scale' is 0; the statistics are divided by it")
+    if divisor.is_cpu and not 0 < divisor.item() < math.inf:
+        raise InvalidValueError(
+            f"'grad_scale' is {divisor.item():g}; the statistics are divided by it, so it must be finite and above 0"
+        )
     return divisor
 
 
@@ -415,7 +417,7 @@ class StepReader:
             raise InvalidTypeError(f"the optimizer's param_groups is of type {type(groups).__name__}; expected a list")
         if len(groups) != len(self.rate_names):
             self.rate_names = self._name_groups(groups)
-            self._reserved |= {"lr", *self.rate_names}
+            self._reserved.update(self.rate_names)
         values: dict[int, Tensor] = {}
         rates: list[tuple[str, float | None, int]] = []
         for name, group in zip(self.rate_names, groups, strict=True):
@@ -436,7 +438,9 @@ class StepReader:
             if not name or not name.isprintable():
                 raise InvalidValueError(f"a recorded value has a printable name, got {name!r}")
             if name in self._reserved:
-                raise InvalidValueError(f"{name!r} is recorded by pytracker itself; give your value another name")
+                raise InvalidValueError(
+                    f"{name!r} is recorded by pytracker itself, or by log() or epoch(); give this value another name"
+                )
             slot = log.slot_of(name)
             if slot < 0:
                 return None

@@ -14,8 +14,8 @@ from typing import Any, SupportsFloat, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from .._checks import real_number, text, whole_number, wrong_type
-from ..errors import InvalidValueError
+from .._checks import by_name, real_number, text, whole_number, wrong_type
+from ..errors import InvalidTypeError, InvalidValueError
 from .history import History
 from .intervals import Float64Array, Int64Array, Interval, ParameterInfo, checked_steps
 from .parameters import ParameterHistory, as_infos
@@ -100,15 +100,23 @@ class Recorder:
                 self._carry_out()
         return self._history
 
-    def log(self, step: int, /, **metrics: SupportsFloat) -> None:
+    def log(self, step: int | None = None, /, *unnamed: Any, **metrics: SupportsFloat) -> None:
         """Record one value of each metric at ``step``. Never waits for the disk; a tensor's device may be waited for.
+
+        Args:
+            step: the step, without a name.
+            unnamed: an error, which says how values are given.
+            metrics: by name a number, or a tensor of one element.
 
         Raises:
             InvalidTypeError: the step is not an integer, or a value not a number. Nothing of the call is recorded.
             InvalidValueError: the step is out of range or comes before the last one of a metric.
         """
+        if step is None or unnamed:
+            by_name("run.log", unnamed, "step, loss=0.5")
+            raise InvalidTypeError("run.log() needs the step, first and without a name: run.log(step, loss=0.5)")
         with self._lock:
-            at = self._begin(step, "a whole number, as in log(step, loss=0.5)")
+            at = self._begin(step, "a whole number, as in run.log(step, loss=0.5) or run.log(step, **metrics)")
             series = [self._history[name] for name in metrics]
             for each in series:
                 if at < each.last_step:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .arguments import check_arguments, check_by_name, explain_scalars, warn_of_untrained
+from .arguments import check_arguments, explain_scalars, warn_of_untrained
 from .closing import Closing
 from .delivery import Delivery
 from .gradient_watch import GradientWatch
+from .late_metrics import LateMetrics
 from .live_diagnosis import LiveDiagnosis
 from .model_watch import ModelWatch
 from .recorder import InMemoryRun, opened
@@ -16,10 +17,10 @@ __all__ = [
     "Delivery",
     "GradientWatch",
     "InMemoryRun",
+    "LateMetrics",
     "LiveDiagnosis",
     "ModelWatch",
     "check_arguments",
-    "check_by_name",
     "explain_scalars",
     "facts_for_rules",
     "opened",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .._checks import flag, function, kind_of, seconds, shown, wrong_type
+from .._checks import flag, function, kind_of, seconds, wrong_type
 from .._warn import warn_user
 from ..core import LocalParameter
 from ..diagnostics import Diagnosis
@@ -59,19 +59,6 @@ def check_arguments(
         )
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         raise wrong_type("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")
-
-
-def check_by_name(unnamed: tuple[Any, ...]) -> None:
-    """Make sure that every value of a step has a name.
-
-    Raises:
-        InvalidTypeError: some have none.
-    """
-    if unnamed:
-        values = ", ".join(map(shown, unnamed))
-        raise InvalidTypeError(
-            f"step() takes its values by name, and got {values} without one: tracker.step(loss=loss, n=len(x))"
-        )
 
 
 def explain_scalars(scalars: Mapping[str, Any]) -> None:

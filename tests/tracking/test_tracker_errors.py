@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from pytracker import Run, Tracker, load_run
+from pytracker import GradientMeter, Run, Tracker, load_run
 from pytracker.diagnostics import Diagnosis, Finding
 from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError, ParameterError, SeriesIndexError
 
@@ -79,6 +80,67 @@ def test_a_loss_without_its_name_is_refused_and_not_taken_for_something_else(los
             tracker.step(loss)
         tracker.step(loss=1.0)
     assert tracker.history["loss"][:] == [1.0]
+
+
+def unnamed_calls(tracker: Tracker, run: Run) -> list[tuple[Callable[[], object], str]]:
+    model, optimizer = nn.Linear(1, 1), torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    return [
+        (lambda: tracker.step({"loss": 1.0}), r"tracker.step\(loss=loss, n=len\(x\)\); put \*\* before a dictionary"),
+        (lambda: tracker.log({"val_loss": 1.0}), r"tracker.log\(val_loss=0.5\); put \*\* before a dictionary"),
+        (lambda: tracker.log(0.5), r"got 0.5 without one: tracker.log\(val_loss=0.5\)"),
+        (lambda: tracker.epoch({"val_loss": 1.0}), r"tracker.epoch\(val_loss=0.5\); put \*\* before a dictionary"),
+        (lambda: tracker.epoch(3), r"got 3 without one: tracker.epoch\(val_loss=0.5\)"),
+        (lambda: run.log({"loss": 1.0}), r"run.log\(step, \*\*metrics\)"),
+        (lambda: run.log({"loss": 1.0}, step=3), r"run.log\(step, \*\*metrics\)"),
+        (lambda: run.log(3, {"loss": 1.0}), r"run.log\(step, loss=0.5\); put \*\* before a dictionary"),
+        (lambda: run.log("loss", 1.0), r"got 1.0 without one: run.log\(step, loss=0.5\)"),
+        (lambda: run.log(loss=1.0), "run.log.. needs the step, first and without a name"),
+        (lambda: run.log(step=3, loss=1.0), "run.log.. needs the step, first and without a name"),
+        (lambda: run.log(), "run.log.. needs the step, first and without a name"),
+        (lambda: run.log(None, loss=1.0), "run.log.. needs the step, first and without a name"),
+        (lambda: Tracker(model, optimizer, run), r"Tracker\(model, optimizer, run="),
+        (lambda: Tracker(model, None, "runs", 50), r"got 'runs', 50 without one: Tracker\("),
+        (lambda: Run("runs", "second"), r"got 'second' without one: Run\(directory, name="),
+        (lambda: GradientMeter(model, 50), r"got 50 without one: GradientMeter\(target, every=50\)"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(17))
+def test_what_has_no_name_is_refused_with_the_call_that_was_meant(number: int, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Run("runs", name="first") as run, Tracker(model_with_gradients(), diagnosis=None) as tracker:
+        calls = unnamed_calls(tracker, run)
+        assert len(calls) == 17
+        call, named = calls[number]
+        with pytest.raises(InvalidTypeError, match=named):
+            call()
+    assert (tracker.steps, list(tracker.history), list(run.history)) == (0, [], [])
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == ["first"]
+
+
+def test_a_metric_and_a_scalar_of_the_steps_never_share_a_series() -> None:
+    model = model_with_gradients()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Tracker(model, optimizer, diagnosis=None) as tracker:
+        for name in ("lr", "grad_norm", "epoch", "step"):
+            with pytest.raises(InvalidValueError, match=f"'{name}' is recorded on each step already"):
+                tracker.log(**{name: 1.0})
+        tracker.log(loss=9.0)  # validation before training
+        with pytest.raises(InvalidValueError, match=r"'loss' is recorded by pytracker itself, or by log\(\)"):
+            tracker.step(loss=1.0)
+        tracker.step(train_loss=1.0)
+        tracker.epoch(loss=8.0, accuracy=0.5)
+        tracker.log(loss=7.0)
+        for name in ("loss", "accuracy", "epoch"):
+            with pytest.raises(InvalidValueError, match=f"'{name}' is recorded by pytracker itself, or by log"):
+                tracker.step(**{name: 1.0})
+        for call in (tracker.log, tracker.epoch):
+            for name in ("train_loss", "epoch", "lr"):
+                with pytest.raises(InvalidValueError, match=f"'{name}' is recorded on each step already"):
+                    call(**{name: 1.0})
+    assert tracker.history["loss"][:] == [9.0, 8.0, 7.0]
+    assert tracker.history["train_loss"][:] == [1.0]
+    assert tracker.history["epoch"][:] == [1.0]
 
 
 def test_an_optimizer_of_another_model_is_said_to_be_one() -> None:
