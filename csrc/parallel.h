@@ -7,7 +7,7 @@
 
 namespace pytracker {
 
-// Whether this process was forked from one that had loaded this library.
+// Whether this process is the child of a fork, and runs no program of its own since.
 bool is_forked();
 
 // Calls f(from, to) for parts of [begin, end) of at least `grain`. No result depends on how it is cut.

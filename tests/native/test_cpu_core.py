@@ -204,14 +204,14 @@ import signal
 
 import torch
 
-import pytracker
-
 model = torch.nn.Linear(2000, 2000)
 model.weight.grad = torch.ones(2000, 2000)
 torch.set_num_threads(2)
-assert pytracker.compute_gradient_stats(model)["grad_norm"] == 2000  # starts the threads
+{first}  # starts the threads
 child = os.fork()
 if child == 0:
+    import pytracker
+
     signal.alarm(60)  # ends a child that waits for ever
     os._exit(0 if pytracker.compute_gradient_stats(model)["grad_norm"] == 2000 else 1)
 print(os.waitpid(child, 0)[1])
@@ -219,6 +219,16 @@ print(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_the_child_of_a_fork_measures_though_its_parent_had_threads() -> None:
-    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import pytracker; assert pytracker.compute_gradient_stats(model)['grad_norm'] == 2000",
+        "import pytracker; assert model.weight.grad.sum() == 4_000_000",
+        "assert model.weight.grad.sum() == 4_000_000",
+    ],
+    ids=["the core", "torch, with pytracker imported", "torch alone"],
+)
+def test_the_child_of_a_fork_measures_though_its_parent_had_threads(first: str) -> None:
+    script = FORKED.replace("{first}", first)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "0"
