@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,25 +16,22 @@ from torch import Tensor
 
 from ._checks import by_name, no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
-from .core import DeviceLog, Rows, Target, native, operators, track, watchable
+from .core import DeviceLog, Rows, Target, native, number_in, operators, track, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .moments import is_missing
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
 _STATE = ("val", "sum", "count", "nans")
+_SUMMARIES = ("none", "average", "sum", "count")
 
 
 def _number(name: str, value: Any) -> float:
     """Return a number of Python, NumPy or torch as a float, or an int where it is an integer. Waits for its device."""
     if isinstance(value, Tensor):
         _check_one_real_element(name, value)
-        value = value.item()
+        value = number_in(value, name)
     number = real_number(name, value)
     return int(value) if isinstance(value, Integral) else number
-
-
-def _weight(n: Any) -> float:
-    return number_of_samples("n", _number("n", n) if isinstance(n, Tensor) else n)
 
 
 def _check_one_real_element(name: str, tensor: Tensor) -> None:
@@ -63,10 +61,12 @@ class AverageMeter:
     Args:
         name: shown by ``str(meter)``.
         fmt: how ``str(meter)`` shows the value and the average: a format of ``str.format``, with its colon.
+        summary_type: what ``summary()`` shows: "none", "average", "sum" or "count", or what has such a name, as the
+            members of the example's ``Summary``.
 
     Raises:
         InvalidTypeError: ``name`` or ``fmt`` is no text.
-        InvalidValueError: ``fmt`` is no format of a float.
+        InvalidValueError: ``fmt`` is no format of a float, or ``summary_type`` none of those.
 
     Example:
         >>> losses = AverageMeter("Loss", ":.4e")
@@ -78,9 +78,10 @@ class AverageMeter:
         'Loss 1.0000e+00 (8.7500e-01)'
     """
 
-    def __init__(self, name: str = "", fmt: str = ":f") -> None:
+    def __init__(self, name: str = "", fmt: str = ":f", summary_type: Any = "average") -> None:
         self.name = text("name", name)
         self.fmt = text("fmt", fmt)
+        self.summary_type = _summary_name(summary_type)
         self.reset()
         try:
             self._shown(0.0, 0.0)
@@ -111,12 +112,14 @@ class AverageMeter:
             InvalidTypeError: ``val`` or ``n`` is not a real number.
             InvalidValueError: one is a tensor of more than one element, or ``n`` is negative or not finite.
         """
-        on_device = _is_on_device("n", n)
-        n = n if on_device else _weight(n)
-        if _is_on_device("val", val):
+        on_device = _is_on_device(f"n{self._of}", n)
+        if not on_device:
+            weight = _number(f"n{self._of}", n) if isinstance(n, Tensor) else n
+            n = number_of_samples(f"n{self._of}", weight)
+        if _is_on_device(f"val{self._of}", val):
             self._update_on(val.device, val, n)
             return
-        val = _number("val", val)
+        val = _number(f"val{self._of}", val)
         if on_device:
             self._update_on(n.device, val, n)
             return
@@ -130,6 +133,11 @@ class AverageMeter:
         else:
             self._sum = _added(self._sum, _times(val, n))
             self._count = _added(self._count, n)
+
+    @functools.cached_property
+    def _of(self) -> str:
+        """Which meter it is, for messages."""
+        return f" of the meter {self.name!r}" if self.name else ""
 
     def _update_on(self, device: torch.device, val: Any, n: Any) -> None:
         state = self._states.get(device)
@@ -155,7 +163,7 @@ class AverageMeter:
 
     @val.setter
     def val(self, value: Any) -> None:
-        value = _number("val", value)
+        value = _number(f"val{self._of}", value)
         self._bring_home()
         self._val = value
 
@@ -166,7 +174,7 @@ class AverageMeter:
 
     @sum.setter
     def sum(self, value: Any) -> None:
-        value = _number("sum", value)
+        value = _number(f"sum{self._of}", value)
         self._bring_home()
         self._sum = value
 
@@ -177,7 +185,7 @@ class AverageMeter:
 
     @count.setter
     def count(self, value: Any) -> None:
-        value = _number("count", value)
+        value = _number(f"count{self._of}", value)
         self._bring_home()
         self._count = value
 
@@ -191,7 +199,7 @@ class AverageMeter:
 
     @avg.setter
     def avg(self, value: Any) -> None:
-        self._assigned_avg = _number("avg", value)
+        self._assigned_avg = _number(f"avg{self._of}", value)
 
     @property
     def nans(self) -> int:
@@ -222,10 +230,11 @@ class AverageMeter:
         self._val, self._sum, self._count, self._nans = (numbers[name] for name in _STATE)  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "fmt": self.fmt, "avg": self._assigned_avg, "state": self.state_dict()}
+        kept = {"name": self.name, "fmt": self.fmt, "summary_type": self.summary_type}
+        return {**kept, "avg": self._assigned_avg, "state": self.state_dict()}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.name, self.fmt = kept["name"], kept["fmt"]
+        self.name, self.fmt, self.summary_type = kept["name"], kept["fmt"], kept["summary_type"]
         self.load_state_dict(kept["state"])
         self._assigned_avg = kept["avg"]
 
@@ -236,12 +245,33 @@ class AverageMeter:
         shown = f"{{val{self.fmt}}} ({{avg{self.fmt}}})".format(val=val, avg=avg)
         return f"{self.name} {shown}" if self.name else shown
 
+    def summary(self) -> str:
+        """Return a line for the end of an epoch, as in the ImageNet example. Waits where values are on a device.
+
+        Example:
+            >>> accuracy = AverageMeter("Acc@1", ":6.2f")
+            >>> accuracy.update(75.0, n=4)
+            >>> accuracy.summary()
+            'Acc@1 75.000'
+        """
+        if self.summary_type == "none":
+            return ""
+        number = getattr(self, "avg" if self.summary_type == "average" else self.summary_type)
+        return f"{self.name} {number:.3f}"
+
     def __repr__(self) -> str:
         """Show the meter, without waiting for a device."""
         named = f"{self.name!r}, " if self.name else ""
         if self._states:
             return f"AverageMeter({named}values on {', '.join(map(str, self._states))})"
         return f"AverageMeter({named}val={self.val}, avg={self.avg}, sum={self.sum}, count={self.count})"
+
+
+def _summary_name(given: Any) -> str:
+    name = getattr(given, "name", given)
+    if not isinstance(name, str) or name.lower() not in _SUMMARIES:
+        raise wrong_value("summary_type", given, f"one of {', '.join(_SUMMARIES)}")
+    return name.lower()
 
 
 def _is_on_device(name: str, value: Any) -> bool:

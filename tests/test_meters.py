@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import enum
 import math
 import pickle
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import pytracker
 from pytracker import AverageMeter, GradientMeter
 from pytracker.errors import InvalidTypeError, InvalidValueError, ParameterError
 
@@ -111,6 +114,86 @@ def test_a_meter_shows_itself_as_that_of_the_imagenet_example() -> None:
     assert f"{top1}" == "Acc@1 100.00 ( 75.00)"
 
 
+class Summary(enum.Enum):
+    """As the ImageNet example has it."""
+
+    NONE = 0
+    AVERAGE = 1
+    SUM = 2
+    COUNT = 3
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ((), "Acc@1 62.500"),
+        ((Summary.AVERAGE,), "Acc@1 62.500"),
+        ((Summary.SUM,), "Acc@1 250.000"),
+        ((Summary.COUNT,), "Acc@1 4.000"),
+        ((Summary.NONE,), ""),
+        (("sum",), "Acc@1 250.000"),
+    ],
+)
+@pytest.mark.parametrize("kept", [lambda meter: meter, lambda meter: pickle.loads(pickle.dumps(meter))])
+def test_the_summary_of_the_imagenet_example_works(given, shown: str, kept) -> None:
+    meter = AverageMeter("Acc@1", ":6.2f", *given)
+    meter.update(75.0, 3)
+    meter.update(torch.tensor(25.0))
+    assert kept(meter).summary() == shown
+
+
+def freed() -> torch.Tensor:
+    value = torch.tensor([2.0])
+    value.untyped_storage().resize_(0)
+    return value
+
+
+KINDS: dict[str, tuple[Callable[[], torch.Tensor], float | str]] = {
+    "mkldnn": (lambda: torch.tensor([3.0]).to_mkldnn(), 3.0),
+    "sparse": (lambda: torch.tensor([3.0]).to_sparse(), 3.0),
+    "CSR": (lambda: torch.tensor([[3.0]]).to_sparse_csr(), 3.0),
+    "lazily negated": (lambda: torch._neg_view(torch.tensor(-3.0)), 3.0),
+    "freed": (freed, "memory was freed"),
+    "bits": (lambda: torch.tensor(1, dtype=torch.uint8).view(torch.bits8), "bits8"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(1)]), "nested"),
+    "meta": (lambda: torch.ones((), device="meta"), "meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize(("make", "expected"), KINDS.values(), ids=KINDS)
+def test_a_tensor_of_any_kind_is_read_as_torch_reads_it_or_refused_with_the_meters_name(make, expected) -> None:
+    calls: list[tuple[str, Callable[[AverageMeter], None]]] = [
+        ("val of the meter 'Loss'", lambda meter: meter.update(make())),
+        ("n of the meter 'Loss'", lambda meter: meter.update(1.0, make())),
+        ("sum of the meter 'Loss'", lambda meter: setattr(meter, "sum", make())),
+    ]
+    for named, call in calls:
+        meter = AverageMeter("Loss")
+        if isinstance(expected, str):
+            with pytest.raises(InvalidValueError, match=f"{named} .*{expected}"):
+                call(meter)
+            assert (meter.val, meter.sum, meter.count) == (0, 0, 0)
+        else:
+            call(meter)
+            assert meter.sum == expected
+    with pytracker.Tracker([], diagnosis=None) as tracker:
+        if isinstance(expected, str):
+            with pytest.raises(InvalidValueError, match=f"'metric' .*{expected}"):
+                tracker.log(metric=make())
+        else:
+            tracker.log(metric=make())
+            assert tracker.history["metric"][:] == [expected]
+
+
+def test_a_value_within_vmap_is_refused_with_the_meters_name() -> None:
+    meter = AverageMeter("Loss")
+    with pytest.raises(
+        InvalidValueError, match=r"val of the meter 'Loss' is a tensor whose value cannot be read .*vmap"
+    ):
+        torch.func.vmap(lambda x: (meter.update(x), x)[1])(torch.ones(3))
+
+
 def test_the_all_reduce_of_the_imagenet_example_works() -> None:
     meter = AverageMeter()
     meter.update(1.0, 4)
@@ -186,6 +269,12 @@ def test_a_state_with_a_wrong_value_changes_nothing() -> None:
         (("a", ".4f"), InvalidValueError, "fmt is '.4f'"),
         (("a", ":{x}"), InvalidValueError, "fmt is ':{x}'"),
         (("a", ":d"), InvalidValueError, "fmt is ':d'"),
+        (
+            ("a", ":f", "median"),
+            InvalidValueError,
+            "summary_type is 'median'; expected one of none, average, sum, count",
+        ),
+        (("a", ":f", 2), InvalidValueError, "summary_type is 2; expected one of none"),
     ],
 )
 def test_a_meter_that_cannot_be_made_says_why(arguments, error, named: str) -> None:

@@ -17,7 +17,7 @@ from .plans import (
     track,
     watchable,
 )
-from .reference import root
+from .reference import number_in, root
 from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "make_plan",
     "native",
     "norms_of_known",
+    "number_in",
     "operators",
     "parameters_of",
     "parameters_of_module",

@@ -101,7 +101,7 @@ def checked_scalar(name: str, value: Any, devices: Sequence[torch.device]) -> Te
     if tensor.is_complex():
         raise InvalidValueError(f"{name!r} is complex ({tensor.dtype}); record .real, .imag or .abs()")
     if tensor.device.type == "cpu":
-        return torch.tensor(_item(tensor, name), dtype=torch.float64, device="cpu")
+        return torch.tensor(float(number_in(tensor, repr(name))), dtype=torch.float64, device="cpu")
     if tensor.device not in devices:
         raise InvalidValueError(f"{name!r} is on {tensor.device}, where the model has no parameter; move it")
     return tensor
@@ -121,13 +121,25 @@ def checked_divisor(value: Any, devices: Sequence[torch.device]) -> Tensor:
     return divisor
 
 
-def _item(value: Tensor, name: str) -> float:
+def number_in(value: Tensor, name: str) -> float | int | bool:
+    """Return the number in a tensor of one real element, of whatever kind. Waits for its device.
+
+    Raises:
+        InvalidValueError: it cannot be read; the message has ``name`` and the kind of tensor.
+
+    Example:
+        >>> number_in(torch.tensor([3]).to_sparse(), "val")
+        3
+    """
     if value.layout is torch.strided and not value._is_zerotensor() and _is_freed(value):
-        raise InvalidValueError(f"{name!r} is a tensor whose memory was freed (untyped_storage().resize_)")
+        raise InvalidValueError(f"{name} is a tensor whose memory was freed (untyped_storage().resize_)")
     try:
-        return float((value if value.layout is torch.strided else value.to_dense()).item())
+        number: float = (value if value.layout is torch.strided else value.to_dense()).item()
     except (RuntimeError, NotImplementedError) as error:  # torch cannot read it either: within vmap, say
-        raise InvalidValueError(f"{name!r} is a tensor whose value cannot be read: {error}") from error
+        layout = "nested" if value.is_nested else value.layout
+        kind = f"{layout}, {value.dtype}, on {value.device}".replace("torch.", "")
+        raise InvalidValueError(f"{name} is a tensor whose value cannot be read ({kind}): {error}") from error
+    return number
 
 
 def _is_freed(tensor: Tensor) -> bool:

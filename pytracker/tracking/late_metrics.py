@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .._checks import real_number
+from ..core import number_in
 from ..errors import InvalidValueError
 from ..sinks import NoSinks
 
@@ -36,9 +38,9 @@ class LateMetrics:
 
         Raises:
             InvalidTypeError: a metric is not a number.
-            InvalidValueError: its name is that of what is recorded on each step.
+            InvalidValueError: its name is that of what is recorded on each step, or its value cannot be read.
         """
-        values = {name: real_number(repr(name), value) for name, value in metrics.items() if value is not None}
+        values = {name: _number(repr(name), value) for name, value in metrics.items() if value is not None}
         taken = {*of_steps, *(self._reserved - self._names)}
         for name in values:
             if name in taken:
@@ -52,3 +54,8 @@ class LateMetrics:
             self._names.update(values.keys() - self._reserved)
             self._reserved.update(values)
             self._sinks.late(step, values)
+
+
+def _number(name: str, value: Any) -> float:
+    is_one = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+    return real_number(name, number_in(value, name) if is_one else value)
