@@ -103,7 +103,7 @@ def describe_core(torch: ModuleType) -> Extension:
     # at::parallel_for is inline code on top of OpenMP. It must call the copy that torch brought: another would have a
     # second pool of threads, which torch.set_num_threads does not know.
     bundled = sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*"))
-    link = [str(bundled[0]) if bundled else "-fopenmp"]
+    link = [str(bundled[0]) if bundled else "-fopenmp", *cxx_runtime()]
     if sanitizers():
         instrumented = [f"-fsanitize={sanitizers()}", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
         cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *instrumented]
@@ -131,9 +131,19 @@ def describe_cuda() -> Extension:
         libraries=["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python", "dl"],
         library_dirs=cpp_extension.library_paths(),
         extra_compile_args=common_flags() + torch_headers(),
-        extra_link_args=["-Wl,--no-as-needed"],  # its symbols are found where these libraries' own are
+        extra_link_args=["-Wl,--no-as-needed", *cxx_runtime()],  # its symbols are found where these libraries' own are
         language="c++",
     )
+
+
+def cxx_runtime() -> list[str]:
+    """Return the C++ runtime that torch has loaded, for a compiler that would link a static one of its own.
+
+    Two runtimes in a process disagree about locales: the first number that is written into a message ends it.
+    """
+    maps = Path("/proc/self/maps")
+    mapped = maps.read_text(encoding="utf-8").splitlines() if maps.exists() else []
+    return sorted({line.split()[-1] for line in mapped if "/libstdc++.so" in line})[:1]
 
 
 def common_flags() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,25 @@ def test_without_torch_a_build_says_what_to_type(sources: Path) -> None:
 def test_importing_setup_py_does_nothing_but_define(sources: Path) -> None:
     code = "import sys, runpy; runpy.run_path('setup.py'); sys.exit('torch' in sys.modules)"
     assert run("-c", code, folder=sources).returncode == 0
+
+
+def test_a_compiler_that_links_its_own_cxx_runtime_is_given_the_one_of_torch(tmp_path: Path) -> None:
+    source = tmp_path / "message.cpp"
+    code = '#include <sstream>\nextern "C" int length(unsigned long n) { std::ostringstream s; s << n;'
+    source.write_text(code + " return s.str().size(); }\n", encoding="utf-8")
+    runtime = runpy.run_path(str(ROOT / "setup.py"))["cxx_runtime"]()
+
+    def works(*flags: str) -> bool:
+        library = tmp_path / "message.so"
+        command = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", str(source), *flags, "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"there is no static C++ runtime here: {done.stderr}")
+        call = f"import ctypes, torch; assert ctypes.CDLL({str(library)!r}).length(1234) == 4"
+        return run("-c", call, folder=tmp_path).returncode == 0
+
+    assert not works("-static-libstdc++")  # or this test shows nothing
+    assert works("-static-libstdc++", *runtime)
 
 
 def test_the_package_brings_the_sources_of_its_kernels(package: Path) -> None:
