@@ -2,7 +2,6 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -39,16 +38,27 @@ Plan::Plan(Parameters parameters, std::vector<std::string> names, Source source,
   group_by_device();
 }
 
+// The device with whose tensors a parameter is grouped: its own, or the first one's where nothing of it is ever read,
+// as of a frozen one on the meta device.
+c10::Device Plan::home_of(size_t parameter) const {
+  const at::Tensor& p = parameters_[parameter];
+  if (has_backend(p.device().type())) return p.device();
+  const bool never_read = source_ == Source::kValue || (source_ == Source::kGradient && !p.requires_grad());
+  if (!p.is_meta() || !never_read)
+    throw ParameterError(c10::str("parameter '", names_[parameter], "' is on ", p.device(),
+                                  ", for which this build of pytracker has no back end; see `pytracker doctor`"));
+  for (size_t i = 0; i < parameters_.size(); ++i)
+    if (!parameters_[i].is_meta()) return parameters_[i].device();
+  return c10::kCPU;
+}
+
 // Where a parameter cannot be grouped, the groups stay as they were, so that rows already recorded can be read.
 void Plan::group_by_device() {
   std::vector<Group> groups;
   std::vector<Slot> slots;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const at::Tensor& p = parameters_[i];
-    const c10::Device device = p.device();
-    if (!has_backend(device.type()))
-      throw ParameterError(c10::str("parameter '", names_[i], "' is on ", device,
-                                    ", for which this build of pytracker has no back end; see `pytracker doctor`"));
+    const c10::Device device = home_of(i);
     auto group = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.device == device; });
     if (group == groups.end()) {
       groups.emplace_back(device);
@@ -57,7 +67,7 @@ void Plan::group_by_device() {
     }
     const auto dtype = dtype_of(p.scalar_type());
     Layout layout;
-    const bool readable = dtype && is_plain(*p.unsafeGetTensorImpl()) && windows_.empty();
+    const bool readable = dtype && !p.is_meta() && is_plain(*p.unsafeGetTensorImpl()) && windows_.empty();
     layout.numel = readable ? p.numel() : 0;
     layout.dtype = dtype.value_or(Dtype::kFloat32);
     Slot slot = {layout.numel, static_cast<int32_t>(group - groups.begin()),
@@ -198,10 +208,11 @@ bool Plan::describe(int64_t parameter) {
   Local local = std::exchange(pieces_[parameter], {});
   if (!local.piece.defined()) local.piece = source_of(parameter);
   if (!local.piece.defined()) return true;
+  if (source_ == Source::kValue && local.piece.is_meta()) return true;
   if (local.piece.device() != group.device) {
-    if (parameters_[parameter].device() != group.device) return false;
+    if (home_of(parameter) != group.device) return false;
     throw ParameterError(c10::str(subject(parameter), " is on ", local.piece.device(), " and the parameter on ",
-                                  group.device, "; move them to one device"));
+                                  parameters_[parameter].device(), "; move them to one device"));
   }
   try {
     lay_out(parameter, find(parameter, local), local);
@@ -319,7 +330,7 @@ std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale
   std::vector<at::Tensor> kept;
   for (Group& group : groups_) {
     const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
-    rows.push_back(at::empty({width}, at::TensorOptions().dtype(at::kDouble).device(group.device)));
+    rows.push_back(new_memory({width}, group.device));
     Scalar scale{nullptr, 1.0};
     if (grad_scale) scale = divisor_of(*grad_scale, group.device, kept);
     reduce_into(group, rows.back(), scale);
@@ -341,8 +352,7 @@ std::pair<double, double> Plan::norm_and_max() {
   gather();
   for (Group& group : groups_) {
     if (!group.scratch.defined())
-      group.scratch = at::empty({row_width(static_cast<int64_t>(group.members.size()), 0)},
-                                at::TensorOptions().dtype(at::kDouble).device(group.device));
+      group.scratch = new_memory({row_width(static_cast<int64_t>(group.members.size()), 0)}, group.device);
     reduce_into(group, group.scratch, Scalar{nullptr, 1.0});
   }
   double sum_sq = 0, max_sum_sq = 0;
@@ -360,7 +370,7 @@ at::Tensor Plan::reduce_and_clip(double max_norm) {
   TORCH_INTERNAL_ASSERT(groups_.size() == 1);
   Group& group = groups_[0];
   const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
-  const at::Tensor memory = at::empty({width + 2}, at::TensorOptions().dtype(at::kDouble).device(group.device));
+  const at::Tensor memory = new_memory({width + 2}, group.device);
   StepRequest request;
   request.layouts = &group.layouts;
   request.gradients = group.data.data();

@@ -99,6 +99,7 @@ class Plan {
     int64_t elements = 0;    // those that are not stored included
   };
 
+  c10::Device home_of(size_t parameter) const;
   void group_by_device();
   void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
   const at::Tensor& source_of(int64_t parameter) const;

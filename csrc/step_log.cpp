@@ -1,12 +1,12 @@
 #include "step_log.h"
 
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
 #include "errors.h"
 #include "scalar.h"
+#include "tensor_memory.h"
 
 namespace pytracker {
 
@@ -17,8 +17,7 @@ StepLog::StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots)
     throw InvalidValueError("a step log records at most " + std::to_string(kMaxScalars) + " scalars a step");
   for (const Group& group : plan_->groups()) {
     const int64_t width = row_width(static_cast<int64_t>(group.members.size()), slots);
-    const auto options = at::TensorOptions().device(group.device);
-    rows_.push_back(at::empty({capacity, width}, options.dtype(at::kDouble)));
+    rows_.push_back(new_memory({capacity, width}, group.device));
     cursors_.push_back(at::zeros({}, at::kLong).to(group.device));
     owners_.push_back(std::make_shared<const std::pair<at::Tensor, at::Tensor>>(rows_.back(), cursors_.back()));
   }

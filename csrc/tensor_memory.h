@@ -30,6 +30,10 @@ inline const void* dense_data(const c10::TensorImpl& impl) {
   return storage && storage.nbytes() >= end ? impl.data() : nullptr;
 }
 
+// Memory for statistics on a device, of float64. Throws InvalidValueError where it cannot be had as such: within
+// torch.func.grad, jvp and functionalize torch wraps whatever is made.
+at::Tensor new_memory(at::IntArrayRef sizes, c10::Device device);
+
 enum class Memory { kThere, kFreed, kTooSmall };
 
 // The state of the memory of a plain tensor, of any strides.

@@ -136,16 +136,17 @@ class _Ring:
     def copies(self, first: int, count: int, turn: int) -> tuple[list[torch.Tensor], list[torch.cuda.Event]]:
         """Return rows in host memory, of each device, and the events after which they are there."""
         parts, events = [], []
-        for rows, stream in zip(self.log.rows, self.streams, strict=True):
-            pieces = ring_pieces(rows, first, count)
-            if stream is not None:
-                part, event = stream.copy(pieces, turn)
-                events.append(event)
-            elif len(pieces) == 1 and self.on_host:
-                part = pieces[0].cpu()  # unpacked at once
-            else:  # a copy: the ring is written over while the rows of other devices are on their way
-                part = torch.cat(pieces).cpu()
-            parts.append(part)
+        with native.outside_of_transforms():
+            for rows, stream in zip(self.log.rows, self.streams, strict=True):
+                pieces = ring_pieces(rows, first, count)
+                if stream is not None:
+                    part, event = stream.copy(pieces, turn)
+                    events.append(event)
+                elif len(pieces) == 1 and self.on_host:
+                    part = pieces[0].cpu()  # unpacked at once
+                else:  # a copy: the ring is written over while the rows of other devices are on their way
+                    part = torch.cat(pieces).cpu()
+                parts.append(part)
         return parts, events
 
 
@@ -340,7 +341,7 @@ class DeviceLog:
 
     def _unpack(self, copy: PendingCopy) -> Rows:
         """Copy rows out of the pinned buffers, merging the devices."""
-        parts = [part.numpy().astype(np.float64) for part in copy.parts]  # always a copy
+        parts = [part.astype(np.float64) for part in _arrays(copy.parts)]  # always a copy
         given = np.array(copy.given, np.uint64)  # [rows, devices]
         members = self._ring.members
         moments: list[NDArray[np.float64]] = []
@@ -367,6 +368,11 @@ def _is_done(event: torch.cuda.Event) -> bool:
     return bool(event.query())  # type: ignore[no-untyped-call]
 
 
+def _arrays(tensors: list[torch.Tensor]) -> list[NDArray[Any]]:
+    with native.outside_of_transforms():
+        return [tensor.numpy() for tensor in tensors]
+
+
 def _unpack_contexts(copy: PendingCopy, scalars: dict[str, Scalars]) -> tuple[NDArray[np.float64], dict[str, Scalars]]:
     """Return the elements of each gradient, [n, T], and the scalars with the learning rates before them.
 
@@ -374,7 +380,7 @@ def _unpack_contexts(copy: PendingCopy, scalars: dict[str, Scalars]) -> tuple[ND
     groups are added and where their rates part.
     """
     which = np.array(copy.context_of)
-    counts = np.array([elements.numpy() for elements, _ in copy.contexts])
+    counts = np.array(_arrays([elements for elements, _ in copy.contexts]))
     same = (counts == counts[0]).all()
     elements = np.broadcast_to(counts[0], (len(which), counts.shape[1])) if same else counts[which]
     rates: dict[str, Scalars] = {}

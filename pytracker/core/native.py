@@ -76,7 +76,8 @@ def _core_for(tensors: Sequence[Tensor]) -> Any:
     if core is None:
         _warn_once(f"pytracker runs without its native core, more slowly: {reason}. `pytracker doctor` says more.")
         return reference
-    return core if all(is_native(core, device) for device in {tensor.device for tensor in tensors}) else reference
+    devices = {tensor.device for tensor in tensors if not tensor.is_meta}
+    return core if all(is_native(core, device) for device in devices) else reference
 
 
 def is_native(core: ModuleType, device: torch.device) -> bool:
@@ -105,10 +106,10 @@ def make_plan(
     a length of -1 reads all. None: all of every parameter.
 
     Raises:
-        ParameterError: a parameter has no data (the meta device).
+        ParameterError: a parameter that is trained has no data (the meta device).
     """
     for name, parameter in zip(names, parameters, strict=True):
-        if parameter.device.type == "meta":
+        if parameter.is_meta and parameter.requires_grad and source != "value":
             raise ParameterError(
                 f"parameter {name!r} is on the meta device and has no data; materialize the model first "
                 "(model.to_empty(device=...) and load its weights)"
@@ -116,9 +117,15 @@ def make_plan(
     return _core_for(parameters).Plan(list(parameters), list(map(writable, names)), source, list(windows))
 
 
+def outside_of_transforms() -> Any:
+    """Return a context in which nothing that is made is wrapped, within torch.func.grad and the like too."""
+    return torch._C._DisableFuncTorch()
+
+
 def make_step_log(plan: Any, capacity: int, slots: int) -> Any:
     """Return a log of at most ``capacity`` undrained rows, with ``slots`` scalars a row, beside the plan's tensors."""
-    return _module_of(plan).StepLog(plan, capacity, slots)
+    with outside_of_transforms():
+        return _module_of(plan).StepLog(plan, capacity, slots)
 
 
 def make_reader(

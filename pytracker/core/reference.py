@@ -176,9 +176,15 @@ class Plan:
         self._group()
 
     def _group(self) -> None:
-        self.devices = list(dict.fromkeys(p.device for p in self.parameters)) or [torch.device("cpu")]
-        self.members = [[i for i, p in enumerate(self.parameters) if p.device == device] for device in self.devices]
+        homes = self._homes()
+        self.devices = list(dict.fromkeys(homes)) or [torch.device("cpu")]
+        self.members = [[i for i, home in enumerate(homes) if home == device] for device in self.devices]
         self.generation += 1
+
+    def _homes(self) -> list[torch.device]:
+        """Return each parameter's device; of one on the meta device that of the first which has data."""
+        first = next((p.device for p in self.parameters if not p.is_meta), torch.device("cpu"))
+        return [first if p.is_meta else p.device for p in self.parameters]
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -234,15 +240,13 @@ class Plan:
             count if tensor is None else tensor.numel()
             for count, tensor in zip(self._counts, self._gathered, strict=True)
         ]
-        if any(p.device != self.devices[g] for g, members in enumerate(self.members) for p in self._of(members)):
+        homes = self._homes()
+        if any(homes[i] != self.devices[g] for g, members in enumerate(self.members) for i in members):
             self._group()
-
-    def _of(self, members: list[int]) -> list[Tensor]:
-        return [self.parameters[i] for i in members]
 
     def _piece(self, index: int, tensor: Tensor | None) -> Tensor | None:
         """Return what can be read of a gradient; None where it is missing."""
-        if tensor is None:
+        if tensor is None or (tensor.is_meta and self.source == "value"):
             return None
         try:
             return self._checked(index, tensor)
@@ -264,10 +268,9 @@ class Plan:
                 f"{subject} has dtype {tensor.dtype}; pytracker reads "
                 + ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             )
-        if tensor.layout not in (torch.strided, torch.sparse_coo):
-            raise ParameterError(
-                f"{subject} has layout {tensor.layout}; pytracker reads strided and sparse COO tensors"
-            )
+        if tensor.layout not in (torch.strided, torch.sparse_coo) or tensor.is_nested:
+            layout = "nested" if tensor.is_nested else tensor.layout
+            raise ParameterError(f"{subject} has layout {layout}; pytracker reads strided and sparse COO tensors")
         if tensor._is_zerotensor():
             return torch.zeros_like(tensor, device=tensor.device)
         if tensor.layout is torch.strided and _is_freed(tensor):

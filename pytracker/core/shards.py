@@ -113,6 +113,8 @@ def local_parameter(name: str, parameter: Tensor) -> LocalParameter:
         )
     if torch.nn.parameter.is_lazy(parameter):
         raise ParameterError(f"parameter {name!r} has no shape yet; run the model once before it is measured")
+    if parameter.is_nested:  # its parts differ in shape
+        return LocalParameter(name, (parameter.numel(),), parameter=parameter)
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:
         return LocalParameter(name, tuple(parameter.shape), parameter=parameter)

@@ -51,11 +51,12 @@ def parameter_infos(parameters: list[LocalParameter], optimizer: torch.optim.Opt
 
 
 def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
-    """Return the moments of the parameters themselves, [T, 6]. Waits for the device."""
-    plan = make_plan(parameters, "value")
+    """Return the moments of the parameters themselves, [T, 6], NaN where one cannot be read. Waits for the device."""
     moments = np.full((len(parameters), len(COLUMNS)), math.nan)
-    for of_device, row in zip(plan.members, plan.reduce(), strict=True):
-        moments[of_device] = native.tensor_moments(row)
+    with native.outside_of_transforms():
+        plan = make_plan(parameters, "value")
+        for of_device, row in zip(plan.members, plan.reduce(), strict=True):
+            moments[of_device] = native.tensor_moments(row)
     return moments
 
 

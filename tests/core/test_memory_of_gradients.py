@@ -112,14 +112,27 @@ FROZEN = {
     "mkldnn": lambda: torch.ones(4).to_mkldnn(),
     "a wrapper subclass": lambda: TwoTensor(torch.ones(4), torch.ones(4)),
     "freed": lambda: torch.ones(4),
+    "meta": lambda: torch.ones(4, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("core", PLANS)
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("make", FROZEN.values(), ids=FROZEN)
-def test_a_frozen_weight_of_any_kind_is_no_hindrance(make, request: pytest.FixtureRequest) -> None:
+def test_a_frozen_weight_of_any_kind_is_no_hindrance(
+    make, first: bool, core: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if core == "reference":
+        monkeypatch.setattr(native, "load", lambda: (None, "this test is of the reference"))
+        monkeypatch.setattr(native, "_warn_once", lambda text: None)
+    frozen = torch.nn.Parameter(make(), requires_grad=False)
     model = torch.nn.Linear(2, 1)
-    model.frozen = torch.nn.Parameter(make(), requires_grad=False)
+    model.frozen = frozen
+    if first:
+        model._parameters = {"frozen": frozen, **model._parameters}
     if "freed" in request.node.name:
         model.frozen.untyped_storage().resize_(0)
     model.weight.grad = torch.tensor([[3.0, 4.0]])
@@ -132,6 +145,17 @@ def test_a_frozen_weight_of_any_kind_is_no_hindrance(make, request: pytest.Fixtu
     )
     assert norms["weight"] == pytest.approx(model.weight.norm().item())
     assert math.isnan(norms["frozen"])
+    pytracker.clip_grad_norm_(model, 1.0)
+    assert model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_a_model_that_has_no_data_at_all_is_missing_where_it_is_frozen(kind: str) -> None:
+    frozen = torch.nn.Parameter(torch.ones(4, device="meta"), requires_grad=False)
+    assert all(map(math.isnan, row_of(kind, frozen)))
+    assert all(map(math.isnan, row_of(kind, frozen, "value")))
+    with pytest.raises(ParameterError, match="'w' is on the meta device"):
+        native.make_plan([torch.nn.Parameter(torch.ones(4, device="meta"))], ["w"])
 
 
 @pytest.mark.parametrize("kind", PLANS)
