@@ -18,7 +18,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test cuda-counters clean
+.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test cuda-counters gpu-build gpu-test gpu-bench clean
 
 demo: build
 	$(BIN)/python -m pytracker demo
@@ -133,6 +133,18 @@ cuda-counters: cuda-build build/cudasim/libcudart.so.13
 	@mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
 	$(INSTALLED) PYTHONPATH=build/path CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
 	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run -- $(CUDA_VENV)/bin/python -m benchmarks.cuda_counters docs/results
+
+# On a machine with a GPU: the suite of the CUDA back end on it, and how fast it is beside what torch offers. GPU_PYTHON is
+# an interpreter with a CUDA build of torch, numpy and, for the tests, pytest and hypothesis; nothing is fetched.
+GPU_PYTHON ?= python3
+gpu-build:
+	$(GPU_PYTHON) setup.py --quiet build_ext --inplace
+
+gpu-test: gpu-build
+	$(GPU_PYTHON) -m pytest -q tests/cuda $(PYTEST_ARGS)
+
+gpu-bench: gpu-build
+	$(GPU_PYTHON) -m benchmarks.gpu $(BENCH_ARGS) docs/results
 
 clean:
 	rm -rf build $(VENV)/.built

@@ -1,0 +1,1 @@
+"""What the CUDA back end costs on a GPU: `python -m benchmarks.gpu docs/results`."""
