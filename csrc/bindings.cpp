@@ -260,7 +260,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("slots", &StepLog::slots)
       .def_property_readonly("rows", &StepLog::rows)
       .def_property_readonly("scalar_names", &StepLog::scalar_names)
-      .def("slot_of", &StepLog::slot_of)
+      .def("slot_of", &StepLog::slot_of, py::arg("name"))
       .def("append", &append, py::arg("reader"), py::arg("step"), py::arg("scalars"))
       .def("replayed", &replayed, py::arg("reader"), py::arg("step"))
       .def("notes", &notes, py::arg("first"), py::arg("count"))
@@ -269,5 +269,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::class_<ModuleWatch>(m, "ModuleWatch")
       .def(py::init<py::object>(), py::arg("root"))
       .def("unchanged", &ModuleWatch::unchanged, py::arg("root"))
-      .def("covers", [](const ModuleWatch& watch, const Plan& plan) { return watch.covers(plan.parameters()); });
+      .def(
+          "covers", [](const ModuleWatch& watch, const Plan& plan) { return watch.covers(plan.parameters()); },
+          py::arg("plan"));
 }

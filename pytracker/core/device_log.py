@@ -30,6 +30,7 @@ from ..columns import COLUMNS, MAX_SCALARS, TOTALS
 from ..errors import InvalidValueError
 from ..moments import merge
 from . import native
+from .contract import Context, Plan
 from .reference import CAPTURED, RENEW
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
@@ -64,7 +65,7 @@ class PendingCopy:
     steps: list[int]
     given: list[list[int]]  # for each row and device, which scalars are in that device's row: a bit for each slot
     names: list[str]
-    contexts: list[Any]  # (elements, learning rates) of one or more rows each, as StepLog.notes returns
+    contexts: list[Context]  # of one or more rows each
     context_of: list[int]  # for each row, which of these
     parts: list[torch.Tensor]  # for each device, [n, width] in host memory
     events: list[torch.cuda.Event]
@@ -119,7 +120,7 @@ def name_rates(groups: list[dict[str, Any]]) -> list[str]:
 class _Ring:
     """The rows on the devices, and which of them are on their way to the host; replaced whole where they move."""
 
-    def __init__(self, plan: Any, every: int, slots: int) -> None:
+    def __init__(self, plan: Plan, every: int, slots: int) -> None:
         self.log = native.make_step_log(plan, 2 * every, slots)
         self.generation = plan.generation
         self.members = plan.members  # of the rows in this log, wherever the parameters move to
@@ -161,7 +162,7 @@ class DeviceLog:
 
     def __init__(
         self,
-        plan: Any,
+        plan: Plan,
         every: int,
         on_rows: Callable[[Rows], None],
         *,

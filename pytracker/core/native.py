@@ -11,7 +11,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from .._checks import writable
 from ..columns import COLUMNS, MAX_SCALARS, METER_COLUMNS, TOTALS
 from ..errors import ParameterError
 from . import cuda, reference
+from .contract import Core, ModuleWatch, Plan, StepLog, StepReader
 
 _CONTRACT = {
     "COLUMNS": list(COLUMNS),
@@ -70,14 +71,19 @@ def _warn_once(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def _core_for(tensors: Sequence[Tensor]) -> Any:
+def _core_for(tensors: Sequence[Tensor]) -> Core:
     """Return the module whose classes can read these tensors: the native core, or the reference."""
     core, reason = load()
     if core is None:
         _warn_once(f"pytracker runs without its native core, more slowly: {reason}. `pytracker doctor` says more.")
         return reference
     devices = {tensor.device for tensor in tensors if not tensor.is_meta}
-    return core if all(is_native(core, device) for device in devices) else reference
+    return as_core(core) if all(is_native(core, device) for device in devices) else reference
+
+
+def as_core(module: ModuleType) -> Core:
+    """Return the native core as what it is; a test compares it with the protocols."""
+    return cast(Core, module)
 
 
 def is_native(core: ModuleType, device: torch.device) -> bool:
@@ -99,7 +105,7 @@ def make_plan(
     names: Sequence[str],
     source: str = "gradient",
     windows: Sequence[tuple[int, int]] = (),
-) -> Any:
+) -> Plan:
     """Return a plan for reducing the gradients of ``parameters``, or with source="value" the parameters themselves.
 
     ``windows``: for each, the offset and the length of what is read of it where it is one of several in a flat tensor;
@@ -122,15 +128,15 @@ def outside_of_transforms() -> Any:
     return torch._C._DisableFuncTorch()
 
 
-def make_step_log(plan: Any, capacity: int, slots: int) -> Any:
+def make_step_log(plan: Plan, capacity: int, slots: int) -> StepLog:
     """Return a log of at most ``capacity`` undrained rows, with ``slots`` scalars a row, beside the plan's tensors."""
     with outside_of_transforms():
         return _module_of(plan).StepLog(plan, capacity, slots)
 
 
 def make_reader(
-    plan: Any, optimizer: Any, name_groups: Callable[[list[dict[str, Any]]], list[str]], reserved: set[str]
-) -> Any:
+    plan: Plan, optimizer: Any, name_groups: Callable[[list[dict[str, Any]]], list[str]], reserved: set[str]
+) -> StepReader:
     """Return what turns the keywords of a step and the optimizer's learning rates into scalars of a log.
 
     ``name_groups`` names the series of each parameter group. A keyword may have none of these names, nor one that is in
@@ -141,10 +147,10 @@ def make_reader(
     return _module_of(plan).StepReader(optimizer, name_groups, reserved)
 
 
-def watch_module(model: torch.nn.Module) -> Any:
+def watch_module(model: torch.nn.Module) -> ModuleWatch:
     """Return a watch with ``unchanged(model)``: whether the modules and parameters are still the same."""
     core, _ = load()
-    return (core or reference).ModuleWatch(model)
+    return (reference if core is None else as_core(core)).ModuleWatch(model)
 
 
 def tensor_moments(row: Tensor) -> NDArray[np.float64]:
@@ -152,6 +158,6 @@ def tensor_moments(row: Tensor) -> NDArray[np.float64]:
     return row.cpu().numpy()[TOTALS:].reshape(-1, len(COLUMNS)).astype(np.float64)
 
 
-def _module_of(plan: Any) -> Any:
+def _module_of(plan: Plan) -> Core:
     core, _ = load()
-    return core if core is not None and isinstance(plan, core.Plan) else reference
+    return as_core(core) if core is not None and isinstance(plan, core.Plan) else reference

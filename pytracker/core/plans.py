@@ -16,6 +16,7 @@ from torch import Tensor
 from .._checks import wrong_type
 from ..errors import InvalidTypeError, ParameterError
 from . import native
+from .contract import ModuleWatch, Plan
 from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
 Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
@@ -28,7 +29,7 @@ class PlannedParameters:
     """A plan that reduces gradients, and what is known of each parameter. Keeps no parameter alive by itself."""
 
     parameters: Sequence[ParameterLayout]
-    plan: Any
+    plan: Plan
 
     @functools.cached_property
     def sharded(self) -> bool:
@@ -50,7 +51,9 @@ class TrackedParameters(PlannedParameters):
 
 # What was planned for targets that were looked at: with the plans let go of their parameters, so that looking at a
 # model limits neither how long it lives nor what may be done with it.
-_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[Any, PlannedParameters]] = weakref.WeakKeyDictionary()
+_module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[ModuleWatch, PlannedParameters]] = (
+    weakref.WeakKeyDictionary()
+)
 _list_plans: list[PlannedParameters] = []
 
 
@@ -74,7 +77,7 @@ def parameters_of(target: Target) -> list[LocalParameter]:
     return found
 
 
-def make_plan(parameters: list[LocalParameter], source: str = "gradient") -> Any:
+def make_plan(parameters: list[LocalParameter], source: str = "gradient") -> Plan:
     """Return a plan that reduces the gradients of these parameters, or with ``source="value"`` the parameters."""
     windows = [each.window for each in parameters]
     return native.make_plan(
@@ -97,12 +100,10 @@ def _named(target: Any) -> list[tuple[str, Tensor]]:
 
 def norms_of_known(target: Target) -> tuple[float, float] | None:
     """Return the two norms of a module whose plan is at hand and fits, by the shortest way; else None. Waits."""
-    known = _module_plans.get(target) if isinstance(target, torch.nn.Module) else None
-    if known is None:
+    if not isinstance(target, torch.nn.Module) or target not in _module_plans:
         return None
-    watch, planned = known
-    norms: tuple[float, float] | None = planned.plan.norm_and_max_of(watch, target)
-    return norms
+    watch, known = _module_plans[target]
+    return known.plan.norm_and_max_of(watch, target)
 
 
 def track(target: Target) -> TrackedParameters:

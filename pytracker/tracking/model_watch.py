@@ -28,7 +28,7 @@ class ModelWatch:
     ) -> None:
         self._model = model if isinstance(model, torch.nn.Module) else None
         self._before = {each.name: id(each.parameter) for each in parameters}
-        self._modules: Any = None if self._model is None else native.watch_module(self._model)
+        self._modules = None if self._model is None else native.watch_module(self._model)
         self._optimizer, self._regrouped = optimizer, regrouped
         self._grouped = _grouped(optimizer)
 
@@ -48,7 +48,7 @@ class ModelWatch:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
     def _change_of_model(self) -> str:
-        if self._model is None or self._modules.unchanged(self._model):
+        if self._model is None or self._modules is None or self._modules.unchanged(self._model):
             return ""
         now = {each.name: id(each.parameter) for each in parameters_of(self._model)}
         if now == self._before:  # another activation, say
