@@ -13,7 +13,6 @@ One step, from top to bottom::
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +80,7 @@ class Tracker(Closing):
             (``tracker.history``) without it. Of several ranks only the first writes.
         every: steps from one copy to the host to the next, at most. Findings come, and the disk is written, as often.
         seconds: time from one copy to the host to the next, at most; it is looked at by ``step``. Ranks that merge
-            their rows go by ``every`` alone.
+            go by the first one's clock and merge as often; those that compare copies do so each ``every`` steps.
         diagnosis: looks for trouble in what has been recorded, at each drain; None for none, default: all rules.
         on_finding: called with each finding that is new or has grown; by default new ones are logged as warnings
             (logger ``pytracker``).
@@ -160,6 +159,7 @@ class Tracker(Closing):
             tracked,
             infos,
             every=every,
+            seconds=seconds,
             group=process_group,
             check_replicas=check_replicas,
             noise_scale=noise_scale,
@@ -181,7 +181,7 @@ class Tracker(Closing):
                 self._plan,
                 every,
                 self._team.take,
-                seconds=math.inf if self._team.talks else seconds,  # ranks that meet drain at the same step
+                seconds=seconds,
                 optimizer=optimizer,
                 reserved=self._reserved,
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
@@ -288,7 +288,7 @@ class Tracker(Closing):
             self._delivery.means.weigh(step, number_of_samples("n", n))
             self._sinks.stamp(step)
             self._log.replayed(step)
-            self._team.poll()
+            self._follow(step)
 
     def log(self, *unnamed: Any, **metrics: Any) -> None:
         """Record metrics at the latest step, in the middle of an epoch or at its end. Waits for values on a device.
@@ -373,6 +373,11 @@ class Tracker(Closing):
     def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
         """Append, where ranks meet at a drain: also what they measured; and hand on what has been merged meanwhile."""
         self._log.append(step, {**scalars, **self._team.scalars()})
+        self._follow(step)
+
+    def _follow(self, step: int) -> None:
+        if self._team.is_due(step):
+            self._log.drain_soon()
         self._team.poll()
 
     def _receive(self, rows: Rows) -> None:

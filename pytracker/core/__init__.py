@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import native, operators
-from .device_log import FIRST_SLOTS, DeviceLog, Rows
+from .device_log import FIRST_SLOTS, DeviceLog, Rows, joined
 from .plans import (
     PlannedParameters,
     Target,
@@ -30,6 +30,7 @@ __all__ = [
     "Target",
     "TrackedParameters",
     "are_gradients",
+    "joined",
     "local_parameter",
     "make_plan",
     "native",

@@ -55,6 +55,43 @@ class Rows:
         """Whether the rows say anything of the gradients: merged ones do so on the first rank alone."""
         return bool(self.totals.shape[1])
 
+    def part(self, begin: int, end: int) -> Rows:
+        """Return the rows from ``begin`` to before ``end``."""
+        scalars = {}
+        for name, (where, values) in self.scalars.items():
+            inside = (where >= begin) & (where < end)
+            if inside.any():
+                scalars[name] = where[inside] - begin, values[inside]
+        here = slice(begin, end)
+        return Rows(self.steps[here], self.totals[here], self.tensors[here], self.elements[here], scalars)
+
+    def without_gradients(self) -> Rows:
+        """Return what rows say where the gradients are elsewhere, or were left out: the scalars that were given."""
+        count = len(self.steps)
+        nothing = np.empty((count, 0))
+        return Rows(self.steps, nothing, np.empty((count, 0, len(COLUMNS))), nothing, self.scalars)
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """Return rows as one, in their order, without gradients where some have none; a single part as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    if not all(part.has_gradients for part in parts):
+        parts = [part.without_gradients() for part in parts]
+    scalars: dict[str, Scalars] = {}
+    begin = 0
+    for part in parts:
+        for name, (where, values) in part.scalars.items():
+            _extend(scalars, name, where + begin, values)
+        begin += len(part.steps)
+    return Rows(
+        np.concatenate([part.steps for part in parts]),
+        np.concatenate([part.totals for part in parts]),
+        np.concatenate([part.tensors for part in parts]),
+        np.concatenate([part.elements for part in parts]),
+        scalars,
+    )
+
 
 @dataclass
 class PendingCopy:
@@ -254,6 +291,11 @@ class DeviceLog:
             self._drain()
         else:
             self._drain_if_due()
+
+    def drain_soon(self) -> None:
+        """Drain now, or at the first later step that finds a buffer free."""
+        self._due = -math.inf
+        self._drain_if_due()
 
     def check_captured(self) -> None:
         """Make sure that there is something to replay.

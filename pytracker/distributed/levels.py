@@ -68,6 +68,10 @@ class Levels:
         """Begin to reduce tensors, each by its operation, in place to the first rank of all."""
         return Reduction(self.groups, tensors)
 
+    def announce(self, tensor: Tensor) -> Announcement:
+        """Begin to bring the first rank's tensor to all, in place."""
+        return Announcement(self.groups, tensor)
+
     def exchange(self, value: Any, merge: Callable[[list[Any]], Any], wait: Callable[[list[Any]], None]) -> Any:
         """Return what ``merge`` makes of every rank's value: of a group's, and then of what came of those. Waits.
 
@@ -112,6 +116,34 @@ class Reduction:
                 return True
             self._climb()
         return False
+
+
+class Announcement:
+    """A tensor of the first rank of all, on its way down the levels to every other."""
+
+    def __init__(self, groups: Sequence[HostGroup], tensor: Tensor) -> None:
+        self._tensor = tensor
+        *self._below, top = groups
+        self.work = top.broadcast(tensor)
+        self._is_here = top.is_first
+        if self._is_here:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        for group in reversed(self._below):
+            group.broadcast(self._tensor)
+
+    def has_come(self) -> bool:
+        """Tell whether the tensor is here, and pass it on where it has come. Never waits.
+
+        Raises:
+            RuntimeError: the rank that says it is gone.
+        """
+        if not self._is_here and self.work.is_completed():
+            self.work.wait()  # it is over: this raises where it failed
+            self._is_here = True
+            self._pass_on()
+        return self._is_here
 
 
 def _padded(message: bytes, size: int) -> Tensor:

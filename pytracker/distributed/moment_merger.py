@@ -27,7 +27,7 @@ from ..core import LocalParameter, Rows
 from .agreement import agree
 from .groups import MAX, SUM
 from .ranks import Ranks
-from .row_merger import HEADER, DisagreementError, PendingMerge, RowMerger, check_stamps, stamp, without_gradients
+from .row_merger import HEADER, DisagreementError, PendingMerge, RowMerger, check_stamps, stamp
 
 _SHOWN = 3  # names in a message
 
@@ -97,7 +97,7 @@ class MomentMerger(RowMerger):
     def unpack(self, merge: PendingMerge) -> Rows:
         steps = merge.rows.steps
         if check_stamps(merge.packed.header, len(self._members), steps, merge.drain):
-            return without_gradients(merge.rows)
+            return merge.rows.without_gradients()
         tensors, present = self._derive(merge.packed, len(steps), "the gradient of", steps)
         self._mark_partial(tensors, present, steps)
         self._any_merged = True

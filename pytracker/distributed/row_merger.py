@@ -18,16 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._warn import warn_user
-from ..columns import COLUMNS
 from ..core import Rows
 from ..errors import RankMismatchError
 from ..history import ParameterInfo
 from .levels import Levels, Reduction
+from .pace import WAITING
 from .ranks import Ranks
 
 HEADER = 5  # numbers at the head of a sum: what `stamp` says of the rows
 _UNDER_WAY = 2  # intervals whose collectives have begun, at most
-_WAITING = 8  # intervals that wait behind a rank that has stopped, at most
 
 
 class DisagreementError(RankMismatchError):
@@ -64,13 +63,6 @@ def check_stamps(summed: NDArray[np.float64], ranks: int, steps: NDArray[np.int6
 def span(steps: NDArray[np.int64]) -> str:
     """Return steps in words."""
     return f"{steps[0]} to {steps[-1]}" if len(steps) else "none"
-
-
-def without_gradients(rows: Rows) -> Rows:
-    """Return what a rank's rows say where the gradients are elsewhere: the scalars that were given."""
-    count = len(rows.steps)
-    nothing = np.empty((count, 0))
-    return Rows(rows.steps, nothing, np.empty((count, 0, len(COLUMNS))), nothing, rows.scalars)
 
 
 @dataclass
@@ -118,7 +110,7 @@ class RowMerger:
 
     def without_others(self, rows: Rows) -> Rows:
         """Return what this rank's rows say by themselves."""
-        return without_gradients(rows)
+        return rows.without_gradients()
 
     def pending(self) -> str:
         """Say which rows have not been merged yet; empty where all have."""
@@ -131,19 +123,20 @@ class RowMerger:
         if self._levels is None:  # this rank holds copies only
             receive(self.without_others(rows))
             return
-        dropped = len(self._merges) >= _WAITING
-        if dropped:
-            self._drop(rows)
-        self._merges.append(PendingMerge(self.without_others(rows) if dropped else rows, self._drains, dropped))
+        if sum(len(merge.rows.steps) for merge in self._merges) >= WAITING * self._every:
+            rows = self.leave_out(rows)
+        self._merges.append(PendingMerge(rows, self._drains, dropped=not rows.has_gradients))
         self._begin()
 
-    def _drop(self, rows: Rows) -> None:
+    def leave_out(self, rows: Rows) -> Rows:
+        """Return the rows without their gradients, for want of room, and say so the first time."""
         if not self.lost:
             warn_user(
-                f"{_WAITING} drains wait for a rank that is behind, so the gradients of steps {span(rows.steps)}, and "
-                "of those to come, are left out until it goes on; the scalars are kept"
+                f"{WAITING * self._every} steps wait for a rank that is behind, so the gradients of steps "
+                f"{span(rows.steps)}, and of those to come, are left out until it goes on; the scalars are kept"
             )
         self.lost += len(rows.steps)
+        return self.without_others(rows)
 
     def _begin(self) -> None:
         """Begin the collectives of the intervals that are next."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from ..errors import InvalidTypeError, LayoutError, RankMismatchError, in_words
 from ..history import ParameterInfo
 from .moment_merger import MomentMerger
 from .noise_scale import GradientNoiseScale, NoiseMerger
+from .pace import Intervals
 from .ranks import MEETING, RESCUE, Ranks, by_value, has_others, is_first_rank
 from .replica_drift import ReplicaWatch
 from .row_merger import DisagreementError, Receive, RowMerger
@@ -45,6 +47,9 @@ class SingleRank:
 
     def scalars(self) -> dict[str, Any]:
         return {}
+
+    def is_due(self, step: int) -> bool:
+        return False
 
     def poll(self) -> None:
         return
@@ -82,6 +87,7 @@ class Team:
         infos: what this rank's parameters are.
         merger: merges rows; None where every rank has whole ones.
         replicas: compares copies; None where that is not asked for.
+        intervals: cuts this rank's rows as the others cut theirs.
         receive: takes rows that are ready.
         find: takes what was found about other ranks.
         mark: takes a fault in words, for the run.
@@ -96,6 +102,7 @@ class Team:
         infos: list[ParameterInfo],
         merger: RowMerger | None,
         replicas: ReplicaWatch | None,
+        intervals: Intervals,
         *,
         receive: Receive,
         find: Callable[[Finding], None],
@@ -105,7 +112,7 @@ class Team:
         self.infos = infos if merger is None else merger.infos
         self.is_first = ranks.is_first
         self.fault: RankMismatchError | None = None
-        self._ranks, self._merger, self._replicas = ranks, merger, replicas
+        self._ranks, self._merger, self._replicas, self._intervals = ranks, merger, replicas, intervals
         self._receive, self._find, self._mark, self._on_fault = receive, find, mark, on_fault
         self._state = State.TOGETHER
         self._held: list[Rows] = []  # until it is known who is missing
@@ -129,15 +136,36 @@ class Team:
             self._receive_alone([rows])
         if self._state is not State.TOGETHER:
             return
+        if self._merger is not None and self._intervals.is_full:
+            rows = self._merger.leave_out(rows)
+        self._intervals.add(rows)
+        self._try("a drain was not begun", self._go_on)
+
+    def _go_on(self) -> None:
+        """Begin with the intervals whose rows are all here."""
+        while (rows := self._intervals.next()) is not None:
+            self._start(rows)
+
+    def _start(self, rows: Rows) -> None:
+        if self._merger is not None:
+            self._merger.start(rows, self._receive)
+        if self._replicas is not None:
+            self._found(self._replicas.start("gradient", rows.steps, rows.tensors))
+
+    def _try(self, failure: str, act: Callable[[], None]) -> None:
         try:
-            if self._merger is not None:
-                self._merger.start(rows, self._receive)
-            if self._replicas is not None:
-                self._found(self._replicas.start("gradient", rows.steps, rows.tensors))
+            act()
         except RankMismatchError as fault:
             self._part(fault)
         except RuntimeError as error:  # gloo's, of a rank that is gone
-            self._ask_who_is_missing("a drain was not begun", error)
+            self._ask_who_is_missing(self._pending() or failure, error)
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether the rows up to ``step`` should be brought to the host: an interval ends with it."""
+        try:
+            return self._state is State.TOGETHER and self._intervals.is_due(step)
+        except RuntimeError:  # a rank is gone: `poll` meets it again
+            return False
 
     def poll(self) -> None:
         """Hand on what has been merged, and say what is wrong between the ranks. Never waits.
@@ -145,13 +173,8 @@ class Team:
         Raises:
             RankMismatchError: the ranks no longer work together, and that is to be raised.
         """
-        if self._state is State.TOGETHER and self._merger is not None:
-            try:
-                self._merger.poll(self._receive)
-            except RankMismatchError as fault:
-                self._part(fault)
-            except RuntimeError as error:
-                self._ask_who_is_missing(self._merger.pending(), error)
+        if self._state is State.TOGETHER:
+            self._try("a drain was not merged", self._poll_merger)
         if self._search is not None and not self._search.is_alive():
             self._end_search()
         self._report()
@@ -178,6 +201,7 @@ class Team:
         )
 
     def _poll_merger(self) -> None:
+        self._go_on()
         if self._merger is not None:
             self._merger.poll(self._receive)
 
@@ -193,6 +217,11 @@ class Team:
         self._together(self._flush)
 
     def _flush(self) -> None:
+        while self._intervals.count:
+            self._ranks.wait(self._intervals.is_known, f"{self._pending()}the pace was not told", self._poll_merger)
+            rows = self._intervals.next(to_the_end=True)
+            if rows is not None:
+                self._start(rows)
         if self._merger is not None:
             self._agree(partial(self._merger.flush, self._receive))
         if self._replicas is not None:
@@ -258,10 +287,9 @@ class Team:
     def _ask_who_is_missing(self, failure: str, error: RuntimeError) -> None:
         """Find out beside the training who is missing: that takes some seconds."""
         self._state = State.SEARCHING
-        first = failure or "a drain was not merged"
 
         def ask() -> None:
-            self.fault = self._ranks.missing(first, error)
+            self.fault = self._ranks.missing(failure, error)
 
         self._search = threading.Thread(target=ask, daemon=True)
         self._search.start()
@@ -282,7 +310,7 @@ class Team:
         if self._replicas is not None:
             self._replicas.abandon()
         if self._merger is not None:
-            self._receive_alone([*self._merger.abandon(), *self._held])
+            self._receive_alone([*self._merger.abandon(), *self._intervals.abandon(), *self._held])
             self._held.clear()
 
     def _receive_alone(self, rows: list[Rows]) -> None:
@@ -328,6 +356,7 @@ def team_of(
     infos: list[ParameterInfo],
     *,
     every: int,
+    seconds: float,
     group: dist.ProcessGroup | None,
     check_replicas: bool,
     noise_scale: GradientNoiseScale | None,
@@ -371,7 +400,9 @@ def team_of(
         elif spread:
             merger = MomentMerger(ranks, tracked.parameters, infos, every=every, watched=check_replicas)
         replicas = ReplicaWatch(ranks, tracked.parameters, every=every) if check_replicas else None
-        return Team(ranks, infos, merger, replicas, receive=receive, find=find, mark=mark, on_fault=on_fault)
+        # Copies are compared at the same step on all ranks, which then wait for each other: at steps known beforehand.
+        intervals = Intervals(ranks, every=every, seconds=math.inf if check_replicas else seconds)
+        return Team(ranks, infos, merger, replicas, intervals, receive=receive, find=find, mark=mark, on_fault=on_fault)
     except BaseException as error:
         ranks.leave(in_words(error))
         raise

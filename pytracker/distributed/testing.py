@@ -42,7 +42,11 @@ def waits_forbidden() -> Iterator[None]:
 
 def until_merged(tracker: Any) -> None:
     """Wait until the collectives of this rank's earlier drains have ended, well or not. Nothing is handed on."""
-    merger = tracker._team._merger if isinstance(tracker._team, Team) else None
+    if not isinstance(tracker._team, Team):
+        return
+    told, merger = tracker._team._intervals._told, tracker._team._merger
+    while told is not None and not told[1].work.is_completed():
+        time.sleep(0.001)
     for merge in merger._merges if merger is not None else ():
         while merge.reduction is not None and not all(work.is_completed() for work in merge.reduction.works):
             time.sleep(0.001)

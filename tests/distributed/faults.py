@@ -402,8 +402,8 @@ def first_writes(rank: int, world: int, folder: str) -> None:
 
 
 def collectives(rank: int, world: int) -> None:
-    """No collective on a step, two at each drain; none at all under DDP."""
-    for wrap, a_drain in ((fully_shard, 2), (nn.parallel.DistributedDataParallel, 0)):
+    """No collective on a step, three at each drain; none at all under DDP."""
+    for wrap, a_drain in ((fully_shard, 3), (nn.parallel.DistributedDataParallel, 0)):
         model = wrap(nn.Linear(8, 8))
         tracker = pytracker.Tracker(model, every=4, diagnosis=None)
         model(torch.ones(1, 8)).sum().backward()

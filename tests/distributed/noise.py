@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
 from pytracker.distributed.testing import collectives as counted_collectives
+from pytracker.distributed.testing import until_merged
 from pytracker.errors import InvalidTypeError, InvalidValueError, LayoutError
 
 BATCH, STEPS, EVERY = 4, 9, 4
@@ -115,17 +116,18 @@ def untouched(rank: int, world: int, case: str) -> None:
 
 
 def collectives(rank: int, world: int) -> None:
-    """No collective on a step, one a drain."""
+    """No collective on a step, two a drain."""
     model = DistributedDataParallel(nn.Linear(6, 3))
     noise = pytracker.GradientNoiseScale(model, BATCH)
     per_step = []
     with pytracker.Tracker(model, every=EVERY, diagnosis=None, noise_scale=noise) as tracker:
         for _ in range(3 * EVERY):
             model(torch.randn(BATCH, 6)).mean().backward()
+            until_merged(tracker)
             with counted_collectives() as counted:
                 tracker.step()
             per_step.append(len(counted))
-    assert per_step == [0, 0, 0, 1] * 3
+    assert per_step == [0, 0, 0, 2] * 3
 
 
 def exact(rank: int, world: int) -> None:

@@ -28,7 +28,7 @@ def test_the_gradients_have_the_bits_of_ddp_without_a_hook(case: str) -> None:
     run("noise", f"untouched:{case}", 2)
 
 
-def test_no_collective_on_a_step_and_one_a_drain() -> None:
+def test_no_collective_on_a_step_and_two_a_drain() -> None:
     run("noise", "collectives", 2)
 
 
