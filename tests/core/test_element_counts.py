@@ -36,7 +36,7 @@ def test_the_statistics_of_a_gradient_that_grew_are_by_its_present_elements() ->
 def test_a_tracker_divides_each_row_by_its_own_elements() -> None:
     model = torch.nn.Linear(2, 2)
     model.bias.grad = torch.zeros(2)
-    with pytracker.Tracker(model, every=4, diagnosis=None) as tracker:
+    with pytracker.Tracker(model, every=4, seconds=1000, diagnosis=None) as tracker:
         for shape in ((2, 2), (8, 2), (8, 2), (1, 2)):
             resized(model.weight, *shape)
             tracker.step()

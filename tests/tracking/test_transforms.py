@@ -48,7 +48,7 @@ def weight() -> torch.nn.Parameter:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_tracker_within_a_transform_records_what_it_does_outside(transform: str, weight) -> None:
     def training() -> pytracker.Tracker:
-        with pytracker.Tracker([("w", weight)], every=2, diagnosis=None) as tracker:
+        with pytracker.Tracker([("w", weight)], every=2, seconds=1000, diagnosis=None) as tracker:
             for step in range(5):  # drains come on the way
                 tracker.step(loss=float(step), grad_scale=2.0)
             tracker.log(val_loss=0.5)
