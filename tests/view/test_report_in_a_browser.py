@@ -162,6 +162,15 @@ def test_a_finding_leads_to_its_steps_in_every_chart(page):
     assert page.console() == []
 
 
+def test_rules_that_could_not_judge_are_named_with_their_reason(browser, tmp_path):
+    with Run(tmp_path, name="silent") as run:
+        run.log_many(range(50), {"loss": np.linspace(1, 0.5, 50)})
+        run.set_meta(unjudged={"overfitting": "no validation loss", "lr_plateau": "no validation loss", "dead": "<b>"})
+    page = opened(browser, [load_run(run.path)], tmp_path)
+    said = page.run("return [...document.querySelectorAll('.unjudged')].map((line) => line.textContent)")
+    assert said == ["not judged: overfitting, lr_plateau: no validation loss", "not judged: dead: <b>"]
+
+
 def test_zooming_one_chart_zooms_the_others(page):
     page.run("return Plotly.relayout(cards.get('chart-lr').chart, {'xaxis.range': [10, 20]})")
     page.wait(f"{LINES}.every((card) => card.chart.layout.xaxis.range[1] === 20)")
@@ -360,13 +369,12 @@ CHECKED = {"state", "points", "format", "steps"}  # a run that has anything else
 def spoil(file):
     """Put markup into every text in every table of a run's file."""
     with closing(sqlite3.connect(file)) as connection, connection:
-        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE '%WITHOUT ROWID%'"
+        for (table,) in connection.execute(tables).fetchall():
             for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
                 if kind != "TEXT" or column in CHECKED:
                     continue
-                for key, value in (
-                    connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall() if (table != "meta") else []
-                ):
+                for key, value in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
                     try:
                         document = json.loads(value)
                         spoiled = value if column == "shape" else json.dumps(with_markup(document))

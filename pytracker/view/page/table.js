@@ -98,7 +98,7 @@ function nameCell(run) {
 }
 
 function details(run) {
-  const pairs = Object.entries({ ...run.config, ...run.facts, error: run.error }).filter(([, value]) => value !== null && value !== undefined);
+  const pairs = Object.entries({ ...run.config, ...run.facts, unjudged: null, error: run.error }).filter(([, value]) => value !== null && value !== undefined);
   return make("dl", {}, ...pairs.flatMap(([key, value]) => [make("dt", {}, key), make("dd", {}, short(value))]));
 }
 
@@ -128,8 +128,16 @@ function buildFindings() {
   found.sort((a, b) => rank(a.finding) - rank(b.finding) || (a.finding.first_step || 0) - (b.finding.first_step || 0));
   const list = found.slice(0, 40).map(({ run, finding }) => findingCard(run, finding, runs.length > 1 || pageRuns.size > 1));
   const more = found.length > 40 ? [make("p", { className: "note" }, `and ${found.length - 40} less severe`)] : [];
-  const block = make("details", { open: found.length <= (runs.length > 1 ? 3 : 8) }, make("summary", {}, make("h2", {}, `Findings (${found.length})`)), ...list, ...more);
-  document.getElementById("findings").replaceChildren(...(found.length ? [block] : []));
+  const silent = runs.flatMap((run) => notJudged(run).map((line) => make("p", { className: "note unjudged" }, pageRuns.size > 1 ? `${run.name}: ${line}` : line)));
+  const block = make("details", { open: found.length <= (runs.length > 1 ? 3 : 8) }, make("summary", {}, make("h2", {}, `Findings (${found.length})`)), ...list, ...more, ...silent);
+  document.getElementById("findings").replaceChildren(...(found.length || silent.length ? [block] : []));
+}
+
+// Silence is not health: which rules could not judge a run, a line for each reason.
+function notJudged(run) {
+  const reasons = new Map();
+  for (const [rule, why] of Object.entries(run.facts.unjudged || {})) reasons.set(String(why), [...(reasons.get(String(why)) || []), rule]);
+  return [...reasons].map(([why, rules]) => `not judged: ${rules.join(", ")}: ${why}`);
 }
 
 function findingCard(run, finding, named) {
