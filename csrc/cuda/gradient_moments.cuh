@@ -99,6 +99,7 @@ __device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const
 // The totals, and what a step asks for besides; the last thing that a launch writes.
 __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
   double mine[kTotals] = {};
+#pragma unroll 4  // as above
   for (int i = threadIdx.x; i < step.n_totals; i += kThreads)
     for (int c = 0; c < kTotals; ++c) mine[c] = combine(c, mine[c], step.totals[i * kTotals + c]);
   reduce_block(mine, scratch);
@@ -192,6 +193,7 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
       ++complete;
     } else if (last_to_arrive(&step.tickets[1 + tensor.first_block], 1, tensor.n_blocks)) {
       double mine[kColumns] = {};
+#pragma unroll 4  // so that the reads of four partial rows are under way together
       for (int i = threadIdx.x; i < tensor.n_blocks; i += kThreads) {
         const double* partial = partial_of(tensor.first_block + i, i == 0);
         for (int c = 0; c < kColumns; ++c) mine[c] = combine(c, mine[c], partial[c]);
