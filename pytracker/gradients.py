@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import moments
-from ._checks import real_number, wrong_value
+from ._checks import flag, real_number, wrong_value
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
 from .core import PlannedParameters, Target, norms_of_known, planned_gradients, root
 from .distributed import merge_shards
@@ -225,6 +225,7 @@ class GradientStats:
             >>> gradient_stats([("w", weight)]).to_dict(per_parameter=True)
             {'grad_norm': 5.0, 'grad_max': 5.0, 'abs_max': 4.0, 'nonfinite': 0.0, 'zero_fraction': 0.5, 'norm/w': 5.0}
         """
+        per_parameter = flag("per_parameter", per_parameter)
         host = self._on_host()
         present = ~moments.is_missing(host._tensors)
         elements = self._counts[present].sum().item()

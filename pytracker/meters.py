@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._checks import by_name, no_copies, number_of_samples, real_number, text, wrong_value
+from ._checks import by_name, flag, no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
 from .core import DeviceLog, Rows, Target, native, number_in, operators, track, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
@@ -426,6 +426,7 @@ class GradientMeter:
         over the updates in which there was a gradient; with ``per_parameter`` also ``norm/NAME``, over those in which
         that parameter had one. Where there was none all are NaN and the count is 0.
         """
+        per_parameter = flag("per_parameter", per_parameter)
         self._log.flush()
         result = {"grad_norm": self._spread.of(0), "grad_max": self._spread.of(1)}
         if per_parameter:

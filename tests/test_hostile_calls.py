@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -17,7 +20,8 @@ import torch
 from torch import nn
 
 import pytracker
-from pytracker.errors import PytrackerError
+from pytracker.diagnostics import RULES, Rule
+from pytracker.errors import InvalidTypeError, PytrackerError
 
 
 class Raising:
@@ -115,6 +119,12 @@ def close_all() -> None:
         opened.close() if isinstance(opened, pytracker.Tracker) else opened.finish()
 
 
+def gradient_meter() -> pytracker.GradientMeter:
+    made = pytracker.GradientMeter(model_with_gradients())
+    made.update()
+    return made
+
+
 def tracker() -> pytracker.Tracker:
     OPEN.append(pytracker.Tracker(model_with_gradients(), diagnosis=None))
     return OPEN[-1]
@@ -174,17 +184,25 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "Diagnosis": lambda _: (pytracker.Diagnosis, {"rules": None, "settings": None}),
     "Diagnosis.update": lambda _: (
         pytracker.Diagnosis().update,
-        {"history": pytracker.History(loss=[1.0, 2.0]), "stop": None},
+        {"history": pytracker.History(loss=[1.0, 2.0]), "stop": None, "again": False},
     ),
     "Finding.merge": lambda _: (finding().merge, {"later": finding()}),
     "Finding.withdraw": lambda _: (finding().withdraw, {"why": "it moves again"}),
     "Finding.from_dict": lambda _: (pytracker.Finding.from_dict, {"values": finding().to_dict()}),
     "GradientMeter": lambda _: (pytracker.GradientMeter, {"target": model_with_gradients(), "every": 2}),
+    "GradientMeter.compute": lambda _: (gradient_meter().compute, {"per_parameter": False}),
+    "GradientStats.to_dict": lambda _: (
+        pytracker.gradient_stats(model_with_gradients()).to_dict,
+        {"per_parameter": False},
+    ),
     "History": lambda _: (lambda series, **named: pytracker.History(series, **named), {"series": {}, "loss": [1.0]}),
     "History.truncate": lambda _: (pytracker.History(loss=[1.0]).truncate, {"step": 0}),
     "Run": lambda folder: (
         make_and_log,
-        {"directory": folder, "name": "a", "config": {}, "flush_seconds": 2.0, "max_pending_bytes": 1 << 20},
+        {
+            **{"directory": folder, "name": "a", "config": {}, "flush_seconds": 2.0, "max_pending_bytes": 1 << 20},
+            **{"resume": False, "every_step": False, "max_row_bytes": 1 << 20},
+        },
     ),
     "Run.log": lambda folder: (
         lambda step, **metrics: recorded(folder).log(step, **metrics),
@@ -192,6 +210,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "Run.log_many": lambda folder: (recorded(folder).log_many, {"steps": [1], "metrics": {"loss": [1.0]}}),
     "Run.set_meta": lambda folder: (recorded(folder).set_meta, {"fact": 1}),
+    "Run.log_finding": lambda folder: (recorded(folder).log_finding, {"finding": finding().to_dict()}),
     "Run.truncate": lambda folder: (recorded(folder).truncate, {"step": 0}),
     "Run.flush": lambda folder: (recorded(folder).flush, {"timeout": 30.0}),
     "Run.finish": lambda folder: (
@@ -207,7 +226,10 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "Tracker.load_state_dict": lambda _: (tracker().load_state_dict, {"state": {"steps": 0, "epochs": 0}}),
     "clip_grad_norm_": lambda _: (
         pytracker.clip_grad_norm_,
-        {"parameters": model_with_gradients(), "max_norm": 1.0, "norm_type": 2.0},
+        {
+            **{"parameters": model_with_gradients(), "max_norm": 1.0, "norm_type": 2.0},
+            **{"error_if_nonfinite": False, "foreach": None},
+        },
     ),
     "compare": lambda folder: (pytracker.compare, {"runs": [recorded(folder).path], "thresholds": None}),
     "compute_gradient_stats": lambda _: (pytracker.compute_gradient_stats, {"model": model_with_gradients()}),
@@ -231,12 +253,10 @@ CALLED_BY_OTHERS = {
         "Run.set_parameters",
         "Run.log_interval",
         "Run.log_rows",
-        "Run.log_finding",
         "Run.before_finish",
     ),
     "it reads what a file or a rule holds, which may be anything": ("Diagnosis.as_recorded", "Finding.plain"),
-    "gradient_stats makes it, and it takes a flag": ("GradientStats", "GradientStats.to_dict"),
-    "it takes a flag": ("GradientMeter.compute",),
+    "gradient_stats makes it": ("GradientStats",),
     "those of a mapping, and what a series asks of its history": (
         "History.get",
         "History.setdefault",
@@ -321,3 +341,75 @@ def faults_of(make: Callable[[Path], Call], folder: Path) -> Iterator[str]:
             except Exception as error:
                 yield f"{argument} is {kind}: {type(error).__name__}: {error}"
             close_all()
+
+
+def flags() -> Iterator[tuple[str, str]]:
+    """Iterate over the public calls that take True or False, and the names of these arguments."""
+    for name in public_callables():
+        thing: Any = pytracker
+        for part in name.split("."):
+            thing = getattr(thing, part)
+        if callable(thing):
+            for argument, parameter in inspect.signature(thing).parameters.items():
+                if re.search(r"\bbool\b", str(parameter.annotation)):
+                    yield name, argument
+
+
+@pytest.mark.parametrize(("name", "argument"), list(flags()))
+def test_a_flag_is_true_or_false_and_nothing_that_is_taken_for_it(name: str, argument: str, tmp_path) -> None:
+    for value in ("no", "", 0, 1, [], np.array([True]), torch.tensor(True), Raising()):
+        function, arguments = CALLS[name](tmp_path)
+        with pytest.raises(InvalidTypeError, match=rf"^{argument} is .*expected True or False"):
+            function(**{**arguments, argument: value})
+        close_all()
+    for kind, value in {"Python's": False, "NumPy's": np.False_}.items():
+        function, arguments = CALLS[name](tmp_path / kind)
+        function(**{**arguments, argument: value})
+        close_all()
+
+
+def test_the_flags_that_are_known_are_among_those_that_are_found() -> None:
+    assert {("Run", "resume"), ("Tracker", "check_replicas"), ("clip_grad_norm_", "foreach")} <= set(flags())
+
+
+WHOLE: dict[str, Callable[[Path], Any]] = {
+    "AverageMeter": lambda _: meter(),
+    "CSVSink": lambda folder: pytracker.CSVSink(folder / "a.csv"),
+    "Diagnosis": lambda _: pytracker.Diagnosis(settings={"constant": {"steps": 20}}),
+    "Finding": lambda _: finding(),
+    "GradientMeter": lambda _: gradient_meter(),
+    "GradientNoiseScale": lambda _: pytracker.GradientNoiseScale.__new__(pytracker.GradientNoiseScale),
+    "GradientStats": lambda _: pytracker.gradient_stats(model_with_gradients()),
+    "History": lambda _: pytracker.History(loss=[1.0]),
+    "Run": recorded,
+    "Tracker": lambda _: tracker(),
+    "a rule": lambda _: RULES["constant"],
+    "a rule that is not known": lambda _: Rule("unknown", lambda view: [], {}),
+    "an optimizer's series": lambda _: pytracker.History(loss=[1.0])["loss"],
+    "findings": lambda _: pytracker.diagnose(pytracker.History(loss=[1.0])),
+    "a comparison": lambda folder: pytracker.compare([recorded(folder).path]),
+    "a stored run": lambda folder: pytracker.load_run(recorded(folder).path),
+}
+
+
+def test_every_public_class_is_copied_below() -> None:
+    classes = (getattr(pytracker, name) for name in pytracker.__all__)
+    ours = {each.__name__ for each in classes if inspect.isclass(each) and not issubclass(each, BaseException)}
+    assert ours <= set(WHOLE)
+
+
+@pytest.mark.parametrize("kept", [copy.copy, copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))])
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_copy_or_a_pickle_works_or_is_refused_in_words(name: str, kept: Callable[[Any], Any], tmp_path) -> None:
+    with contextlib.suppress(PytrackerError):
+        assert type(kept(WHOLE[name](tmp_path))) is type(WHOLE[name](tmp_path / "other"))
+    close_all()
+
+
+def test_a_diagnosis_that_was_pickled_goes_on_where_it_was() -> None:
+    history = pytracker.History(loss=[1.0] * 150)
+    diagnosis = pytracker.Diagnosis(["constant"], settings={"constant": {"steps": 20}})
+    diagnosis.update(history)
+    again = pickle.loads(pickle.dumps(diagnosis))
+    assert again.findings == diagnosis.findings != []
+    assert again.changed == diagnosis.changed

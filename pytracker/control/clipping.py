@@ -13,7 +13,7 @@ from torch import Tensor
 # Taken now: a program may put clip_grad_norm_ in the place of torch's, which must not be called from here then.
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from .._checks import real_number, wrong_type, wrong_value
+from .._checks import flag, real_number, wrong_type, wrong_value
 from ..columns import SUM_SQ
 from ..core import PlannedParameters, Target, planned
 from ..errors import InvalidValueError, LayoutError
@@ -59,6 +59,9 @@ def clip_grad_norm_(
         >>> round(weight.grad.norm().item(), 4)
         1.0
     """
+    flag("error_if_nonfinite", error_if_nonfinite)
+    if foreach is not None:
+        flag("foreach", foreach)
     if torch.compiler.is_compiling():
         return _clip_in_graph(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     max_norm, norm_type = real_number("max_norm", max_norm), _checked_norm_type(norm_type)

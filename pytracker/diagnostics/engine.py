@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .._checks import kind_of, whole_number, writable
+from .._checks import flag, kind_of, whole_number, writable
 from ..errors import in_words
 from ..evidence import RULES, Finding, Layout, Rule, View, most_severe_first, select
 from ..history import History
@@ -162,6 +162,7 @@ class Diagnosis:
         looked at; where the end has been, the look at it is taken once more, as if it had not been.
         """
         kind_of("history", history, History, "a History, as tracker.history or load_run(path).history")
+        again = flag("again", again)
         stop = None if stop is None else whole_number("stop", stop)
         if self._history is not history or self._truncations != history.truncations:
             self._begin(history)

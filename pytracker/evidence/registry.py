@@ -46,6 +46,21 @@ class Rule:
                 )
         return found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled by name: the rule must be known where it is read.
+
+        Raises:
+            InvalidTypeError: it is not known by its name here.
+        """
+        known = RULES.get(self.name)
+        if known is None or known.function is not self.function:
+            raise InvalidTypeError(f"rule {self.name!r} cannot be pickled, as no rule is known by that name: use @rule")
+        return _known, (self.name, dict(self.settings))
+
+    def __deepcopy__(self, memo: Any) -> Rule:
+        """Return the rule itself, which nothing changes."""
+        return self
+
     @property
     def known_settings(self) -> list[str]:
         """The names of what can be set."""
@@ -116,6 +131,10 @@ def select(
         _find("settings", name)
         kind_of(f"settings[{name!r}]", values, Mapping, "settings by name")
     return [each.with_settings(changed.get(each.name, {})) for each in chosen]
+
+
+def _known(name: str, settings: Mapping[str, Any]) -> Rule:
+    return _find("a pickled rule", name).with_settings(settings)
 
 
 def _find(argument: str, given: str | Rule) -> Rule:

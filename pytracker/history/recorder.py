@@ -14,7 +14,7 @@ from typing import Any, SupportsFloat, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from .._checks import by_name, real_number, text, whole_number, wrong_type
+from .._checks import by_name, real_number, text, whole_number, wrong_type, wrong_value
 from ..errors import InvalidTypeError, InvalidValueError
 from .history import History
 from .intervals import Float64Array, Int64Array, Interval, ParameterInfo, checked_steps
@@ -210,9 +210,11 @@ class Recorder:
 
         Raises:
             InvalidTypeError: it is no mapping, or a part of it is not what a finding has there.
-            InvalidValueError: a step is out of range.
+            InvalidValueError: a step is out of range, or no rule is named.
         """
         checked = checked_finding(finding)
+        if not checked.get("rule"):
+            raise wrong_value("finding", finding, 'one that names its rule: {"rule": "loss_spike", ...}')
         with self._lock:
             self._check_open()
             self._carry_out()

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from .._checks import shown
 from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..history import FIELDS
 from .lock import is_locked
@@ -156,6 +157,8 @@ def check_format(connection: sqlite3.Connection, path: Path, *, allow_empty: boo
     if strange:  # a view or a column that is computed may go on for ever
         raise RunFormatError(f"{path} is not a run of pytracker: {strange[0]} is no plain table")
     row = connection.execute("SELECT readable_by FROM run").fetchone()
+    if row and not isinstance(row[0], int):
+        raise RunFormatError(f"{path} is damaged: its table run has {shown(row[0])} as readable_by")
     if row and row[0] > FORMAT:
         raise RunFormatError(
             f"{path} was written by a newer pytracker (format {version}, this one reads up to {FORMAT}): "

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .._checks import flag
 from .._checks import path as checked_path
 from ..errors import RunFormatError, RunNotFoundError, StoreError
 from ..history import Float64Array, History, Int64Array, ParameterHistory, ParameterInfo, html_table
@@ -115,6 +116,7 @@ class StoredRun:
         Raises:
             RunFormatError: the run is unreadable.
         """
+        parameters = flag("parameters", parameters)
         with self._open() as connection:
             history = History()
             for name, series in read_points(connection)[0].items():

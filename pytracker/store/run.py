@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from .._atexit import uncaught
 from .._cell import running_cell
-from .._checks import by_name, function, seconds, whole_number, wrong_type, wrong_value
+from .._checks import by_name, flag, function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
 from .._warn import warn_user
@@ -102,13 +102,13 @@ class Run(Recorder):
         """Open the run and start its writer."""
         super().__init__()
         by_name("Run", unnamed, 'directory, name="first"')
+        resume, self.every_step = flag("resume", resume), flag("every_step", every_step)
         flush_seconds = seconds("flush_seconds", flush_seconds)
         max_pending_bytes = whole_number("max_pending_bytes", max_pending_bytes)
         if resume and name is None:
             raise InvalidValueError("resume: say which run to go on with: Run(name=..., resume=True)")
         self.directory = checked_path("directory", directory).absolute()  # wherever the program goes from here
         self.config: Any = {} if config is None else config
-        self.every_step = bool(every_step)
         self.state = "running"
         self._owner = os.getpid()
         self._pending = Pending(max_pending_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from .._checks import flag
 from ..errors import InvalidValueError, MissingExtraError
 from ..history import FIELDS, Float64Array, History, Int64Array, ParameterHistory
 from ..store import StoredRun, jsonable
@@ -22,7 +24,8 @@ FORMATS: Final = ("csv", "json", "parquet")
 _HEADER: Final = ("name", "state", "created", "seconds", "config", "meta", "facts", "findings")
 _INTERVAL_COLUMNS: Final = ("first_step", "last_step", "parameter", *FIELDS)
 _PART_CELLS: Final = 20_000  # intervals times parameters in memory at one time
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates a text that begins so
+_FORMULA: Final = re.compile(r"[\s\x00-\x1f\u200b-\u200f\ufeff\"']*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
+"""A text that a spreadsheet evaluates: it begins so, or does after blanks and quotes that some programs strip."""
 
 
 def export_run(
@@ -41,7 +44,8 @@ def export_run(
         format: "csv", "json" or "parquet"; by default what the path ends with.
         parameters: False: one row a step, one column a series. True: one row for each interval and parameter.
         guard: in CSV, put ``'`` before a name that a spreadsheet would evaluate (it begins with ``=``, ``+``, ``-`` or
-            ``@``), and write what a terminal would obey as escapes. False leaves names as they are, for programs.
+            ``@``, or does after blanks and quotes), and write what a terminal would obey as escapes. False leaves names
+            as they are, for programs.
 
     In CSV a value that a series lacks is empty, and NaN is ``nan``. JSON has null for NaN and infinities.
 
@@ -49,6 +53,7 @@ def export_run(
         InvalidValueError: the format is unknown.
         MissingExtraError: Parquet without pyarrow.
     """
+    parameters, guard = flag("parameters", parameters), flag("guard", guard)
     name = os.fspath(target) if isinstance(target, (str, os.PathLike)) else ""
     chosen = format or Path(name).suffix.lstrip(".").lower()
     if chosen not in FORMATS:
@@ -67,7 +72,7 @@ def export_run(
 
 def _guarded(text: str) -> str:
     shown = visible(text)
-    return f"'{shown}" if text.startswith(_FORMULA_STARTS) else shown
+    return f"'{shown}" if _FORMULA.match(text) else shown
 
 
 def _write_csv(run: StoredRun, file: IO[str], parameters: bool, as_text: Callable[[str], str]) -> None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from .._checks import flag
 from ..diagnostics import most_severe_first
 from ..errors import RunNotFoundError
 from ..history import History
@@ -42,6 +43,7 @@ def watch_run(path: str | os.PathLike[str], *, seconds: float = 1.0, once: bool 
         RunNotFoundError: there is no run.
         RunFormatError: the file is not a run.
     """
+    once = flag("once", once)
     console = Console(highlight=False)
     tail = Tail(Path(path))
     tail.read()

@@ -61,7 +61,11 @@ def test_parquet_is_read_by_pandas_with_the_same_values(run, tmp_path):
     pandas.testing.assert_frame_equal(frame, run.history.to_pandas())
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+STARTS = ["=", "+", "-", "@", "\t", "\r"]
+HIDDEN = [" =", "  +", "\u00a0-", "\n@", "\t =", "\r=", '"=', "' =", "\ufeff=", "\u200b+", "\uff1d", "\x00="]
+
+
+@pytest.mark.parametrize("start", [*STARTS, *HIDDEN])
 def test_no_name_in_a_csv_is_a_formula_and_no_number_is_changed(tmp_path, start):
     name = f"{start}HYPERLINK(1)"
     with Run(tmp_path) as run:
@@ -77,8 +81,9 @@ def test_no_name_in_a_csv_is_a_formula_and_no_number_is_changed(tmp_path, start)
     assert cells()[1][1] == "-1.5"
     for table in (cells(), cells(parameters=True)):
         texts = [cell for row in table for cell in row if not cell.lstrip("-")[:1].isdigit()]
-        assert [text for text in texts if text.startswith(("=", "+", "-", "@", "\t", "\r"))] == []
-    if start != "\r":  # Python's own writer does not quote it before 3.13
+        assert [text for text in texts if text.startswith(tuple(STARTS))] == []
+        assert [text for text in texts if "HYPERLINK" in text and not text.startswith("'")] == []
+    if not set(start) & {"\r", "\n", "\x00"}:  # Python's own writer does not quote it before 3.13
         assert cells(parameters=True, guard=False)[1][2] == name
 
 
