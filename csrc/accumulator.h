@@ -27,7 +27,9 @@ enum Total : int { kMaxSumSq = kColumns, kTotals };
 // The columns of a meter's state, all float64. A NaN value is counted and otherwise left out of the sum and the count.
 enum MeterColumn : int { kVal, kMeterSum, kCount, kMeterNans, kMeterColumns };
 
-// A step's row in a log, in float64: [totals | tensor 0 | tensor 1 | ... | scalar 0 | scalar 1 | ...].
+// A step's row, in float64: [totals | tensor 0 | tensor 1 | ... | scalar 0 | scalar 1 | ...], and in a log two marks at
+// the end of its stride: the row's number, and who asked for it (RowTarget::asked_by).
+enum Mark : int { kNumber, kAskedBy, kMarks };
 constexpr int64_t tensor_offset(int64_t tensor) { return kTotals + tensor * kColumns; }
 constexpr int64_t row_width(int64_t tensors, int64_t scalars) { return tensor_offset(tensors) + scalars; }
 

@@ -20,6 +20,13 @@ class Backend {
   // Whether what step() enqueues now is captured in a graph, to run later and as often as that is replayed.
   virtual bool capturing() const { return false; }
 
+  // Makes the current stream wait for all rows that were asked for up to now: those of eager steps, and those of the
+  // replays that have been launched; and for the notes of the cursor.
+  virtual void await_rows() {}
+
+  // Notes in *note how far the replays that have been launched bring *cursor. Enqueued on the current stream.
+  virtual void note_cursor(const int64_t* /*cursor*/, int64_t* /*note*/) {}
+
   // Multiplies every gradient by *factor (float64, in the back end's memory); touches nothing where it is 1.
   virtual void scale(const Layouts& layouts, void* const* gradients, const double* factor) = 0;
 

@@ -263,6 +263,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def("slot_of", &StepLog::slot_of, py::arg("name"))
       .def("append", &append, py::arg("reader"), py::arg("step"), py::arg("scalars"))
       .def("replayed", &replayed, py::arg("reader"), py::arg("step"))
+      .def_property_readonly("capturing", &StepLog::capturing)
+      .def_property_readonly("captures", &StepLog::captures)
+      .def_property_readonly("cursor", &StepLog::cursor)
+      .def_property_readonly("announced", &StepLog::announced)
+      .def("await_rows", &StepLog::await_rows, py::arg("group"))
       .def("notes", &notes, py::arg("first"), py::arg("count"))
       .def("release", &StepLog::release, py::arg("end"));
 

@@ -48,12 +48,13 @@ struct Scalar {
 constexpr int kMaxScalars = 64;
 
 // Where a step's row goes: row `*cursor % capacity` of a log, after which the cursor is advanced; without a cursor,
-// the first row.
+// the first row, without marks.
 struct RowTarget {
   double* rows = nullptr;
   int64_t stride = 0;  // float64 values from one row to the next
   int64_t capacity = 1;
   int64_t* cursor = nullptr;
+  int64_t asked_by = 0;  // a mark of the row, by which the host knows it again
 };
 
 }  // namespace pytracker

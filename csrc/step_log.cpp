@@ -1,6 +1,7 @@
 #include "step_log.h"
 
 #include <ATen/ops/zeros.h>
+#include <c10/util/StringUtil.h>
 
 #include <algorithm>
 
@@ -16,11 +17,12 @@ StepLog::StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots)
   if (slots < 0 || slots > kMaxScalars)
     throw InvalidValueError("a step log records at most " + std::to_string(kMaxScalars) + " scalars a step");
   for (const Group& group : plan_->groups()) {
-    const int64_t width = row_width(static_cast<int64_t>(group.members.size()), slots);
+    const int64_t width = row_width(static_cast<int64_t>(group.members.size()), slots) + kMarks;
     rows_.push_back(new_memory({capacity, width}, group.device));
     cursors_.push_back(at::zeros({}, at::kLong).to(group.device));
     owners_.push_back(std::make_shared<const std::pair<at::Tensor, at::Tensor>>(rows_.back(), cursors_.back()));
   }
+  announced_ = at::zeros({capacity}, at::kLong).to(cursors_[0].device());
 }
 
 int32_t StepLog::slot_of(const std::string& name) {
@@ -38,7 +40,7 @@ bool StepLog::append(int64_t step, const StepInput& input) {
   std::vector<at::Tensor> kept;
   scalars_.resize(groups.size());
   for (auto& scalars : scalars_) scalars.clear();
-  given_.assign(groups.size(), 0);
+  std::vector<uint64_t> given(groups.size(), 0);
   // All values are checked before anything is launched, so that a bad one leaves no half of a row behind.
   for (const NamedValue& value : input.values) {
     size_t home = 0;  // numbers go with the first device's row, a tensor with the row of the device where it lies
@@ -51,7 +53,7 @@ bool StepLog::append(int64_t step, const StepInput& input) {
     }
     scalar.slot = value.slot;
     scalars_[home].push_back(scalar);
-    given_[home] |= uint64_t{1} << value.slot;
+    given[home] |= uint64_t{1} << value.slot;
   }
   const NamedValue* grad_scale = input.grad_scale ? &*input.grad_scale : nullptr;
   std::vector<Scalar> scales(groups.size(), Scalar{nullptr, grad_scale == nullptr ? 1.0 : grad_scale->number});
@@ -63,29 +65,47 @@ bool StepLog::append(int64_t step, const StepInput& input) {
     const at::Tensor near = on_another ? scale.to(groups[g].device, scale.scalar_type(), /*non_blocking=*/true) : scale;
     scales[g] = divisor_of(near, groups[g].device, kept);
   }
-  bool capturing = false;
+  const bool captured = capturing();
+  if (captured && groups.size() > 1)
+    throw InvalidValueError(
+        c10::str("step() is captured in a CUDA graph, and the parameters are on ", groups.size(),
+                 " devices, of which a graph replays one; track those of each device by a tracker of its own"));
   for (size_t g = 0; g < groups.size(); ++g) {
     StepRequest request;
     request.layouts = &groups[g].layouts;
     request.gradients = groups[g].data.data();
     request.row = {rows_[g].mutable_data_ptr<double>(), rows_[g].size(1), capacity_,
-                   cursors_[g].mutable_data_ptr<int64_t>()};
+                   cursors_[g].mutable_data_ptr<int64_t>(),
+                   captured ? -1 - static_cast<int64_t>(captures_.size()) : written_};
     request.scalars = scalars_[g].data();
     request.n_scalars = static_cast<int64_t>(scalars_[g].size());
     request.grad_scale = scales[g];
     request.owner = owners_[g];
     groups[g].backend->step(request);
-    capturing = capturing || groups[g].backend->capturing();
   }
-  if (!capturing) replayed(step, input.rates);
-  return !capturing;
+  if (captured)
+    captures_.push_back(given[0]);
+  else
+    note(step, std::move(given), input.rates);
+  return !captured;
+}
+
+bool StepLog::capturing() const {
+  const std::vector<Group>& groups = plan_->groups();
+  return std::any_of(groups.begin(), groups.end(), [](const Group& group) { return group.backend->capturing(); });
 }
 
 void StepLog::replayed(int64_t step, const Rates& rates) {
+  plan_->groups()[0].backend->note_cursor(cursors_[0].const_data_ptr<int64_t>(),
+                                          announced_.mutable_data_ptr<int64_t>() + written_ % capacity_);
+  note(step, {}, rates);
+}
+
+void StepLog::note(int64_t step, std::vector<uint64_t> given, const Rates& rates) {
   const at::Tensor& elements = plan_->elements();
   if (!context_ || !context_->elements.is_same(elements) || !(context_->rates == rates))
     context_ = std::make_shared<const Context>(Context{elements, rates});
-  notes_.push_back({step, given_, context_});
+  notes_.push_back({step, std::move(given), context_});
   ++written_;
 }
 

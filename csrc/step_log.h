@@ -56,7 +56,9 @@ struct Context {
 // What the host knows of a row.
 struct RowNote {
   int64_t step;
-  std::vector<uint64_t> given;  // for each device, bit `slot` is set where that scalar lies in the device's row
+  // For each device, bit `slot` is set where that scalar lies in the device's row; none for a row of a replay, of which
+  // the capture that its mark names knows it.
+  std::vector<uint64_t> given;
   std::shared_ptr<const Context> context;
 };
 
@@ -72,10 +74,16 @@ class StepLog {
   // written, but one by each replay.
   bool append(int64_t step, const StepInput& input);
 
-  // A graph with a captured append has been replayed: the device has written a row like that one.
+  // Whether a graph is being captured on a device of the log.
+  bool capturing() const;
+
+  // A graph with a captured append has been replayed: the device writes a row like that one. Which row it is the cursor
+  // tells, which is noted in the order of the current stream.
   void replayed(int64_t step, const Rates& rates);
 
-  bool full() const { return written_ - drained_ >= capacity_; }
+  // Makes the current stream of a group's device wait for all rows asked for up to now.
+  void await_rows(int64_t group) { plan_->groups()[group].backend->await_rows(); }
+
   // Whether the device's tensors are where they were when the log was made.
   bool current() const { return generation_ == plan_->generation(); }
 
@@ -84,7 +92,13 @@ class StepLog {
   int64_t capacity() const { return capacity_; }
   int64_t slots() const { return slots_; }
   const std::vector<std::string>& scalar_names() const { return scalar_names_; }
-  const std::vector<at::Tensor>& rows() const { return rows_; }  // a device each: float64 [capacity, width]
+  const std::vector<at::Tensor>& rows() const { return rows_; }  // a device each: float64 [capacity, width + kMarks]
+  // Of each captured append, in their order, the scalars in the rows of its replays, as in RowNote::given. Rows bear
+  // mark kAskedBy: the number of their note, or -1 - the capture's index.
+  const std::vector<uint64_t>& captures() const { return captures_; }
+  // On the first device, int64: the rows written so far; and [capacity] the same as each announced replay left it.
+  const at::Tensor& cursor() const { return cursors_[0]; }
+  const at::Tensor& announced() const { return announced_; }
   Plan& plan() const { return *plan_; }
 
   // What the host knows of the rows from row `first` on, `count` at most. Rows are counted from the log's beginning.
@@ -93,6 +107,8 @@ class StepLog {
   void release(int64_t end);
 
  private:
+  void note(int64_t step, std::vector<uint64_t> given, const Rates& rates);
+
   std::shared_ptr<Plan> plan_;
   int64_t capacity_, slots_, generation_;
   int64_t written_ = 0, drained_ = 0;
@@ -101,9 +117,10 @@ class StepLog {
   std::vector<at::Tensor> rows_;
   std::vector<at::Tensor> cursors_;                  // a device each: int64, the row that the next launch writes
   std::vector<std::shared_ptr<const void>> owners_;  // a device each: rows and cursor, which a captured graph shares
+  std::vector<uint64_t> captures_;
+  at::Tensor announced_;
   std::deque<RowNote> notes_;
   std::shared_ptr<const Context> context_;    // of the last row
-  std::vector<uint64_t> given_;               // of the last step
   std::vector<std::vector<Scalar>> scalars_;  // a device each, kept to be filled again
 };
 

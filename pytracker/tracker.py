@@ -278,8 +278,9 @@ class Tracker(Closing):
     def replayed(self, n: float = 1) -> None:
         """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
 
-        The replay has written the row; numbers among the scalars are those of the capture, tensors are read anew. It is
-        an InvalidValueError, and nothing is recorded, where no step was captured.
+        Call it after each replay: of one that is not announced nothing is recorded, and a warning says so. The current
+        stream then waits, on the device, for the replay's kernel. Numbers among the scalars are those of the capture,
+        tensors are read anew. It is an InvalidValueError, and nothing is recorded, where no step was captured.
         """
         with self._lock:
             self._check_open()

@@ -7,6 +7,8 @@
 // * What is captured in a graph runs later and as often as that is replayed, so it shares no table and no workspace
 // with
 //   eager steps, and it keeps what it uses until the graph is gone. The order of a replay is what the user makes it.
+// * Who reads rows waits for the kernels that write them: the last eager one, and the last replay of each graph, which
+//   records an event that is known outside of it.
 #include "../backend.h"
 
 #include <ATen/ops/empty.h>
@@ -16,6 +18,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -93,6 +96,16 @@ class Event {
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
   void record(Stream stream) { check_runtime(cudaEventRecord(event_, stream), "recording an event"); }
+  // As a node of the graph under capture: each replay records it, for all to see.
+  void record_in_replays(Stream stream) {
+    check_runtime(cudaEventRecordWithFlags(event_, stream, kRecordExternal), "recording an event in a graph");
+  }
+  bool is_over() const {
+    const OutsideOfCaptures outside;
+    const bool over = cudaEventQuery(event_) == 0;
+    if (!over) cudaGetLastError();  // which is no error that torch should find
+    return over;
+  }
   void block(Stream stream) { check_runtime(cudaStreamWaitEvent(stream, event_, 0), "waiting for an event"); }
 
  private:
@@ -192,9 +205,34 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(c10::Device device) : device_(device), kernels_(kernels_of(device)) {}
 
   void step(const StepRequest& request) override {
-    use(*request.layouts, request.owner, [&](const Plan& plan, Stream stream) {
+    use(*request.layouts, request.owner, [&](const Plan& plan, Stream stream, CUgraph_st* captured_in) {
       gradients(kernels_, request, plan.table, plan.device_table(), plan.workspace(), stream);
+      if (captured_in == nullptr || request.row.cursor == nullptr) return;
+      replays_.push_back(std::make_shared<Event>());
+      replays_.back()->record_in_replays(stream);
+      keep_as_long_as(captured_in, replays_.back());
     });
+  }
+
+  void await_rows() override {
+    const c10::DeviceGuard guard(device_);
+    ensure_context(device_.index());
+    const Stream stream = CurrentStream(device_).handle;
+    if (eager_.stream) {
+      const std::unique_ptr<Event> now = eager_.finished ? nullptr : recorded(eager_.stream->handle);
+      (now ? now : eager_.finished)->block(stream);
+    }
+    if (noted_) noted_->block(stream);
+    await_replays(stream);
+  }
+
+  void note_cursor(const int64_t* cursor, int64_t* note) override {
+    const c10::DeviceGuard guard(device_);
+    ensure_context(device_.index());
+    const Stream stream = CurrentStream(device_).handle;
+    await_replays(stream);
+    check_runtime(cudaMemcpyAsync(note, cursor, sizeof(*note), kWithinDevice, stream), "noting a replay");
+    noted_ = recorded(stream);
   }
 
   bool capturing() const override {
@@ -204,7 +242,7 @@ class CudaBackend final : public Backend {
   }
 
   void scale(const Layouts& layouts, void* const* gradients, const double* factor) override {
-    use(layouts, nullptr, [&](const Plan& plan, Stream stream) {
+    use(layouts, nullptr, [&](const Plan& plan, Stream stream, CUgraph_st*) {
       cuda::scale(kernels_, plan.table, plan.device_table(), gradients, factor, stream);
     });
   }
@@ -216,7 +254,14 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  // Calls launch(plan, stream) in its place in the order of things. A capture keeps `owner`.
+  void await_replays(Stream stream) {
+    const auto over = [](const std::shared_ptr<Event>& event) { return event.use_count() == 1 && event->is_over(); };
+    replays_.erase(std::remove_if(replays_.begin(), replays_.end(), over), replays_.end());
+    for (const std::shared_ptr<Event>& event : replays_) event->block(stream);
+  }
+
+  // Calls launch(plan, stream, graph under capture or null) in its place in the order of things. A capture keeps
+  // `owner`.
   template <typename F>
   void use(const Layouts& layouts, const std::shared_ptr<const void>& owner, F launch) {
     const c10::DeviceGuard guard(device_);
@@ -246,7 +291,7 @@ class CudaBackend final : public Backend {
       implementation().recordDataPtrOnStream(last.plan->memory.storage().data_ptr(), stream.of_torch);
     last.stream = stream;
     last.finished.reset();
-    launch(*last.plan, stream.handle);
+    launch(*last.plan, stream.handle, capture.graph);
     if (stream.is_external()) last.finished = recorded(stream.handle);
   }
 
@@ -271,8 +316,10 @@ class CudaBackend final : public Backend {
   c10::Device device_;
   const Kernels& kernels_;
   Use eager_;
-  Use captured_;                    // of the latest capture
-  unsigned long long capture_ = 0;  // its id
+  Use captured_;                                 // of the latest capture
+  unsigned long long capture_ = 0;               // its id
+  std::vector<std::shared_ptr<Event>> replays_;  // of each captured step: where its latest replay is over
+  std::unique_ptr<Event> noted_;                 // behind the latest note of the cursor
 };
 
 std::unique_ptr<Backend> make(c10::Device device) { return std::make_unique<CudaBackend>(device); }

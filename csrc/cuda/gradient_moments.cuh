@@ -119,7 +119,11 @@ __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
     step.clip[0] = norm;
     step.clip[1] = factor > 1 ? 1 : factor;  // a NaN stays: it must not pass for a gradient that needs no clipping
   }
-  if (step.row.cursor != nullptr) ++*step.row.cursor;
+  if (step.row.cursor == nullptr) return;
+  double* marks = row + step.row.stride - kMarks;
+  marks[kNumber] = static_cast<double>(*step.row.cursor);
+  marks[kAskedBy] = static_cast<double>(step.row.asked_by);
+  ++*step.row.cursor;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,10 @@ int cudaStreamIsCapturing(CUstream_st* stream, int* status);
 int cudaStreamWaitEvent(CUstream_st* stream, CUevent_st* event, unsigned flags);
 int cudaEventCreateWithFlags(CUevent_st** event, unsigned flags);
 int cudaEventRecord(CUevent_st* event, CUstream_st* stream);
+int cudaEventRecordWithFlags(CUevent_st* event, CUstream_st* stream, unsigned flags);
+int cudaEventQuery(CUevent_st* event);
 int cudaEventDestroy(CUevent_st* event);
+int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int kind, CUstream_st* stream);
 int cudaThreadExchangeStreamCaptureMode(int* mode);
 int cudaUserObjectCreate(CUuserObject_st** object, void* data, void (*destroy)(void*), unsigned references,
                          unsigned flags);
@@ -44,6 +47,8 @@ namespace pytracker::cuda {
 
 constexpr unsigned kNonBlocking = 1;                  // cudaStreamNonBlocking
 constexpr unsigned kDisableTiming = 2;                // cudaEventDisableTiming
+constexpr unsigned kRecordExternal = 1;               // cudaEventRecordExternal
+constexpr int kWithinDevice = 3;                      // cudaMemcpyDeviceToDevice
 constexpr int kRelaxed = 2;                           // cudaStreamCaptureModeRelaxed
 constexpr unsigned kNoDestructorSync = 1, kMove = 1;  // of user objects
 

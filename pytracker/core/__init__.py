@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import native, operators
-from .device_log import FIRST_SLOTS, DeviceLog, Rows, joined
+from .device_log import FIRST_SLOTS, DeviceLog
 from .plans import (
     PlannedParameters,
     Target,
@@ -18,6 +18,7 @@ from .plans import (
     watchable,
 )
 from .reference import number_in, root
+from .rows import Rows, joined
 from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
 __all__ = [

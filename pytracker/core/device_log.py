@@ -4,10 +4,11 @@ A drain happens when ``every`` rows are there, or some seconds have passed. On a
 to pinned memory, on a side stream, followed by an event; the rows are read at the first later step that finds the event
 done. What orders what:
 
-* the side stream waits for the rows to be written (``side.wait_stream(main)``);
+* the side stream waits for the kernels that write the rows, replays of CUDA graphs included (``log.await_rows``);
 * the training stream waits, on the device, for the copy before the last one, whose rows are written over next;
 * the host reads a pinned buffer only after its event, and hands it to a new copy only after having read it. There are
   two, so the host waits only when the device is more than a whole interval behind: that is counted, and warned of once;
+* where replays of graphs write rows, each is checked to be that of its step (``replays.py``);
 * rows that lie on the host arrive at once where all do, and are copied at the drain where those of a device come later.
 """
 
@@ -17,8 +18,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,92 +27,46 @@ from numpy.typing import NDArray
 
 from .._checks import whole_number
 from .._warn import warn_user
-from ..columns import COLUMNS, MAX_SCALARS, TOTALS
+from ..columns import MAX_SCALARS
 from ..errors import InvalidValueError
-from ..moments import merge
 from . import native
 from .contract import Context, Plan
 from .reference import CAPTURED, RENEW
+from .replays import ASKED_BY, Note, are_in_order, complaints, marked, match
+from .rows import Rows, arrays, unpack
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
-
-
-Scalars: TypeAlias = tuple[NDArray[np.intp], NDArray[np.float64]]
-"""The values of one name: indices of the rows that have it, ascending, and the values."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Exact rows of a few steps, on the host, in the order in which they were recorded."""
-
-    steps: NDArray[np.int64]  # [n]
-    totals: NDArray[np.float64]  # [n, 7], columns.TOTAL_COLUMNS
-    tensors: NDArray[np.float64]  # [n, T, 6], columns.COLUMNS; NaN in all six where a parameter had no gradient
-    elements: NDArray[np.float64]  # [n, T], of each gradient; of no meaning where a parameter had none
-    scalars: dict[str, Scalars]
-
-    @property
-    def has_gradients(self) -> bool:
-        """Whether the rows say anything of the gradients: merged ones do so on the first rank alone."""
-        return bool(self.totals.shape[1])
-
-    def part(self, begin: int, end: int) -> Rows:
-        """Return the rows from ``begin`` to before ``end``."""
-        scalars = {}
-        for name, (where, values) in self.scalars.items():
-            inside = (where >= begin) & (where < end)
-            if inside.any():
-                scalars[name] = where[inside] - begin, values[inside]
-        here = slice(begin, end)
-        return Rows(self.steps[here], self.totals[here], self.tensors[here], self.elements[here], scalars)
-
-    def without_gradients(self) -> Rows:
-        """Return what rows say where the gradients are elsewhere, or were left out: the scalars that were given."""
-        count = len(self.steps)
-        nothing = np.empty((count, 0))
-        return Rows(self.steps, nothing, np.empty((count, 0, len(COLUMNS))), nothing, self.scalars)
-
-
-def joined(parts: list[Rows]) -> Rows:
-    """Return rows as one, in their order, without gradients where some have none; a single part as it is."""
-    if len(parts) == 1:
-        return parts[0]
-    if not all(part.has_gradients for part in parts):
-        parts = [part.without_gradients() for part in parts]
-    scalars: dict[str, Scalars] = {}
-    begin = 0
-    for part in parts:
-        for name, (where, values) in part.scalars.items():
-            _extend(scalars, name, where + begin, values)
-        begin += len(part.steps)
-    return Rows(
-        np.concatenate([part.steps for part in parts]),
-        np.concatenate([part.totals for part in parts]),
-        np.concatenate([part.tensors for part in parts]),
-        np.concatenate([part.elements for part in parts]),
-        scalars,
-    )
 
 
 @dataclass
 class PendingCopy:
     """Rows on their way to the host."""
 
-    end: int  # the row after the last one
+    end: int  # the number of the note after the last one
+    row: int  # the number of the first row, as the device counts them
     turn: int  # which of the two pinned buffers they are in
     steps: list[int]
-    given: list[list[int]]  # for each row and device, which scalars are in that device's row: a bit for each slot
+    given: list[list[int]]  # as contract.Notes has it
     names: list[str]
     contexts: list[Context]  # of one or more rows each
     context_of: list[int]  # for each row, which of these
     parts: list[torch.Tensor]  # for each device, [n, width] in host memory
+    noted: torch.Tensor | None  # [n], StepLog.announced of each; None: nothing has been captured
     events: list[torch.cuda.Event]
+    next_row: int | None = None  # the number of the row after the last one, once that has been looked at
     rows: Rows | None = None  # unpacked
 
     @property
     def has_arrived(self) -> bool:
         """Whether the copy is over. Never waits."""
-        return all(map(_is_done, self.events))
+        return all(event.query() for event in self.events)  # type: ignore[no-untyped-call]
+
+    @property
+    def notes(self) -> list[Note]:
+        first = self.end - len(self.steps)
+        noted = [None] * len(self.steps) if self.noted is None else arrays([self.noted])[0].tolist()
+        pairs = zip(self.given, noted, strict=True)
+        return [(first + index, None if given else there) for index, (given, there) in enumerate(pairs)]
 
 
 class CopyStream:
@@ -122,20 +77,28 @@ class CopyStream:
         self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         shape = (every, rows.shape[1])
         self.buffers = [torch.empty(shape, dtype=rows.dtype, device="cpu", pin_memory=True) for _ in range(2)]
+        self.noted = [torch.empty(every, dtype=torch.int64, device="cpu", pin_memory=True) for _ in range(2)]
         self.events = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
 
-    def copy(self, pieces: list[torch.Tensor], turn: int) -> tuple[torch.Tensor, torch.cuda.Event]:
-        """Enqueue the copy of a few pieces of the ring into the buffer whose turn it is."""
+    def copy(
+        self, log: Any, group: int, pieces: list[torch.Tensor], noted: list[torch.Tensor], turn: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Enqueue the copy of a few pieces of the ring, and of the notes, into the buffers whose turn it is."""
         main = torch.cuda.current_stream(self.device)
-        self.stream.wait_stream(main)
-        begin = 0
         with torch.cuda.stream(self.stream):
-            for piece in pieces:
-                self.buffers[turn][begin : begin + len(piece)].copy_(piece, non_blocking=True)
-                begin += len(piece)
+            log.await_rows(group)
+            rows, notes = _gathered(pieces, self.buffers[turn]), _gathered(noted, self.noted[turn])
             self.events[turn].record(self.stream)
         main.wait_event(self.events[1 - turn])  # the rows of the copy before this one are written over next
-        return self.buffers[turn][:begin], self.events[turn]
+        return rows, notes
+
+
+def _gathered(pieces: list[torch.Tensor], buffer: torch.Tensor) -> torch.Tensor:
+    begin = 0
+    for piece in pieces:
+        buffer[begin : begin + len(piece)].copy_(piece, non_blocking=True)
+        begin += len(piece)
+    return buffer[:begin]
 
 
 def name_rates(groups: list[dict[str, Any]]) -> list[str]:
@@ -164,28 +127,40 @@ class _Ring:
         self.streams = [CopyStream(rows, every) if rows.is_cuda else None for rows in self.log.rows]
         self.on_host = not any(self.streams)
         self.pending: deque[PendingCopy] = deque()
-        self.delivered = 0
+        self.read = 0, 0  # the first note that is not delivered, and the first row that may be its
 
     @property
     def sent(self) -> int:
-        """The first row that is not on its way to the host."""
-        return self.pending[-1].end if self.pending else self.delivered
+        """The first note whose row is not on its way to the host."""
+        return self.pending[-1].end if self.pending else self.read[0]
 
-    def copies(self, first: int, count: int, turn: int) -> tuple[list[torch.Tensor], list[torch.cuda.Event]]:
-        """Return rows in host memory, of each device, and the events after which they are there."""
-        parts, events = [], []
+    @property
+    def ahead(self) -> int:
+        """By how many the number of a row is larger than that of its note, as far as is known."""
+        known = [copy.next_row - copy.end for copy in self.pending if copy.next_row is not None]
+        return known[-1] if known else self.read[1] - self.read[0]
+
+    def copies(
+        self, first: int, count: int, turn: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None, list[torch.cuda.Event]]:
+        """Return rows in host memory, of each device, what replays noted, and the events after which they are there."""
+        parts: list[torch.Tensor] = []
+        noted, events = None, []
+        captured = bool(self.log.captures)
         with native.outside_of_transforms():
-            for rows, stream in zip(self.log.rows, self.streams, strict=True):
-                pieces = ring_pieces(rows, first, count)
+            for group, (rows, stream) in enumerate(zip(self.log.rows, self.streams, strict=True)):
+                pieces = ring_pieces(rows, first + self.ahead, count)
                 if stream is not None:
-                    part, event = stream.copy(pieces, turn)
-                    events.append(event)
+                    announced = ring_pieces(self.log.announced, first, count) if captured else []
+                    part, copied = stream.copy(self.log, group, pieces, announced, turn)
+                    noted = copied if captured else None
+                    events.append(stream.events[turn])
                 elif len(pieces) == 1 and self.on_host:
                     part = pieces[0].cpu()  # unpacked at once
                 else:  # a copy: the ring is written over while the rows of other devices are on their way
                     part = torch.cat(pieces).cpu()
                 parts.append(part)
-        return parts, events
+        return parts, noted, events
 
 
 class DeviceLog:
@@ -220,7 +195,6 @@ class DeviceLog:
         self._on_rows = on_rows
         reserved = set() if reserved is None else reserved
         self._reader = native.make_reader(plan, optimizer, name_rates, reserved)
-        self._captured = False
         self._undrained = 0  # rows that were not sent when last looked at
         self.waits = 0
         self._ring = _Ring(plan, self._every, slots)
@@ -249,22 +223,26 @@ class DeviceLog:
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded; no row is written.
             ParameterError: a gradient cannot be read; no row is written.
         """
-        if self._undrained >= self._every:  # drains were interrupted, and no row may be written over
-            self._drain()
+        if self._undrained >= self._every and not self._ring.log.capturing:
+            self._drain()  # drains were interrupted, and no row may be written over
         self._undrained = undrained = self._ring.log.append(self._reader, step, scalars)
         if undrained >= self._every:
             self._drain()
         elif undrained == RENEW:
             self._append_to_new(step, scalars)
-        elif undrained == CAPTURED:
-            self._captured = True
-        else:
+        elif undrained != CAPTURED:
             self._drain_if_due()
 
     def _append_to_new(self, step: int, scalars: dict[str, Any]) -> None:
         """Append after making the log anew: with more slots, or where the parameters are now."""
-        self.flush()
         slots = self._ring.log.slots
+        if self._ring.log.capturing:
+            raise InvalidValueError(
+                f"step() is captured in a CUDA graph with {len(scalars)} scalars, {sorted(scalars)}, and the log has "
+                f"room for {slots} different ones, or the parameters have moved to another device; take a step with "
+                "the same scalars before the capture, which makes the log anew"
+            )
+        self.flush()
         if self._ring.generation == self._plan.generation:  # nothing moved: there are more scalars than slots
             if slots == MAX_SCALARS:
                 raise InvalidValueError(
@@ -301,13 +279,17 @@ class DeviceLog:
         """Make sure that there is something to replay.
 
         Raises:
-            InvalidValueError: no step was captured in a CUDA graph.
+            InvalidValueError: no step was captured in a CUDA graph, or one is being captured.
         """
-        if not self._captured:
+        log = self._ring.log
+        if not log.captures:
             raise InvalidValueError(
-                "replayed() was called, and step() has not been captured in a CUDA graph; call step() on each step, or "
-                "capture it together with the backward"
+                "replayed() was called, and step() has not been captured in a CUDA graph since the tracker's log was "
+                "made (with the tracker, and anew where `every` changes, where there are more scalars than it has room "
+                "for, and where the parameters move); call step() on each step, or capture it with the backward"
             )
+        if log.capturing:
+            raise InvalidValueError("replayed() was called while a CUDA graph is captured; call it after each replay")
 
     def flush(self) -> None:
         """Deliver every row. Waits for the device."""
@@ -322,6 +304,7 @@ class DeviceLog:
                 self._land(wait=True)
             if self._ring.sent >= self._ring.log.written:  # after interrupted drains there is more than an interval
                 break
+        self._complain_of_the_rest()
 
     def _drain_if_due(self) -> None:
         """Deliver what has arrived; drain where that is due by the clock and a buffer is free."""
@@ -345,12 +328,12 @@ class DeviceLog:
         steps, given, contexts, context_of = ring.log.notes(first, self._every)
         if steps:
             turn = 1 - ring.pending[-1].turn if ring.pending else 0
-            parts, events = ring.copies(first, len(steps), turn)
+            parts, noted, events = ring.copies(first, len(steps), turn)
             names = list(ring.log.scalar_names)
-            end = first + len(steps)
-            copy = PendingCopy(end, turn, steps, given, names, contexts, context_of, parts, events)
+            end, row = first + len(steps), first + ring.ahead
+            copy = PendingCopy(end, row, turn, steps, given, names, contexts, context_of, parts, noted, events)
             if ring.on_host:
-                copy.rows = self._unpack(copy)
+                copy.rows = unpack(copy, self._ring.members)
             ring.pending.append(copy)
         ring.log.release(ring.sent)
         self._undrained = ring.log.written - ring.sent
@@ -375,114 +358,68 @@ class DeviceLog:
                 for event in copy.events:
                     event.synchronize()
             wait = False
-            if copy.rows is None:
-                copy.rows = self._unpack(copy)
-            self._on_rows(copy.rows)
+            if copy.rows is None and copy.steps:
+                if self._ring.log.captures and copy.next_row is None:
+                    copy = pending[0] = self._sorted_out(copy)
+                copy.rows = unpack(copy, self._ring.members) if copy.steps else None
+            if copy.rows is not None:
+                self._on_rows(copy.rows)
             if pending and pending[0] is copy:  # it is gone where on_rows has flushed
-                self._ring.delivered = copy.end
+                self._ring.read = copy.end, copy.end + self._ring.ahead
                 pending.popleft()
 
-    def _unpack(self, copy: PendingCopy) -> Rows:
-        """Copy rows out of the pinned buffers, merging the devices."""
-        parts = [part.astype(np.float64) for part in _arrays(copy.parts)]  # always a copy
-        given = np.array(copy.given, np.uint64)  # [rows, devices]
-        members = self._ring.members
-        moments: list[NDArray[np.float64]] = []
-        scalars: dict[str, Scalars] = {}
-        for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):
-            end = TOTALS + len(of_device) * len(COLUMNS)
-            moments.append(part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS)))
-            for slot, name in enumerate(copy.names):
-                having = np.flatnonzero(given[:, device] >> np.uint64(slot) & np.uint64(1))
-                if len(having):
-                    before = scalars.get(name, (having[:0], part[:0, 0]))
-                    scalars[name] = _in_order(*before, having, part[having, end + slot])
-        totals = merge([part[:, :TOTALS] for part in parts])
-        tensors = moments[0]  # of a single device: every parameter, in order
-        if len(moments) > 1:
-            tensors = np.empty((len(copy.steps), sum(map(len, members)), len(COLUMNS)))
-            for of_device, its_moments in zip(members, moments, strict=True):
-                tensors[:, of_device] = its_moments
-        elements, scalars = _unpack_contexts(copy, scalars)
-        return Rows(np.array(copy.steps, np.int64), totals, tensors, elements, scalars)
+    def _sorted_out(self, copy: PendingCopy) -> PendingCopy:
+        """Return the copy with the row of each of its steps, where replays write rows too: mostly as it is.
 
+        Where it is not, this waits for the device, looks at all rows that there are, and says what was wrong.
+        """
+        ring, notes = self._ring, copy.notes
+        first = ring.read[1]
+        rows = marked(arrays(copy.parts)[0], copy.row)
+        found: list[int | None] = [*range(first, first + len(notes))]
+        if not are_in_order(rows, first, notes):
+            rows, later = self._all_rows(first)
+            everywhere = match(rows, [*notes, *later])
+            found = everywhere[: len(notes)]
+            end = max((number + 1 for number in found if number is not None), default=first)
+            strangers = len([n for n in rows if n < end and n not in everywhere])
+            lost = [step for step, number in zip(copy.steps, found, strict=True) if number is None]
+            for complaint in complaints(strangers, f"before step {copy.steps[-1]}", lost):
+                warn_user(complaint)
+        kept = [(index, number) for index, number in enumerate(found) if number is not None]
+        who = [int(rows[number][ASKED_BY]) for _, number in kept]
+        captures = ring.log.captures
+        return replace(
+            copy,
+            steps=[copy.steps[index] for index, _ in kept],
+            given=[[captures[-1 - w]] if w < 0 else copy.given[i] for (i, _), w in zip(kept, who, strict=True)],
+            context_of=[copy.context_of[index] for index, _ in kept],
+            parts=[torch.from_numpy(np.array([rows[number] for _, number in kept]))],
+            next_row=max((number + 1 for _, number in kept), default=first),
+        )
 
-def _is_done(event: torch.cuda.Event) -> bool:
-    return bool(event.query())  # type: ignore[no-untyped-call]
+    def _all_rows(self, first: int) -> tuple[dict[int, NDArray[np.float64]], list[Note]]:
+        """Return the rows from number ``first`` on, by number, and what is known of those not yet asked for."""
+        ring, log = self._ring, self._ring.log
+        torch.cuda.synchronize(log.rows[0].device)
+        with native.outside_of_transforms():
+            written, of_ring = int(log.cursor), log.rows[0].cpu().numpy()
+            announced = log.announced.tolist()
+        rows = {n: of_ring[n % len(of_ring)] for n in range(max(first, written - len(of_ring)), written)}
+        for copy in ring.pending:
+            rows.update(marked(arrays(copy.parts)[0], copy.row))
+        _, given, _, _ = log.notes(ring.sent, log.capacity)
+        unsent = [(n, None if bits else announced[n % log.capacity]) for n, bits in enumerate(given, ring.sent)]
+        later = [note for copy in list(ring.pending)[1:] for note in copy.notes] + unsent
+        return {n: row for n, row in rows.items() if n >= first}, later
 
-
-def _arrays(tensors: list[torch.Tensor]) -> list[NDArray[Any]]:
-    with native.outside_of_transforms():
-        return [tensor.numpy() for tensor in tensors]
-
-
-def _unpack_contexts(copy: PendingCopy, scalars: dict[str, Scalars]) -> tuple[NDArray[np.float64], dict[str, Scalars]]:
-    """Return the elements of each gradient, [n, T], and the scalars with the learning rates before them.
-
-    ``lr`` is the rate of the first group that has one, whatever each group's series is called, so it goes on where
-    groups are added and where their rates part.
-    """
-    which = np.array(copy.context_of)
-    counts = np.array(_arrays([elements for elements, _ in copy.contexts]))
-    same = (counts == counts[0]).all()
-    elements = np.broadcast_to(counts[0], (len(which), counts.shape[1])) if same else counts[which]
-    rates: dict[str, Scalars] = {}
-    begin = 0
-    while begin < len(which):  # the rows that have the same groups
-        names = [name for name, _, _ in copy.contexts[which[begin]][1]]
-        end = begin + 1
-        while end < len(which) and [name for name, _, _ in copy.contexts[which[end]][1]] == names:
-            end += 1
-        rows = np.arange(begin, end)
-        _add_rates(rates, names, rows, [copy.contexts[i][1] for i in which[rows]], copy.names, scalars)
-        begin = end
-    on_devices = {copy.names[slot] for _, groups in copy.contexts for _, _, slot in groups if slot >= 0}
-    return elements, {**rates, **{name: each for name, each in scalars.items() if name not in on_devices}}
-
-
-def _add_rates(
-    rates: dict[str, Scalars],
-    names: list[str],
-    rows: NDArray[np.intp],
-    contexts: list[list[tuple[str, float | None, int]]],
-    slot_names: list[str],
-    scalars: dict[str, Scalars],
-) -> None:
-    """Add the learning rates of some rows, all of which have the groups ``names``."""
-    if not names:
-        return
-    given = np.array([[number is not None for _, number, _ in context] for context in contexts])
-    values = np.array([[0.0 if number is None else number for _, number, _ in context] for context in contexts])
-    for row, context in enumerate(contexts):
-        for group, (_, _, slot) in enumerate(context):
-            if slot >= 0:
-                where, on_device = scalars[slot_names[slot]]
-                values[row, group] = on_device[np.searchsorted(where, rows[row])]
-                given[row, group] = True
-    for group, name in enumerate(names):
-        here = given[:, group]
-        if here.any():
-            _extend(rates, name, rows[here], values[here, group])
-    some = given.any(axis=1)
-    if "lr" not in names and some.any():
-        first = given[some].argmax(axis=1)
-        _extend(rates, "lr", rows[some], values[some, first])
-
-
-def _extend(series: dict[str, Scalars], name: str, rows: NDArray[np.intp], values: NDArray[np.float64]) -> None:
-    before, values_before = series.get(name, (rows[:0], values[:0]))
-    series[name] = np.concatenate([before, rows]), np.concatenate([values_before, values])
-
-
-def _in_order(
-    left: NDArray[np.intp], left_values: NDArray[np.float64], right: NDArray[np.intp], right_values: NDArray[np.float64]
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Merge what two devices recorded under one name, in the order of the rows."""
-    if not len(left):
-        return right, right_values
-    indices = np.concatenate([left, right])
-    order = np.argsort(indices, kind="stable")
-    return indices[order], np.concatenate([left_values, right_values])[order]
+    def _complain_of_the_rest(self) -> None:
+        """Pass over the rows behind the last note, all of which were delivered: of replays that nobody announced."""
+        ring = self._ring
+        note, row = ring.read
+        if ring.log.captures and (written := int(ring.log.cursor)) > row:
+            ring.read = note, written
+            warn_user(*complaints(written - row, "after the last step", []))
 
 
 def ring_pieces(rows: torch.Tensor, first: int, count: int) -> list[torch.Tensor]:

@@ -348,6 +348,10 @@ class StepLog:
         self.scalar_names: list[str] = []
         self._plan = plan
         self._generation = plan.generation
+        self.captures: list[int] = []  # of CUDA graphs: the reference can't be captured
+        self.capturing = False
+        self.cursor = self.announced = torch.empty(0, dtype=torch.int64, device="cpu")
+        self._written_on: list[torch.cuda.Stream | None] = [None for _ in plan.devices]
         self._notes: deque[tuple[int, list[int], Any]] = deque()
         self.rows = [
             torch.empty((capacity, row_width(len(members), slots)), dtype=wide(device), device=device)
@@ -380,6 +384,7 @@ class StepLog:
         given = [0] * len(self.rows)
         for group, rows in enumerate(self.rows):
             row = plan.row(group, grad_scale)
+            self._written_on[group] = torch.cuda.current_stream(rows.device) if rows.is_cuda else None
             rows[index, : len(row)] = row
             for slot, value in values:
                 if (value.device if value.device.type != "cpu" else plan.devices[0]) == plan.devices[group]:
@@ -392,6 +397,11 @@ class StepLog:
     def replayed(self, reader: StepReader, step: int) -> None:
         """Note a row that a replayed CUDA graph has written; the reference can't be captured, so there is none."""
         raise InvalidValueError(f"step {step}: only the native core records CUDA graph replays")
+
+    def await_rows(self, group: int) -> None:
+        stream = self._written_on[group]
+        if stream is not None:
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
 
     def notes(self, first: int, count: int) -> tuple[list[int], list[list[int]], list[Any], list[int]]:
         """Return what the host knows of the rows from ``first`` on.

@@ -145,7 +145,7 @@ std::vector<double> log_some_steps() {
     problem.gradients.push_back(make_gradient(Dtype::kFloat16, numel, Values::kNormal));
   problem.prepare();
   constexpr int64_t kCapacity = 4, kScalars = 6;
-  const int64_t width = problem.width(kScalars), stride = width + 3;
+  const int64_t width = problem.width(kScalars), stride = width + 3 + kMarks;
   Buffer rows(kCapacity * stride * sizeof(double)), clip(2 * sizeof(double));
   CHECK(cudaMemset(rows.as(), 0xff, kCapacity * stride * sizeof(double)));
   const int64_t start = (int64_t{1} << 40) + 2;
@@ -163,7 +163,7 @@ std::vector<double> log_some_steps() {
   const double want[kScalars] = {0.125, static_cast<double>(correct), 3.0, 0.5, -1e300, 2.5};
 
   StepRequest request;
-  request.row = {rows.as<double>(), stride, kCapacity, cursor.as<int64_t>()};
+  request.row = {rows.as<double>(), stride, kCapacity, cursor.as<int64_t>(), -5};
   request.scalars = scalars;
   request.n_scalars = kScalars;
   request.grad_scale = {on_device[0].as(), 0, 0, Dtype::kFloat32, false};
@@ -175,7 +175,10 @@ std::vector<double> log_some_steps() {
     const double* row = got.data() + r * stride;
     problem.check_row(row, scale);
     for (int64_t s = 0; s < kScalars; ++s) expect(row[problem.width() + s] == want[s], "a scalar");
-    for (int64_t c = width; c < stride; ++c) expect(std::isnan(row[c]), "the gap between rows was written");
+    for (int64_t c = width; c < stride - kMarks; ++c) expect(std::isnan(row[c]), "the gap between rows was written");
+    const int64_t number = start + r + 2;  // of the last step that wrote to this place
+    expect(row[stride - kMarks + kNumber] == static_cast<double>(number), "the row's number");
+    expect(row[stride - kMarks + kAskedBy] == -5, "who asked for the row");
   }
   int64_t end = 0;
   CHECK(cudaMemcpy(&end, cursor.as(), sizeof(end), cudaMemcpyDeviceToHost));
@@ -279,7 +282,7 @@ void graph() {
   for (const int64_t numel : {9000, 64, 30000})
     problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
   problem.prepare();
-  const int64_t width = problem.width();
+  const int64_t width = problem.width() + kMarks;
   const Buffer rows(3 * width * sizeof(double)), cursor(sizeof(int64_t));
   CHECK(cudaMemset(cursor.as(), 0, sizeof(int64_t)));
   CHECK(cudaDeviceSynchronize());

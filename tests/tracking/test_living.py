@@ -298,13 +298,12 @@ def test_steps_without_a_gradient_are_no_finding_of_nonfinite_gradients(weight) 
 
 def test_drains_that_are_interrupted_again_and_again_let_no_row_be_written_over(weight, monkeypatch) -> None:
     tracker = Tracker([("w", weight)], every=3, diagnosis=None)
-    log = tracker._log
 
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(log, "_unpack", interrupted)
+        patch.setattr("pytracker.core.device_log.unpack", interrupted)
         for _ in range(9):
             with contextlib.suppress(KeyboardInterrupt):
                 train(tracker, weight, 1)
