@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 UNREADABLE: Final = "unreadable"
 DEFAULT_DIRECTORY: Final = "runs"
+_FACTS: Final[dict[str, type]] = {
+    **dict.fromkeys(("command", "working_directory", "host", "platform", "python", "torch", "pytracker"), str),
+    **dict.fromkeys(("git_commit", "journal_mode"), str),
+    **{"pid": int, "cpus": int, "devices": list, "git_dirty": bool},
+}
 _STATES: Final = ("running", "finished", "failed")
 
 
@@ -313,7 +318,16 @@ def _session(cells: Cells) -> Session:
         raise RunFormatError(f"a session has the state {state!r:.80}")
     if not isinstance(facts, dict):
         raise RunFormatError(f"a session has {facts!r:.80} as its facts")
-    return Session(started, last_written, ended, state, error, facts)
+    return Session(started, last_written, ended, state, error, _checked_facts(facts))
+
+
+def _checked_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts of which each that is known is of its type, or None; what another version knows stays."""
+    checked = {name: value if isinstance(value, _FACTS.get(name, object)) else None for name, value in facts.items()}
+    devices = checked.get("devices")
+    if isinstance(devices, list) and not all(isinstance(device, str) for device in devices):
+        checked["devices"] = None
+    return checked
 
 
 def _state(path: Path, sessions: list[Session]) -> str:

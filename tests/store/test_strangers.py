@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import stat
@@ -11,7 +12,9 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pytracker.cli import main
 from pytracker.errors import RunFormatError, StoreError
 from pytracker.history import summarize
 from pytracker.runfile.packing import checksum
@@ -226,3 +229,26 @@ def test_each_flipped_bit_of_what_is_summed_is_found(tmp_path, infos):
             assert found, f"{data[:20]!r} + {offset}"
             file.write_bytes(whole)
     assert check_run(path) == []
+
+
+ODD = [None, True, -1, 1e308, "x", [], [[1]], [None], {"a": 1}, {}]
+KNOWN = "command working_directory host pid platform cpus python torch pytracker devices git_commit git_dirty"
+FACTS = [*KNOWN.split(), "journal_mode", "unknown"]
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_of_an_odd_type_are_left_out_and_the_run_is_shown(tmp_path, infos, name):
+    path = make(tmp_path, infos)
+    facts = load_run(path).facts
+    for value in ODD:
+        with closing(sqlite3.connect(path / "run.sqlite", isolation_level=None)) as connection:
+            connection.execute("UPDATE sessions SET facts = ?", (json.dumps({**facts, name: value}),))
+        found = load_run(path).facts
+        assert found[name] in (value, None)
+        assert {other: found[other] for other in facts if other != name} == {
+            other: fact for other, fact in facts.items() if other != name
+        }
+        for verb in (["show"], ["compare"], ["list", "--columns", "run,lr"]):
+            arguments = [*verb, *([] if verb[0] == "list" else [str(path)]), "--dir", str(tmp_path)]
+            shown = CliRunner().invoke(main, arguments)
+            assert shown.exit_code == 0, shown.exception
