@@ -11,14 +11,16 @@ from typing import Any
 
 _GIT_SECONDS = 5.0
 _LONGEST = 100_000  # characters of a command that are kept
+_LONGEST_DIFF = 1_000_000
 
 
-def collect(working_directory: str) -> dict[str, Any]:
+def collect(working_directory: str, *, snapshot: bool = False) -> dict[str, Any]:
     """Return facts for people: command, host, versions, devices, and the git commit of ``working_directory``.
 
-    Starts git twice, so it runs on the writer's thread.
+    With ``snapshot`` also what differs from that commit, and which packages are installed. It starts git, so it runs
+    on the writer's thread.
     """
-    return {
+    facts = {
         "command": " ".join(sys.orig_argv)[:_LONGEST],
         "working_directory": working_directory,
         "host": socket.gethostname(),
@@ -29,6 +31,17 @@ def collect(working_directory: str) -> dict[str, Any]:
         "pytracker": _own_version(),
         **_git_facts(working_directory),
     }
+    return facts | (_snapshot(working_directory) if snapshot else {})
+
+
+def _snapshot(directory: str) -> dict[str, Any]:
+    from importlib import metadata
+
+    diff = _git(directory, "diff", "--no-color", "--no-ext-diff", "HEAD")
+    if diff is not None and len(diff) > _LONGEST_DIFF:
+        diff = f"{diff[:_LONGEST_DIFF]}\n[{len(diff) - _LONGEST_DIFF} more characters were left out]"
+    packages = {str(each.name): str(each.version) for each in metadata.distributions() if each.name}
+    return {"git_diff": diff, "packages": dict(sorted(packages.items()))}
 
 
 def _own_version() -> str:

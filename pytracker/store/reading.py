@@ -43,8 +43,8 @@ UNREADABLE: Final = "unreadable"
 DEFAULT_DIRECTORY: Final = "runs"
 _FACTS: Final[dict[str, type]] = {
     **dict.fromkeys(("command", "working_directory", "host", "platform", "python", "torch", "pytracker"), str),
-    **dict.fromkeys(("git_commit", "journal_mode"), str),
-    **{"pid": int, "cpus": int, "devices": list, "git_dirty": bool},
+    **dict.fromkeys(("git_commit", "git_diff", "journal_mode"), str),
+    **{"pid": int, "cpus": int, "devices": list, "packages": dict, "git_dirty": bool},
 }
 _STATES: Final = ("running", "finished", "failed")
 

@@ -69,6 +69,8 @@ class Run(Recorder):
         flush_seconds: what is older than this is on disk, also when the process is killed.
         max_pending_bytes: how much may wait in memory while the disk fails. Beyond it the oldest per-parameter blobs go
             first, then the oldest metrics; both are counted in the file.
+        snapshot: keep with each session's facts what differs from the commit in git (``git_diff``, of tracked files,
+            at most a million characters), and the versions of all installed packages (``packages``).
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -98,11 +100,13 @@ class Run(Recorder):
         max_row_bytes: int = DEFAULT_ROW_BYTES,
         flush_seconds: float = 2.0,
         max_pending_bytes: int = 256 * 2**20,
+        snapshot: bool = False,
     ) -> None:
         """Open the run and start its writer."""
         super().__init__()
         by_name("Run", unnamed, 'directory, name="first"')
         resume, self.every_step = flag("resume", resume), flag("every_step", every_step)
+        snapshot = flag("snapshot", snapshot)
         flush_seconds = seconds("flush_seconds", flush_seconds)
         max_pending_bytes = whole_number("max_pending_bytes", max_pending_bytes)
         if resume and name is None:
@@ -137,7 +141,12 @@ class Run(Recorder):
             self._started = time.monotonic()
             self._file = file
             self._writer = Writer(
-                file, self._pending, self._everything, flush_seconds=flush_seconds, working_directory=os.getcwd()
+                file,
+                self._pending,
+                self._everything,
+                flush_seconds=flush_seconds,
+                working_directory=os.getcwd(),
+                snapshot=snapshot,
             )
             if problem is not None:
                 self._writer.fail(problem)

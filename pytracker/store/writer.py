@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import sys
 import threading
@@ -45,13 +46,14 @@ class Writer:
         *,
         flush_seconds: float,
         working_directory: str,
+        snapshot: bool = False,
     ) -> None:
         """Make it; its thread starts with the first order, or with ``start``."""
         self._file = file
         self._pending = pending
         self._everything = everything
         self._pause = flush_seconds / 2
-        self._working_directory = working_directory
+        self._collect = functools.partial(collect, working_directory, snapshot=snapshot)
         self._orders: deque[_Order] = deque()
         self._wake = threading.Event()
         self._stopping = False
@@ -163,7 +165,7 @@ class Writer:
             _warn(f"run {self._file.name!r}: SQLite can't take {named}; that is left out, the rest is written")
 
     def _put_facts(self) -> None:
-        facts = self._facts or {**collect(self._working_directory), "journal_mode": self._file.journal_mode}
+        facts = self._facts or {**self._collect(), "journal_mode": self._file.journal_mode}
         facts = facts | torch_facts()
         self._file.set_facts(facts)
         self._facts = facts

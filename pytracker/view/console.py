@@ -170,6 +170,7 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
         "host": facts.get("host"),
         "journal": "rollback (a network file system)" if facts.get("journal_mode") == "TRUNCATE" else None,
         "devices": ", ".join(map(str, devices)) or None if isinstance(devices := facts.get("devices"), list) else None,
+        "kept": f"git_diff and {len(facts.get('packages') or ())} packages (--json)" if "packages" in facts else None,
         "python, torch": f"{facts.get('python')}, {facts.get('torch') or 'none'}" if facts else None,
         **run.meta,
     }

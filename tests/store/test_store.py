@@ -195,9 +195,15 @@ def test_git_facts_name_the_commit_and_whether_it_is_dirty(tmp_path, monkeypatch
     (tmp_path / "train.py").write_text("print(2)\n")
     with Run("runs", name="dirty"):
         pass
+    with Run("runs", name="kept", snapshot=True):
+        pass
     for name, dirty in (("clean", False), ("dirty", True)):
         facts = load_run(f"runs/{name}").facts
         assert (facts["git_commit"], facts["git_dirty"]) == (git("rev-parse", "HEAD"), dirty)
+        assert not {"git_diff", "packages"} & set(facts)
+    kept = load_run("runs/kept").facts
+    assert kept["git_diff"] == git("diff", "HEAD")
+    assert kept["packages"]["numpy"] == np.__version__
 
 
 def test_a_finding_replaces_its_earlier_self(tmp_path):

@@ -233,7 +233,7 @@ def test_each_flipped_bit_of_what_is_summed_is_found(tmp_path, infos):
 
 ODD = [None, True, -1, 1e308, "x", [], [[1]], [None], {"a": 1}, {}]
 KNOWN = "command working_directory host pid platform cpus python torch pytracker devices git_commit git_dirty"
-FACTS = [*KNOWN.split(), "journal_mode", "unknown"]
+FACTS = [*KNOWN.split(), "git_diff", "packages", "journal_mode", "unknown"]
 
 
 @pytest.mark.parametrize("name", FACTS)

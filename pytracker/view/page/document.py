@@ -29,6 +29,7 @@ LIVE_POLICY: Final = _POLICY.format(script="'self'", connect="'self'") + "; fram
 def row(run: StoredRun, name: str | None = None) -> dict[str, Any]:
     """Return what the page's table says of a run, from its header alone."""
     findings, notes = most_severe_first(run.findings), read_notes(run.path)
+    short_facts = {name: fact for name, fact in run.facts.items() if name not in ("git_diff", "packages")}
     document = {
         "id": name or run.name,
         "name": name or run.name,
@@ -43,7 +44,7 @@ def row(run: StoredRun, name: str | None = None) -> dict[str, Any]:
         "metrics": {each: vars(metric_result(run, each)) for each in ordered(run.summaries)},
         "config": flatten(run.config),
         "tags": notes.get("tags", []),
-        "facts": {**notes, **run.meta, **run.facts, "path": str(run.path)},
+        "facts": {**notes, **run.meta, **short_facts, "path": str(run.path)},
     }
     plain: dict[str, Any] = jsonable(document)
     return plain
