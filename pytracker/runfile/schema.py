@@ -10,7 +10,7 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -189,7 +189,10 @@ class Connection(sqlite3.Connection):
 
     def limit(self, file: Path) -> None:
         """Bound what reading ``file`` may cost, by its size."""
-        size = sum(part.stat().st_size for part in _parts_of(file) if part.exists())
+        size = 0
+        for part in _parts_of(file):
+            with suppress(OSError):
+                size += os.stat(part).st_size
         self.file = file
         self.text_factory = _text
         self._instructions_left = 2e7 + 50 * size

@@ -46,6 +46,11 @@ _FACTS: Final[dict[str, type]] = {
     **dict.fromkeys(("git_commit", "git_diff", "journal_mode"), str),
     **{"pid": int, "cpus": int, "devices": list, "packages": dict, "git_dirty": bool},
 }
+_HEADER: Final = """
+SELECT name, created, config, dropped_points, dropped_blobs, dropped_rows,
+    ifnull((SELECT seconds FROM clock ORDER BY step DESC LIMIT 1), 0.0), ifnull((SELECT sum(points) FROM archives), 0)
+FROM run LIMIT 1
+"""
 _STATES: Final = ("running", "finished", "failed")
 
 
@@ -281,17 +286,13 @@ def _read_or_explain(path: Path) -> StoredRun:
 
 def read_header(connection: Connection, path: Path) -> StoredRun:
     """Read all but the series and the per-parameter data."""
-    run = connection.execute(
-        "SELECT name, created, config, dropped_points, dropped_blobs, dropped_rows FROM run"
-    ).fetchone()
+    run = connection.execute(_HEADER).fetchone()
     if run is None:  # killed between making the file and naming it
         return StoredRun(path, path.name, "interrupted")
     cells = Cells("run", run)
     name, created, config = cells.text(), cells.time(), cells.document()
     rows = connection.execute("SELECT started, last_written, ended, state, error, facts FROM sessions ORDER BY id")
     sessions = [_session(Cells("sessions", row)) for row in rows]
-    latest = connection.execute("SELECT seconds FROM clock ORDER BY step DESC LIMIT 1").fetchone()
-    archived = connection.execute("SELECT ifnull(sum(points), 0) FROM archives").fetchone()
     return StoredRun(
         path=path,
         name=path.name if path.is_dir() else name,
@@ -303,11 +304,11 @@ def read_header(connection: Connection, path: Path) -> StoredRun:
         sessions=sessions,
         summaries=_read_summaries(connection),
         findings=read_findings(connection),
-        seconds=Cells("clock", latest).number() if latest else 0.0,
         dropped_points=cells.whole(),
         dropped_blobs=cells.whole(),
         dropped_rows=cells.whole(),
-        archived_points=Cells("archives", archived).whole(),
+        seconds=cells.number(),
+        archived_points=cells.whole(),
     )
 
 
