@@ -27,8 +27,13 @@ class Backend {
   // Notes in *note how far the replays that have been launched bring *cursor. Enqueued on the current stream.
   virtual void note_cursor(const int64_t* /*cursor*/, int64_t* /*note*/) {}
 
-  // Multiplies every gradient by *factor (float64, in the back end's memory); touches nothing where it is 1.
-  virtual void scale(const Layouts& layouts, void* const* gradients, const double* factor) = 0;
+  // Decides by the latest row, of gradients with these layouts, once it is written; `owner` as in a request.
+  virtual void decide(const Layouts& layouts, const Decision& decision, const RowTarget& row,
+                      const std::shared_ptr<const void>& owner) = 0;
+
+  // Multiplies gradient t by factors[t * stride] (float64, in the back end's memory), so with a stride of 0 all by the
+  // same; touches nothing where a factor is 1.
+  virtual void scale(const Layouts& layouts, void* const* gradients, const double* factors, int64_t stride) = 0;
 
   // Feeds `count` values, each with its weight, to the meters that the values name by slot. state: [meters,
   // kMeterColumns] in the back end's memory.

@@ -57,6 +57,13 @@ Source source_named(const std::string& name) {
   throw InvalidValueError("source is '" + name + "'; choose 'gradient', 'value' or 'tensor'");
 }
 
+// The norms that a row's totals have: 2.0, and infinity.
+Order order_of(double order) {
+  if (order == 2) return Order::kL2;
+  if (std::isinf(order)) return Order::kInf;
+  throw InvalidValueError("a row has the norms of order 2 and inf, not of order " + std::to_string(order));
+}
+
 int64_t elements_on_cpu(Plan& plan) {
   int64_t elements = 0;
   for (const Group& group : plan.groups())
@@ -102,9 +109,9 @@ std::optional<std::pair<double, double>> norm_and_max_of(Plan& plan, const Modul
 constexpr int64_t kRenew = -1;     // nothing was recorded: too few slots, or the parameters moved to another device
 constexpr int64_t kCaptured = -2;  // a graph is being captured: its replays will record
 
-int64_t append(StepLog& log, StepReader& reader, int64_t step, const py::dict& scalars) {
+int64_t append(StepLog& log, StepReader& reader, int64_t step, const py::dict& scalars, const Clip* clip) {
   const std::optional<StepInput> input = reader.read(log, scalars);  // first: __float__ may do anything to a gradient
-  if (!input) return kRenew;
+  if (!input || (clip != nullptr && !log.has_slots_for(*clip))) return kRenew;
   Plan& plan = log.plan();
   plan.gather();
   if (!log.current()) return kRenew;
@@ -112,9 +119,9 @@ int64_t append(StepLog& log, StepReader& reader, int64_t step, const py::dict& s
   if (elements_on_cpu(plan) > kReleaseGil) {
     const std::vector<at::Tensor> kept = plan.sources();  // whatever other threads do to the parameters
     const py::gil_scoped_release others_may_run;
-    recorded = log.append(step, *input);
+    recorded = log.append(step, *input, clip);
   } else {
-    recorded = log.append(step, *input);
+    recorded = log.append(step, *input, clip);
   }
   return recorded ? log.written() - log.drained() : kCaptured;
 }
@@ -241,8 +248,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            })
       .def("release", [](Plan& plan) { plan.parameters().release(); })
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
-      .def("reduce_and_clip", &Plan::reduce_and_clip, py::arg("max_norm"))
-      .def("scale", &Plan::scale, py::arg("factor"))
+      .def(
+          "reduce_and_clip",
+          [](Plan& plan, double max_norm, double order) { return plan.reduce_and_clip(max_norm, order_of(order)); },
+          py::arg("max_norm"), py::arg("order") = 2.0)
+      .def("gather", &Plan::gather)
+      .def("scale", &Plan::scale, py::arg("factors"))
+      .def("select", &Plan::select, py::arg("parameters"))
+      .def(
+          "give",
+          [](Plan& plan, const std::vector<std::optional<at::Tensor>>& gradients) {
+            std::vector<at::Tensor> given;
+            for (const auto& gradient : gradients) given.push_back(gradient.value_or(at::Tensor()));
+            plan.give(std::move(given));
+          },
+          py::arg("gradients"))
       .def("norm_and_max", &Plan::norm_and_max)
       .def("norm_and_max_of", &norm_and_max_of, py::arg("watch"), py::arg("root"));
 
@@ -251,6 +271,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("reserved"))
       .def_property_readonly("rate_names", &StepReader::rate_names)
       .def("reset", &StepReader::reset);
+
+  py::class_<Clip>(m, "Clip")
+      .def(py::init([](double order, std::variant<double, at::Tensor> max_norm, at::Tensor outcome,
+                       const std::optional<at::Tensor>& grad_scale, const std::optional<at::Tensor>& found_inf) {
+             return Clip(order_of(order), std::move(max_norm), std::move(outcome), grad_scale.value_or(at::Tensor()),
+                         found_inf.value_or(at::Tensor()));
+           }),
+           py::arg("order"), py::arg("max_norm"), py::arg("outcome"), py::arg("grad_scale") = py::none(),
+           py::arg("found_inf") = py::none())
+      .def_property_readonly("outcome", &Clip::outcome);
 
   py::class_<StepLog>(m, "StepLog")
       .def(py::init<std::shared_ptr<Plan>, int64_t, int64_t>(), py::arg("plan"), py::arg("capacity"), py::arg("slots"))
@@ -261,7 +291,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("rows", &StepLog::rows)
       .def_property_readonly("scalar_names", &StepLog::scalar_names)
       .def("slot_of", &StepLog::slot_of, py::arg("name"))
-      .def("append", &append, py::arg("reader"), py::arg("step"), py::arg("scalars"))
+      .def("append", &append, py::arg("reader"), py::arg("step"), py::arg("scalars"), py::arg("clip") = py::none())
+      .def(
+          "decide",
+          [](StepLog& log, const Clip& clip, const std::optional<at::Tensor>& norm) {
+            return log.decide(clip, norm.value_or(at::Tensor()));
+          },
+          py::arg("clip"), py::arg("norm") = py::none())
+      .def("latest", &StepLog::latest)
       .def("replayed", &replayed, py::arg("reader"), py::arg("step"))
       .def_property_readonly("capturing", &StepLog::capturing)
       .def_property_readonly("captures", &StepLog::captures)

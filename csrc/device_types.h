@@ -47,6 +47,22 @@ struct Scalar {
 };
 constexpr int kMaxScalars = 64;
 
+// Which norm of all gradients together: the root of the sum of squares, or the largest magnitude.
+enum class Order : int32_t { kNone, kL2, kInf };
+
+// What follows from the total norm: the factor that the gradients are to be scaled by, and whether the step can be
+// taken at all. It is written where the scaling and a fused optimizer read it, and into the step's row.
+struct Decision {
+  Order order = Order::kNone;    // none: nothing is decided
+  Scalar max_norm;               // the largest norm allowed
+  const double* norm = nullptr;  // of all ranks and devices; null: that of the row
+  double* outcome = nullptr;     // [2] the norm, and the factor min(1, max_norm / (norm + 1e-6)), torch's formula
+  float* grad_scale = nullptr;   // null, or what a fused optimizer divides by: 1 / factor
+  float* found_inf = nullptr;    // null, or 1 where it is to skip the step: the norm is not finite
+  int32_t factor_slot = -1;      // scalars of the row that are written; -1: it has none
+  int32_t skipped_slot = -1;
+};
+
 // Where a step's row goes: row `*cursor % capacity` of a log, after which the cursor is advanced; without a cursor,
 // the first row, without marks.
 struct RowTarget {

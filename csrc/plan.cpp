@@ -2,6 +2,8 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/tensor.h>
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
@@ -104,7 +106,20 @@ bool Plan::rebind(std::vector<at::Tensor> tensors) {
   return true;
 }
 
+void Plan::select(const std::vector<int64_t>& parameters) {
+  left_out_.assign(parameters.empty() ? 0 : slots_.size(), 1);
+  for (const int64_t i : parameters) left_out_.at(static_cast<size_t>(i)) = 0;
+}
+
+void Plan::give(std::vector<at::Tensor> gradients) {
+  if (!gradients.empty() && gradients.size() != slots_.size())
+    throw InvalidValueError(c10::str("there are ", gradients.size(), " gradients for ", slots_.size(),
+                                     " parameters; give one for each, in their order, and None where there is none"));
+  given_ = std::move(gradients);
+}
+
 const at::Tensor& Plan::source_of(int64_t parameter) const {
+  if (!given_.empty()) return given_[parameter];
   const at::Tensor& tensor = parameters_[parameter];
   return source_ == Source::kGradient ? tensor.unsafeGetTensorImpl()->grad() : tensor;
 }
@@ -128,13 +143,13 @@ void Plan::gather() {
       const Slot& slot = slots_[i];
       const at::Tensor& tensor = source_of(i);
       groups_[slot.group].data[slot.position] =
-          tensor.defined() ? plain_data(slot, tensor.unsafeGetTensorImpl()) : nullptr;
+          tensor.defined() && !is_left_out(i) ? plain_data(slot, tensor.unsafeGetTensorImpl()) : nullptr;
     }
   });
   irregular_.clear();
   for (int64_t i = 0; i < n; ++i) {
     const Slot& slot = slots_[i];
-    if (groups_[slot.group].data[slot.position] == nullptr) irregular_.push_back(i);
+    if (groups_[slot.group].data[slot.position] == nullptr && !is_left_out(i)) irregular_.push_back(i);
   }
   take_pieces();
   for (const int64_t i : irregular_) {
@@ -365,7 +380,7 @@ std::pair<double, double> Plan::norm_and_max() {
   return {std::sqrt(sum_sq), std::sqrt(max_sum_sq)};
 }
 
-at::Tensor Plan::reduce_and_clip(double max_norm) {
+at::Tensor Plan::reduce_and_clip(double max_norm, Order order) {
   gather();
   TORCH_INTERNAL_ASSERT(groups_.size() == 1);
   Group& group = groups_[0];
@@ -376,16 +391,24 @@ at::Tensor Plan::reduce_and_clip(double max_norm) {
   request.gradients = group.data.data();
   request.row.rows = memory.mutable_data_ptr<double>();
   request.row.stride = width;
-  request.max_norm = max_norm;
-  request.clip = request.row.rows + width;
+  request.decision.order = order;
+  request.decision.max_norm.value = max_norm;
+  request.decision.outcome = request.row.rows + width;
   group.backend->step(request);
   return memory.narrow(0, width, 2);
 }
 
-void Plan::scale(const at::Tensor& factor) {
-  if (factor.is_cpu() && *factor.const_data_ptr<double>() == 1) return;
+void Plan::scale(const at::Tensor& factors) {
+  const bool one = factors.numel() == 1;
+  if (factors.scalar_type() != at::kDouble || !(one || factors.numel() == static_cast<int64_t>(slots_.size())))
+    throw InvalidValueError(c10::str("gradients are scaled by one float64 factor or one each, got ", factors.sizes(),
+                                     " of ", factors.scalar_type()));
+  if (one && factors.is_cpu() && *factors.const_data_ptr<double>() == 1) return;
   const at::NoGradGuard not_differentiated;
   for (Group& group : groups_) {
+    at::Tensor near = factors.to(group.device, /*non_blocking=*/true).reshape({-1}).contiguous();
+    if (!one && groups_.size() > 1)
+      near = near.index_select(0, at::tensor(group.members, near.options().dtype(at::kLong)));
     std::vector<void*> gradients(group.data.size());
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (group.data[i] == nullptr || group.layouts.tensors[i].numel == 0) continue;
@@ -394,13 +417,13 @@ void Plan::scale(const at::Tensor& factor) {
       at::Tensor memory = is_subclass(gradient) ? *local_piece(gradient) : gradient;
       if (memory.is_sparse()) memory = memory._values();
       if (slots_[parameter].copied) {
-        memory.mul_(factor.reshape({}));
+        memory.mul_(near[one ? 0 : static_cast<int64_t>(i)]);
       } else {
         gradients[i] = memory.unsafeGetTensorImpl()->mutable_data();  // a lazy clone gets memory of its own first
         if (!gradient.is_inference()) gradient.unsafeGetTensorImpl()->bump_version();
       }
     }
-    group.backend->scale(group.layouts, gradients.data(), factor.const_data_ptr<double>());
+    group.backend->scale(group.layouts, gradients.data(), near.const_data_ptr<double>(), one ? 0 : 1);
   }
 }
 

@@ -57,10 +57,18 @@ class Plan {
 
   // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor},
   // float64 on the device of the gradients, which must be one device.
-  at::Tensor reduce_and_clip(double max_norm);
+  at::Tensor reduce_and_clip(double max_norm, Order order);
 
-  // Multiplies the gathered gradients by *factor (float64, one element, on their device), and tells autograd.
-  void scale(const at::Tensor& factor);
+  // Multiplies the gathered gradients by a factor, or each by its own (float64 [1] or [parameters]), and tells
+  // autograd.
+  void scale(const at::Tensor& factors);
+
+  // From now on gather() takes only the gradients of these parameters, and the others are missing; none: of all.
+  void select(const std::vector<int64_t>& parameters);
+
+  // From now on gather() takes these in the place of the parameters' own, one each, undefined where there is none; an
+  // empty list: their own again.
+  void give(std::vector<at::Tensor> gradients);
 
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
@@ -101,6 +109,7 @@ class Plan {
 
   c10::Device home_of(size_t parameter) const;
   void group_by_device();
+  bool is_left_out(int64_t parameter) const { return !left_out_.empty() && left_out_[parameter] != 0; }
   void reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_scale);
   const at::Tensor& source_of(int64_t parameter) const;
   const void* plain_data(const Slot& slot, const c10::TensorImpl* impl) const;
@@ -116,6 +125,8 @@ class Plan {
   std::vector<std::string> names_;
   Source source_;
   std::vector<Window> windows_;
+  std::vector<char> left_out_;         // [parameters] those whose gradients are not taken; empty: none
+  std::vector<at::Tensor> given_;      // [parameters] what is taken for their gradients; empty: their own
   std::vector<Placement> placements_;  // of the gradients that are DTensors
   std::vector<Local> pieces_;          // what lies on this rank of those, from take_pieces() to describe()
   std::vector<Slot> slots_;

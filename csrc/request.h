@@ -37,10 +37,7 @@ struct StepRequest {
   const Scalar* scalars = nullptr;
   int64_t n_scalars = 0;
   Scalar grad_scale{nullptr, 1.0};  // divides the moments, not the gradients
-  // With a positive max_norm: clip[0] = total norm, clip[1] = min(1, max_norm / (norm + 1e-6)), torch's formula; in the
-  // back end's memory.
-  double max_norm = 0;
-  double* clip = nullptr;
+  Decision decision;
   // Keeps the memory of the row and the cursor; where the step is captured in a graph, that holds it as long as it
   // lives.
   std::shared_ptr<const void> owner;

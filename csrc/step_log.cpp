@@ -1,5 +1,8 @@
 #include "step_log.h"
 
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/remainder.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/StringUtil.h>
 
@@ -35,7 +38,20 @@ int32_t StepLog::slot_of(const std::string& name) {
   return slot;
 }
 
-bool StepLog::append(int64_t step, const StepInput& input) {
+RowTarget StepLog::target(size_t group, int64_t asked_by) const {
+  return {rows_[group].mutable_data_ptr<double>(), rows_[group].size(1), capacity_,
+          cursors_[group].mutable_data_ptr<int64_t>(), asked_by};
+}
+
+// What goes with the first device's row, whose bits note that it has it.
+Decision StepLog::decision(const Clip& clip, const at::Tensor& norm, uint64_t& given, std::vector<at::Tensor>& kept) {
+  const int32_t factor = factor_slot(), skipped = clip.may_skip() ? skipped_slot() : -1;
+  for (const int32_t slot : {factor, skipped})
+    if (slot >= 0) given |= uint64_t{1} << slot;
+  return clip.decision(factor, skipped, norm, kept);
+}
+
+bool StepLog::append(int64_t step, const StepInput& input, const Clip* clip) {
   std::vector<Group>& groups = plan_->groups();
   std::vector<at::Tensor> kept;
   scalars_.resize(groups.size());
@@ -74,20 +90,40 @@ bool StepLog::append(int64_t step, const StepInput& input) {
     StepRequest request;
     request.layouts = &groups[g].layouts;
     request.gradients = groups[g].data.data();
-    request.row = {rows_[g].mutable_data_ptr<double>(), rows_[g].size(1), capacity_,
-                   cursors_[g].mutable_data_ptr<int64_t>(),
-                   captured ? -1 - static_cast<int64_t>(captures_.size()) : written_};
+    request.row = target(g, captured ? -1 - static_cast<int64_t>(captures_.size()) : written_);
     request.scalars = scalars_[g].data();
     request.n_scalars = static_cast<int64_t>(scalars_[g].size());
     request.grad_scale = scales[g];
     request.owner = owners_[g];
+    if (clip != nullptr) request.decision = decision(*clip, at::Tensor(), given[0], kept);
     groups[g].backend->step(request);
   }
+  captured_ = captured;
   if (captured)
     captures_.push_back(given[0]);
   else
     note(step, std::move(given), input.rates);
   return !captured;
+}
+
+bool StepLog::decide(const Clip& clip, const at::Tensor& norm) {
+  const bool records = has_slots_for(clip) && (captured_ || drained_ < written_);
+  std::vector<at::Tensor> kept;
+  uint64_t none = 0;
+  uint64_t& given = !records ? none : captured_ ? captures_.back() : notes_.back().given[0];
+  const Decision made = records ? decision(clip, norm, given, kept) : clip.decision(-1, -1, norm, kept);
+  const Group& group = plan_->groups()[0];
+  group.backend->decide(group.layouts, made, target(0, 0), owners_[0]);
+  return records;
+}
+
+std::vector<at::Tensor> StepLog::latest() const {
+  std::vector<at::Tensor> latest;
+  for (size_t g = 0; g < rows_.size(); ++g) {
+    const at::Tensor index = at::remainder(at::sub(cursors_[g], 1), capacity_).reshape({1});
+    latest.push_back(rows_[g].index_select(0, index).select(0, 0));
+  }
+  return latest;
 }
 
 bool StepLog::capturing() const {

@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "clip.h"
 #include "plan.h"
 
 namespace pytracker {
@@ -70,9 +71,19 @@ class StepLog {
   // The slot of a scalar's name, new names included; -1 where all slots are taken.
   int32_t slot_of(const std::string& name);
 
-  // Reduces the gathered gradients into the next row, without waiting. False while a graph is captured: no row is
-  // written, but one by each replay.
-  bool append(int64_t step, const StepInput& input);
+  // Reduces the gathered gradients into the next row, without waiting, and decides on a clip (null: none), which needs
+  // a plan of one device. False while a graph is captured: no row is written, but one by each replay.
+  bool append(int64_t step, const StepInput& input, const Clip* clip);
+
+  // Gives a clip's results their slots in a row; false where there are none left.
+  bool has_slots_for(const Clip& clip) { return factor_slot() >= 0 && (!clip.may_skip() || skipped_slot() >= 0); }
+
+  // Decides on a clip by the row that was appended last; norm: that of all ranks and devices, undefined: of the row.
+  // False where the results cannot be recorded any more: the row is on its way to the host, or has no slots for them.
+  bool decide(const Clip& clip, const at::Tensor& norm);
+
+  // On each device a copy of the row that was appended last, or in a capture, of the row that a replay has appended.
+  std::vector<at::Tensor> latest() const;
 
   // Whether a graph is being captured on a device of the log.
   bool capturing() const;
@@ -107,6 +118,10 @@ class StepLog {
   void release(int64_t end);
 
  private:
+  int32_t factor_slot() { return slot_of("clip_factor"); }
+  int32_t skipped_slot() { return slot_of("step_skipped"); }
+  RowTarget target(size_t group, int64_t asked_by) const;
+  Decision decision(const Clip& clip, const at::Tensor& norm, uint64_t& given, std::vector<at::Tensor>& kept);
   void note(int64_t step, std::vector<uint64_t> given, const Rates& rates);
 
   std::shared_ptr<Plan> plan_;
@@ -118,6 +133,7 @@ class StepLog {
   std::vector<at::Tensor> cursors_;                  // a device each: int64, the row that the next launch writes
   std::vector<std::shared_ptr<const void>> owners_;  // a device each: rows and cursor, which a captured graph shares
   std::vector<uint64_t> captures_;
+  bool captured_ = false;  // the last append was
   at::Tensor announced_;
   std::deque<RowNote> notes_;
   std::shared_ptr<const Context> context_;    // of the last row

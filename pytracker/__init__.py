@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING
 from ._lazy import attach
 
 if TYPE_CHECKING:
+    from .control import AGC as AGC
+    from .control import AutoClip as AutoClip
+    from .control import ClipRule as ClipRule
+    from .control import MaxNorm as MaxNorm
+    from .control import ZClip as ZClip
     from .control import clip_grad_norm_ as clip_grad_norm_
     from .diagnostics import Diagnosis as Diagnosis
     from .diagnostics import Finding as Finding
@@ -53,6 +58,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AGC": "control",
+    "AutoClip": "control",
+    "ClipRule": "control",
+    "MaxNorm": "control",
+    "ZClip": "control",
     "AverageMeter": "meters",
     "CSVSink": "sinks",
     "ClosedError": "errors",
@@ -88,8 +98,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AGC",
+    "AutoClip",
     "AverageMeter",
     "CSVSink",
+    "ClipRule",
     "ClosedError",
     "Diagnosis",
     "Finding",
@@ -100,6 +113,7 @@ __all__ = [
     "InvalidTypeError",
     "InvalidValueError",
     "LayoutError",
+    "MaxNorm",
     "MissingExtraError",
     "ParameterError",
     "PytrackerError",
@@ -111,6 +125,7 @@ __all__ = [
     "SeriesIndexError",
     "StoreError",
     "Tracker",
+    "ZClip",
     "clip_grad_norm_",
     "compare",
     "compute_gradient_stats",

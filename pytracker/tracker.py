@@ -25,6 +25,7 @@ from ._atexit import CloseAtExit, exit_on_signals
 from ._checks import by_name, number_of_samples, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
+from .control import CLIP_SERIES, ClipRule, Steering
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")
 """What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
-_RESERVED = frozenset({*GRADIENT_SERIES, *NOISE_SERIES, "epoch", "step"})
+_RESERVED = frozenset({*GRADIENT_SERIES, *CLIP_SERIES, *NOISE_SERIES, "epoch", "step"})
 
 
 class Tracker(Closing):
@@ -187,6 +188,7 @@ class Tracker(Closing):
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
+            self._steering = Steering(self._log, self._plan, self._held, optimizer, process_group)
             self._begin(run, optimizer, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
             self._closed = self._ended = True
@@ -244,12 +246,16 @@ class Tracker(Closing):
         return self._log.waits
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # its counters would be compiled anew on each call
-    def step(self, *unnamed: Any, n: float = 1, **scalars: Any) -> None:
+    def step(self, *unnamed: Any, n: float = 1, clip: float | str | ClipRule | None = None, **scalars: Any) -> None:
         """Record the gradients as they are, and the scalars beside them. Never waits.
 
         Args:
             unnamed: an error, which says how values are given.
             n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
+            clip: bring the total norm down to this number, or by a rule: ``ZClip()``, ``AutoClip()``, ``AGC()``, or
+                their names in small letters. Recorded is the norm before, and the factor as ``clip_factor``. A fused
+                optimizer takes the factor by itself, and skips a step that is not finite (``step_skipped`` is 1);
+                for any other the gradients are scaled. See :doc:`control`.
             scalars: by name a number, or a tensor of one element of any dtype, on a device of the model or the CPU;
                 None is left out. ``grad_scale`` is not recorded: it divides the gradients' statistics (the scale of a
                 GradScaler, before ``unscale_``). It is finite and above 0; on a device that is not checked.
@@ -264,16 +270,42 @@ class Tracker(Closing):
         by_name("tracker.step", unnamed, "loss=loss, n=len(x)")
         with self._lock:  # several threads may step one tracker
             self._check_open()
+            asked = None if clip is None else self._steering.ask(clip)
             step, self._steps = self._steps, self._steps + 1  # also where it cannot be recorded: the step is missing
             self._delivery.means.weigh(step, number_of_samples("n", n))
             self._sinks.stamp(step)
             try:
-                self._append(step, scalars)
+                self._steering.step(self._append, step, scalars, asked)
             except InvalidTypeError:
                 explain_scalars(scalars)
                 raise
             if self._steps % self._log.every == 0:  # at the same step on every rank
                 self._watch.check(closed=False)
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def clip(self, max_norm: float | str | ClipRule, norm_type: float | str = 2.0) -> torch.Tensor:
+        """Clip the gradients by the norm that the latest ``step`` has measured, as ``step(clip=...)`` would have.
+
+        Args:
+            max_norm: the largest total norm, or a rule.
+            norm_type: of a number: 2.0 or inf, or any other order that torch takes, which costs a second read.
+
+        Returns:
+            The total norm before, 0-d, on the device, as ``torch.nn.utils.clip_grad_norm_`` returns it, in float32 at
+            least; divided by ``grad_scale`` where the step was given one.
+
+        Raises:
+            ClosedError: the tracker is closed.
+            InvalidTypeError, InvalidValueError: a number is none, or no step was recorded yet.
+            LayoutError: the gradients cannot be scaled.
+        """
+        with self._lock:
+            self._check_open()
+            if self._steps == 0:
+                raise InvalidValueError("clip() goes by the norm of the latest step, and there was none: call step()")
+            latest = self._steps - 1
+            asked = self._steering.ask(max_norm, norm_type, "max_norm")
+            return self._steering.clip(asked, lambda results: self._late.record(latest, results))
 
     def replayed(self, n: float = 1) -> None:
         """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
@@ -352,7 +384,8 @@ class Tracker(Closing):
             if not self._closed:
                 with contextlib.suppress(StoreError):  # the run warns of it, and tries again
                     self._run.flush()
-            return {"steps": self._steps, "epochs": self._epochs}
+            clip = self._steering.state_dict()
+            return {"steps": self._steps, "epochs": self._epochs, **({"clip": clip} if clip else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: what has been recorded after it is taken out of the run. Waits for the disk.
@@ -370,10 +403,11 @@ class Tracker(Closing):
             self._sinks.truncate(steps)
             self._steps, self._epochs = steps, epochs
             self._delivery.restart(steps)
+            self._steering.load_state_dict(state.get("clip", {}))
 
-    def _append_and_poll(self, step: int, scalars: dict[str, Any]) -> None:
+    def _append_and_poll(self, step: int, scalars: dict[str, Any], clip: Any = None, *, hold: bool = False) -> None:
         """Append, where ranks meet at a drain: also what they measured; and hand on what has been merged meanwhile."""
-        self._log.append(step, {**scalars, **self._team.scalars()})
+        self._log.append(step, {**scalars, **self._team.scalars()}, clip, hold=hold)
         self._follow(step)
 
     def _follow(self, step: int) -> None:

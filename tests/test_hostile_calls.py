@@ -130,6 +130,21 @@ def tracker() -> pytracker.Tracker:
     return OPEN[-1]
 
 
+def stepped() -> pytracker.Tracker:
+    made = tracker()
+    made.step()
+    return made
+
+
+CLIP_RULES = {
+    "AGC": pytracker.AGC,
+    "AutoClip": pytracker.AutoClip,
+    "ClipRule": pytracker.ClipRule,
+    "MaxNorm": lambda: pytracker.MaxNorm(1.0),
+    "ZClip": pytracker.ZClip,
+}
+
+
 def tracker_arguments(folder: Path) -> dict[str, Any]:
     return {
         "model": model_with_gradients(),
@@ -219,11 +234,20 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "Tracker": lambda folder: (make_and_step, tracker_arguments(folder)),
     "Tracker.every": lambda _: (lambda every: setattr(tracker(), "every", every), {"every": 3}),
-    "Tracker.step": lambda _: (tracker().step, {"n": 1, "loss": 1.0, "grad_scale": 1.0}),
+    "Tracker.step": lambda _: (tracker().step, {"n": 1, "clip": 1.0, "loss": 1.0, "grad_scale": 1.0}),
+    "Tracker.clip": lambda _: (stepped().clip, {"max_norm": 1.0, "norm_type": 2.0}),
     "Tracker.log": lambda _: (tracker().log, {"val_loss": 1.0}),
     "Tracker.epoch": lambda _: (tracker().epoch, {"val_loss": 1.0}),
     "Tracker.close": lambda _: (tracker().close, {"error": None}),
     "Tracker.load_state_dict": lambda _: (tracker().load_state_dict, {"state": {"steps": 0, "epochs": 0}}),
+    "MaxNorm": lambda _: (pytracker.MaxNorm, {"max_norm": 1.0, "norm_type": 2.0}),
+    "ZClip": lambda _: (pytracker.ZClip, {"alpha": 0.97, "z": 2.5, "warmup": 25}),
+    "AutoClip": lambda _: (pytracker.AutoClip, {"percentile": 10.0, "window": 10}),
+    "AGC": lambda _: (pytracker.AGC, {"clipping": 0.01, "eps": 1e-3}),
+    **{
+        f"{name}.load_state_dict": lambda _, rule=rule: (rule().load_state_dict, {"state": rule().state_dict()})
+        for name, rule in CLIP_RULES.items()
+    },
     "clip_grad_norm_": lambda _: (
         pytracker.clip_grad_norm_,
         {
@@ -267,6 +291,11 @@ CALLED_BY_OTHERS = {
     "tests/diagnostics/test_findings.py has its own": ("Finding",),
     "tests/distributed has a model in DistributedDataParallel": ("GradientNoiseScale",),
     "tests/cuda has graphs": ("Tracker.replayed",),
+    "a tracker calls it, with a norm": (
+        *(f"{rule}.{name}" for rule in CLIP_RULES for name in ("limit", "remember")),
+        "AGC.factors",
+    ),
+    "it is to be derived from": ("ClipRule",),
 }
 """What is not in the table, by the reason."""
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../decision.h"
 #include "../parallel.h"
 #include "kernel.h"
 
@@ -83,23 +84,29 @@ class CpuBackend final : public Backend {
     write_totals(row, tensors);
     double* scalars = row + tensor_offset(tensors);
     for (int64_t i = 0; i < request.n_scalars; ++i) scalars[request.scalars[i].slot] = read(request.scalars[i]);
-    if (request.max_norm > 0) {
-      request.clip[0] = std::sqrt(row[kSumSq]);
-      const double factor = request.max_norm / (request.clip[0] + 1e-6);
-      request.clip[1] = factor > 1 ? 1 : factor;
-    }
+    const Decision& decision = request.decision;
+    if (decision.order != Order::kNone) pytracker::decide(decision, read(decision.max_norm), row, scalars);
   }
 
-  void scale(const Layouts& layouts, void* const* gradients, const double* factor) override {
-    if (*factor == 1) return;
+  void decide(const Layouts& layouts, const Decision& decision, const RowTarget& target,
+              const std::shared_ptr<const void>&) override {
+    const int64_t n_tensors = static_cast<int64_t>(layouts.tensors.size());
+    const int64_t index = target.cursor == nullptr ? 0 : (*target.cursor - 1) % target.capacity;
+    double* row = target.rows + index * target.stride;
+    pytracker::decide(decision, read(decision.max_norm), row, row + tensor_offset(n_tensors));
+  }
+
+  void scale(const Layouts& layouts, void* const* gradients, const double* factors, int64_t stride) override {
+    if (stride == 0 && *factors == 1) return;
     prepare(layouts);
     for_each_chunk([&](int64_t c) {
       const Chunk& chunk = chunks_[c];
       const Layout& layout = layouts.tensors[chunk.tensor];
       char* data = static_cast<char*>(gradients[chunk.tensor]);
-      if (data == nullptr) return;
+      const double factor = factors[chunk.tensor * stride];
+      if (data == nullptr || factor == 1) return;
       const auto multiply = [&](int64_t offset, int64_t run) {
-        kernels().scale(layout.dtype, data + offset * item_size(layout.dtype), run, *factor);
+        kernels().scale(layout.dtype, data + offset * item_size(layout.dtype), run, factor);
       };
       if (layout.strided < 0) {
         multiply(chunk.begin, chunk.end - chunk.begin);

@@ -207,10 +207,15 @@ class CudaBackend final : public Backend {
   void step(const StepRequest& request) override {
     use(*request.layouts, request.owner, [&](const Plan& plan, Stream stream, CUgraph_st* captured_in) {
       gradients(kernels_, request, plan.table, plan.device_table(), plan.workspace(), stream);
-      if (captured_in == nullptr || request.row.cursor == nullptr) return;
-      replays_.push_back(std::make_shared<Event>());
-      replays_.back()->record_in_replays(stream);
-      keep_as_long_as(captured_in, replays_.back());
+      if (captured_in != nullptr && request.row.cursor != nullptr) mark_replays(stream, captured_in);
+    });
+  }
+
+  void decide(const Layouts& layouts, const Decision& decision, const RowTarget& row,
+              const std::shared_ptr<const void>& owner) override {
+    use(layouts, owner, [&](const Plan&, Stream stream, CUgraph_st* captured_in) {
+      cuda::decide(kernels_, decision, row, static_cast<int64_t>(layouts.tensors.size()), stream);
+      if (captured_in != nullptr) mark_replays(stream, captured_in);
     });
   }
 
@@ -241,9 +246,9 @@ class CudaBackend final : public Backend {
     return capture_on(CurrentStream(device_).handle).id != 0;
   }
 
-  void scale(const Layouts& layouts, void* const* gradients, const double* factor) override {
+  void scale(const Layouts& layouts, void* const* gradients, const double* factors, int64_t stride) override {
     use(layouts, nullptr, [&](const Plan& plan, Stream stream, CUgraph_st*) {
-      cuda::scale(kernels_, plan.table, plan.device_table(), gradients, factor, stream);
+      cuda::scale(kernels_, plan.table, plan.device_table(), gradients, factors, stride, stream);
     });
   }
 
@@ -254,6 +259,13 @@ class CudaBackend final : public Backend {
   }
 
  private:
+  // From here on await_rows() waits for what a replay has written up to here.
+  void mark_replays(Stream stream, CUgraph_st* captured_in) {
+    replays_.push_back(std::make_shared<Event>());
+    replays_.back()->record_in_replays(stream);
+    keep_as_long_as(captured_in, replays_.back());
+  }
+
   void await_replays(Stream stream) {
     const auto over = [](const std::shared_ptr<Event>& event) { return event.use_count() == 1 && event->is_over(); };
     replays_.erase(std::remove_if(replays_.begin(), replays_.end(), over), replays_.end());

@@ -64,6 +64,7 @@ Kernels load_kernels(int device, const void* few, const void* many) {
   Module module = nullptr;
   check(driver().cuModuleLoadData(&module, few), "loading kernels");
   kernels.update_meters = function_of(module, "update_meters_kernel");
+  kernels.decide = function_of(module, "decide_kernel");
   kernels.gradients_few = function_of(module, "gradients_kernel");
   kernels.scale_few = function_of(module, "scale_kernel");
   if (many == nullptr) return kernels;

@@ -42,7 +42,7 @@ void check(Result result, const char* doing);
 
 // The kernels of one device. Those that take many pointers are null where the driver does not know so large parameters.
 struct Kernels {
-  Function update_meters = nullptr;
+  Function update_meters = nullptr, decide = nullptr;
   Function gradients_few = nullptr, gradients_many = nullptr;
   Function scale_few = nullptr, scale_many = nullptr;
 

@@ -9,7 +9,7 @@
 //   together
 //              a tensor that lies in one block: its row is written at once
 //              a tensor that lies in several:   each leaves a partial row, the last to arrive merges them in order
-//   last block merges the totals, writes the scalars and the clip factor, advances the log's cursor
+//   last block merges the totals, writes the scalars and what is decided, advances the log's cursor
 //
 // No sum depends on which block comes last: partial rows have fixed places and are merged in a fixed order. So the same
 // gradients give the same bits on any GPU, however its blocks are scheduled.
@@ -18,6 +18,7 @@
 // the device, and a CUDA graph replays them as they were captured.
 #pragma once
 
+#include "../decision.h"
 #include "elements.cuh"
 #include "kernel_arguments.h"
 #include "reduce.cuh"
@@ -113,12 +114,8 @@ __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
   if (threadIdx.x != 0) return;
   const double* totals = scratch.merged[0];
   for (int c = 0; c < kTotals; ++c) row[c] = totals[c];
-  if (step.max_norm > 0) {
-    const double norm = sqrt(totals[kSumSq]);
-    const double factor = step.max_norm / (norm + 1e-6);
-    step.clip[0] = norm;
-    step.clip[1] = factor > 1 ? 1 : factor;  // a NaN stays: it must not pass for a gradient that needs no clipping
-  }
+  if (step.decision.order != Order::kNone)
+    decide(step.decision, read(step.decision.max_norm), totals, row + tensor_offset(step.n_tensors));
   if (step.row.cursor == nullptr) return;
   double* marks = row + step.row.stride - kMarks;
   marks[kNumber] = static_cast<double>(*step.row.cursor);

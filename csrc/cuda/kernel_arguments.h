@@ -24,8 +24,7 @@ struct Step {
   int32_t n_tensors, n_totals, n_scalars;
   RowTarget row;
   Scalar grad_scale;
-  double max_norm;
-  double* clip;
+  Decision decision;
   Scalar scalars[kMaxScalars];
 };
 
@@ -44,8 +43,15 @@ static_assert(sizeof(StepParameters<kManyPointers>) <= 32764);
 template <int kPointers>
 struct ScaleParameters {
   Work work;
-  const double* factor;
+  const double* factors;
+  int64_t stride;  // from one gradient's factor to the next; 0: all have the same
   void* gradients[kPointers];
+};
+
+struct DecideParameters {
+  Decision decision;
+  RowTarget row;
+  int64_t n_tensors;
 };
 
 struct MeterParameters {

@@ -4,6 +4,7 @@
 //
 // PYTRACKER_POINTERS says how many gradients a launch takes along; a module for each size is loaded by itself, as an
 // old driver refuses all of a module in which one kernel has more than 4 KB of parameters.
+#include "decide.cuh"
 #include "gradient_moments.cuh"
 #include "meter_update.cuh"
 #include "scale.cuh"
@@ -21,7 +22,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     scale_kernel(const __grid_constant__ ScaleParameters<PYTRACKER_POINTERS> parameters) {
-  scale_gradients(parameters.work, parameters.factor, parameters.gradients);
+  scale_gradients(parameters.work, parameters.factors, parameters.stride, parameters.gradients);
+}
+
+extern "C" __global__ void __launch_bounds__(1) decide_kernel(const __grid_constant__ DecideParameters parameters) {
+  decide_by_row(parameters);
 }
 
 extern "C" __global__ void __launch_bounds__(kMaxScalars)

@@ -35,11 +35,12 @@ void launch_step(Function function, const Step& step, const Launch& part, const 
 }
 
 template <int kPointers>
-void launch_scale(Function function, const Work& work, const Launch& part, void* const* gradients, const double* factor,
-                  Stream stream) {
+void launch_scale(Function function, const Work& work, const Launch& part, void* const* gradients,
+                  const double* factors, int64_t stride, Stream stream) {
   ScaleParameters<kPointers> parameters;
   parameters.work = work;
-  parameters.factor = factor;
+  parameters.factors = factors;
+  parameters.stride = stride;
   std::copy_n(gradients + part.first_tensor, part.n_tensors, parameters.gradients);
   launch("scale_kernel", function, part.n_blocks, kThreads, parameters, stream);
 }
@@ -63,8 +64,7 @@ void gradients(const Kernels& kernels, const StepRequest& request, const Table& 
   step.n_scalars = static_cast<int32_t>(request.n_scalars);
   step.row = request.row;
   step.grad_scale = request.grad_scale;
-  step.max_norm = request.max_norm;
-  step.clip = request.clip;
+  step.decision = request.decision;
   std::copy_n(request.scalars, request.n_scalars, step.scalars);
 
   for (const Launch& part : table.launches) {
@@ -77,14 +77,19 @@ void gradients(const Kernels& kernels, const StepRequest& request, const Table& 
 }
 
 void scale(const Kernels& kernels, const Table& table, const void* device_table, void* const* gradients,
-           const double* factor, Stream stream) {
+           const double* factors, int64_t stride, Stream stream) {
   for (const Launch& part : table.launches) {
     const Work work = work_of(table, device_table, part);
     if (part.n_tensors <= kFewPointers)
-      launch_scale<kFewPointers>(kernels.scale_few, work, part, gradients, factor, stream);
+      launch_scale<kFewPointers>(kernels.scale_few, work, part, gradients, factors, stride, stream);
     else
-      launch_scale<kManyPointers>(kernels.scale_many, work, part, gradients, factor, stream);
+      launch_scale<kManyPointers>(kernels.scale_many, work, part, gradients, factors, stride, stream);
   }
+}
+
+void decide(const Kernels& kernels, const Decision& decision, const RowTarget& row, int64_t n_tensors, Stream stream) {
+  DecideParameters parameters = {decision, row, n_tensors};
+  launch("decide_kernel", kernels.decide, 1, 1, parameters, stream);
 }
 
 void update_meters(const Kernels& kernels, double* state, const Scalar* values, const Scalar* weights, int64_t count,

@@ -30,13 +30,16 @@ void probe(const Kernels& kernels, Stream stream);
 // max_pointers: how many tensors a launch can take along, as the kernels say.
 Table build_table(const Layouts& layouts, int32_t max_pointers);
 
-// All moments of all gradients, the totals, the scalars and the clip factor, into one row; advances the cursor.
+// All moments of all gradients, the totals and the scalars, into one row, and what is decided; advances the cursor.
 void gradients(const Kernels& kernels, const StepRequest& request, const Table& table, const void* device_table,
                void* workspace, Stream stream);
 
-// Multiplies every gradient by *factor (float64 on the device). Touches nothing where it is exactly 1.
+// Decides by the latest row, of so many tensors.
+void decide(const Kernels& kernels, const Decision& decision, const RowTarget& row, int64_t n_tensors, Stream stream);
+
+// Multiplies gradient t by factors[t * stride] (float64 on the device). Touches nothing where that is exactly 1.
 void scale(const Kernels& kernels, const Table& table, const void* device_table, void* const* gradients,
-           const double* factor, Stream stream);
+           const double* factors, int64_t stride, Stream stream);
 
 // Feeds `count` values, each with its weight, to the meters that they name by slot, each slot at most once. state:
 // [meters, kMeterColumns].

@@ -1,6 +1,6 @@
-// Multiplies every gradient by a factor that lies on the device: the second half of clipping by the total norm.
+// Multiplies gradients by factors that lie on the device, one for all or one each: the second half of clipping.
 //
-// What it costs: where the factor is exactly 1, one read of 8 bytes for each block, and the gradients are not touched.
+// What it costs: where a factor is exactly 1, one read of 8 bytes for each block, and the gradients are not touched.
 // That is the common case in a healthy training, and where torch reads and writes every gradient all the same. Where
 // the factor is not 1: each byte is read and written once.
 //
@@ -68,10 +68,10 @@ __device__ __forceinline__ void multiply(void* gradient, const Stretch& stretch,
   for (; at < vectors.count; at += team.size()) body[at] = product<T>(body[at], factor);
 }
 
-__device__ __forceinline__ void scale_gradients(const Work& work, const double* factor_on_device,
+// Gradient t by factors[t * stride].
+__device__ __forceinline__ void scale_gradients(const Work& work, const double* factors, int64_t stride,
                                                 void* const* gradients) {
-  const double factor = *factor_on_device;
-  if (factor == 1) return;
+  if (stride == 0 && *factors == 1) return;
   const int32_t b = work.first_block + blockIdx.x;
   const BlockEntry block = work.blocks[b];
   for (int32_t t = block.first_tensor; t < block.end_tensor; ++t) {
@@ -81,6 +81,8 @@ __device__ __forceinline__ void scale_gradients(const Work& work, const double* 
     if (!team.block && (t - block.first_tensor) % kWarps != threadIdx.x / kWarp) continue;
     void* gradient = gradients[t - work.first_tensor];
     if (gradient == nullptr) continue;
+    const double factor = factors[t * stride];
+    if (factor == 1) continue;
     const Strided* gaps = tensor.strided < 0 ? nullptr : work.strided + tensor.strided;
     switch (tensor.dtype) {
       case Dtype::kFloat64: multiply<double>(gradient, stretch, gaps, team, factor); break;

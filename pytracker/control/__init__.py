@@ -1,9 +1,20 @@
-"""What a training does about its gradients: clipping."""
+"""What a training does about its gradients: clipping, by a constant or by the norms so far, and skipping steps."""
 
 from __future__ import annotations
 
 from .clipping import clip_grad_norm_
+from .optimizers import unwrapped
+from .rules import AGC, AutoClip, ClipRule, MaxNorm, ZClip
+from .steering import CLIP_SERIES, Steering
 
 __all__ = [
+    "AGC",
+    "CLIP_SERIES",
+    "AutoClip",
+    "ClipRule",
+    "MaxNorm",
+    "Steering",
+    "ZClip",
     "clip_grad_norm_",
+    "unwrapped",
 ]

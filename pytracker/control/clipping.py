@@ -13,10 +13,12 @@ from torch import Tensor
 # Taken now: a program may put clip_grad_norm_ in the place of torch's, which must not be called from here then.
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from .._checks import flag, real_number, wrong_type, wrong_value
+from .._checks import flag
 from ..columns import SUM_SQ
 from ..core import PlannedParameters, Target, planned
 from ..errors import InvalidValueError, LayoutError
+from .rules import checked_max_norm, checked_order
+from .totals import TotalNorm
 
 
 def clip_grad_norm_(
@@ -36,7 +38,7 @@ def clip_grad_norm_(
         parameters: a tensor, an iterable of tensors, a module, or (name, parameter) pairs. A parameter that occurs
             twice counts once.
         max_norm: the largest total norm, in the unit of the gradients.
-        norm_type: 2.0, or any other that torch's function takes, which then does the work.
+        norm_type: 2.0 or inf, or any other that torch's function takes, which then does the work.
         error_if_nonfinite: raise where the norm that would be returned is NaN or Inf. This waits for the device.
         foreach: accepted for torch's sake, and passed on where torch's functions do the work.
 
@@ -64,9 +66,7 @@ def clip_grad_norm_(
         flag("foreach", foreach)
     if torch.compiler.is_compiling():
         return _clip_in_graph(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    max_norm, norm_type = real_number("max_norm", max_norm), _checked_norm_type(norm_type)
-    if not max_norm >= 0:
-        raise wrong_value("max_norm", max_norm, "the largest norm allowed, zero or more")
+    max_norm, norm_type = checked_max_norm(max_norm), checked_order(norm_type)
     if isinstance(parameters, types.GeneratorType):
         parameters = list(parameters)
         if not parameters:
@@ -87,34 +87,33 @@ def _clip(
     gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
     if not gradients:
         return torch.tensor(0.0, device=plan.devices[0])
-    if norm_type != 2.0 or max_norm == 0 or len(plan.devices) != 1 or known.sharded:
+    if norm_type != 2.0 and not math.isinf(norm_type):
         return _clip_by_torch(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    norm_and_factor = plan.reduce_and_clip(max_norm)
-    norm: Tensor = norm_and_factor[0].to(_dtype_of_norm(gradients))
+    norm_and_factor = _reduced(known, max_norm, abs(norm_type))
+    norm: Tensor = norm_and_factor[0].to(norm_dtype(gradients))
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(
-            f"The total norm of order 2.0 for gradients of {len(gradients)} parameters is {norm_and_factor[0]:g}, "
-            f"returned in {norm.dtype}: it is not finite, so they cannot be clipped. "
+            f"The total norm of order {norm_type} for gradients of {len(gradients)} parameters is "
+            f"{norm_and_factor[0]:g}, returned in {norm.dtype}: it is not finite, so they cannot be clipped. "
             "gradient_stats(...).nonfinite_names() says which are not"
         )
     plan.scale(norm_and_factor[1])
     return norm
 
 
-def _checked_norm_type(norm_type: Any) -> float:
-    """Return the order of a norm; torch takes ``"inf"`` for it, too."""
-    if isinstance(norm_type, str):
-        try:
-            norm_type = float(norm_type)
-        except ValueError:
-            raise wrong_type("norm_type", norm_type, "the order of a norm: a number, or 'inf'") from None
-    order = real_number("norm_type", norm_type)
-    if math.isnan(order):
-        raise wrong_value("norm_type", norm_type, "the order of a norm: a number, or 'inf'")
-    return order
+def _reduced(known: PlannedParameters, max_norm: float, order: float) -> Tensor:
+    """Return the total norm over all devices and ranks, and the factor, float64 [2] on the first device."""
+    total = known.worked_out.get("total norm")
+    if total is None:
+        total = known.worked_out["total norm"] = TotalNorm(known.parameters, known.plan.members)
+    if total.is_local:
+        reduced: Tensor = known.plan.reduce_and_clip(max_norm, order)
+        return reduced
+    norm = total.norm(known.plan.reduce(), order)
+    return torch.cat([norm, (max_norm / (norm + 1e-6)).clamp(max=1.0)])
 
 
-def _dtype_of_norm(gradients: list[Tensor]) -> torch.dtype:
+def norm_dtype(gradients: list[Tensor]) -> torch.dtype:
     """Return the real dtype that the gradients' are promoted to, and float32 at least."""
     wide = any(gradient.dtype in (torch.float64, torch.complex128) for gradient in gradients)
     return torch.float64 if wide else torch.float32
@@ -128,6 +127,14 @@ def _clip_by_torch(
     norm = get_total_norm(gradients, norm_type, error_if_nonfinite, foreach)
     clip_grads_with_norm_(parameters, max_norm, norm, foreach)
     return norm
+
+
+def norm_by_torch(parameters: list[Tensor], norm_type: float) -> Tensor:
+    """Return the total norm of any order by torch's functions, 0-d, in float32 at least, of all ranks."""
+    gradients = [_widened(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm: Any = get_total_norm(gradients, norm_type)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
 
 
 def _widened(gradient: Tensor) -> Tensor:
@@ -153,7 +160,7 @@ def _clip_in_graph(
     with torch.no_grad():
         norm: Tensor = torch.ops.pytracker.gradient_moments(gradients)[SUM_SQ].sqrt()
         torch.ops.pytracker.scale_gradients_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm.to(_dtype_of_norm(gradients))
+        return norm.to(norm_dtype(gradients))
 
 
 def _tensors_of(target: Any) -> list[Tensor]:

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from .._checks import whole_number
 from .._warn import warn_user
 from ..columns import MAX_SCALARS
+from ..contract import Clip, Context, Plan
 from ..errors import InvalidValueError
+from ..replays import ASKED_BY, Note, are_in_order, complaints, marked, match
 from . import native
-from .contract import Context, Plan
 from .reference import CAPTURED, RENEW
-from .replays import ASKED_BY, Note, are_in_order, complaints, marked, match
 from .rows import Rows, arrays, unpack
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
@@ -195,6 +195,8 @@ class DeviceLog:
         self._on_rows = on_rows
         reserved = set() if reserved is None else reserved
         self._reader = native.make_reader(plan, optimizer, name_rates, reserved)
+        self._is_open = False  # the last row, for what is decided late
+        self._decides_late = False
         self._undrained = 0  # rows that were not sent when last looked at
         self.waits = 0
         self._ring = _Ring(plan, self._every, slots)
@@ -216,24 +218,57 @@ class DeviceLog:
         """The scalars recorded so far, learning rates included."""
         return list(dict.fromkeys([*self._reader.rate_names, *self._ring.log.scalar_names]))
 
-    def append(self, step: int, scalars: dict[str, Any]) -> None:
+    def append(self, step: int, scalars: dict[str, Any], clip: Any = None, *, hold: bool = False) -> None:
         """Record one step: reduce all gradients, with the scalars beside them, in one launch. Never waits.
+
+        Args:
+            step: its number.
+            scalars: by name.
+            clip: what is decided by the row's norm, in the same launch; only of a plan with one device.
+            hold: something is to be added to the row; it is not sent before ``settle``, or the next append.
 
         Raises:
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded; no row is written.
             ParameterError: a gradient cannot be read; no row is written.
         """
-        if self._undrained >= self._every and not self._ring.log.capturing:
-            self._drain()  # drains were interrupted, and no row may be written over
-        self._undrained = undrained = self._ring.log.append(self._reader, step, scalars)
-        if undrained >= self._every:
-            self._drain()
-        elif undrained == RENEW:
-            self._append_to_new(step, scalars)
+        if (self._undrained >= self._every or self._is_open) and not self._ring.log.capturing:
+            self.settle()  # drains were interrupted, and no row may be written over
+        self._undrained = undrained = self._ring.log.append(self._reader, step, scalars, clip)
+        if undrained == RENEW:
+            self._append_to_new(step, scalars, clip, hold)
         elif undrained != CAPTURED:
+            self._is_open = hold or self._decides_late
+            if not self._is_open:
+                self.settle()
+
+    def settle(self) -> None:
+        """Let the last row go: drain where that is due, and deliver what has arrived."""
+        self._is_open = False
+        if self._undrained >= self._every:
+            self._drain()
+        else:
             self._drain_if_due()
 
-    def _append_to_new(self, step: int, scalars: dict[str, Any]) -> None:
+    def decide(self, clip: Clip, norm: torch.Tensor | None = None) -> bool:
+        """Decide on a clip by the last row, or by a norm that is given, and let the row go.
+
+        Where the row was not held, each row from now on waits for its decision until the next append.
+
+        Returns:
+            Whether the row has the results; it hasn't where it was on its way to the host already.
+        """
+        capturing = self._ring.log.capturing
+        self._decides_late = self._decides_late or not (self._is_open or capturing)
+        records = self._ring.log.decide(clip, norm)
+        if not capturing:
+            self.settle()
+        return records
+
+    def latest(self) -> list[torch.Tensor]:
+        """Return a copy of the row that was appended last, on each device. Never waits."""
+        return self._ring.log.latest()
+
+    def _append_to_new(self, step: int, scalars: dict[str, Any], clip: Any, hold: bool) -> None:
         """Append after making the log anew: with more slots, or where the parameters are now."""
         slots = self._ring.log.slots
         if self._ring.log.capturing:
@@ -251,7 +286,7 @@ class DeviceLog:
                 )
             slots = min(2 * slots, MAX_SCALARS)
         self._renew(self._every, slots)
-        self.append(step, scalars)
+        self.append(step, scalars, clip, hold=hold)
 
     def _renew(self, every: int, slots: int) -> None:
         """Replace the ring, all of whose rows were delivered."""

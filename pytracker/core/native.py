@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .._checks import writable
 from ..columns import COLUMNS, MAX_SCALARS, METER_COLUMNS, TOTALS
+from ..contract import Clip, Core, ModuleWatch, Plan, StepLog, StepReader
 from ..errors import ParameterError
-from . import cuda, reference
-from .contract import Core, ModuleWatch, Plan, StepLog, StepReader
+from . import cuda, reference, reference_log
 
 _CONTRACT = {
     "COLUMNS": list(COLUMNS),
@@ -76,9 +76,9 @@ def _core_for(tensors: Sequence[Tensor]) -> Core:
     core, reason = load()
     if core is None:
         _warn_once(f"pytracker runs without its native core, more slowly: {reason}. `pytracker doctor` says more.")
-        return reference
+        return reference_log
     devices = {tensor.device for tensor in tensors if not tensor.is_meta}
-    return as_core(core) if all(is_native(core, device) for device in devices) else reference
+    return as_core(core) if all(is_native(core, device) for device in devices) else reference_log
 
 
 def as_core(module: ModuleType) -> Core:
@@ -147,10 +147,27 @@ def make_reader(
     return _module_of(plan).StepReader(optimizer, name_groups, reserved)
 
 
+def make_clip(
+    plan: Plan,
+    order: float,
+    max_norm: float | Tensor,
+    outcome: Tensor,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> Clip:
+    """Return what a step log of this plan can decide on: the tensors lie where the plan's first device is.
+
+    ``outcome``, float64 [2], gets the total norm of order 2 or inf, and the factor min(1, max_norm / (norm + 1e-6));
+    ``grad_scale`` gets 1 / factor and ``found_inf`` 1 where the norm is not finite, both float32. A ``max_norm`` that
+    is a tensor, float64 [1], is read on the device.
+    """
+    return _module_of(plan).Clip(order, max_norm, outcome, grad_scale, found_inf)
+
+
 def watch_module(model: torch.nn.Module) -> ModuleWatch:
     """Return a watch with ``unchanged(model)``: whether the modules and parameters are still the same."""
     core, _ = load()
-    return (reference if core is None else as_core(core)).ModuleWatch(model)
+    return (reference_log if core is None else as_core(core)).ModuleWatch(model)
 
 
 def tensor_moments(row: Tensor) -> NDArray[np.float64]:
@@ -160,4 +177,4 @@ def tensor_moments(row: Tensor) -> NDArray[np.float64]:
 
 def _module_of(plan: Plan) -> Core:
     core, _ = load()
-    return as_core(core) if core is not None and isinstance(plan, core.Plan) else reference
+    return as_core(core) if core is not None and isinstance(plan, core.Plan) else reference_log

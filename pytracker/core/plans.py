@@ -7,16 +7,16 @@ import functools
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._checks import wrong_type
+from ..contract import ModuleWatch, Plan
 from ..errors import InvalidTypeError, ParameterError
 from . import native
-from .contract import ModuleWatch, Plan
 from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
 Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
@@ -30,6 +30,7 @@ class PlannedParameters:
 
     parameters: Sequence[ParameterLayout]
     plan: Plan
+    worked_out: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)  # from these, by others
 
     @functools.cached_property
     def sharded(self) -> bool:

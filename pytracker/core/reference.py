@@ -7,8 +7,7 @@ native core does: everything stays in tensors. The classes have the methods of t
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .._checks import real_number
-from ..columns import ABS_MAX, COLUMNS, POWERS, SUM_SQ, TOTALS, row_width
-from ..errors import InvalidTypeError, InvalidValueError, ParameterError
+from ..columns import ABS_MAX, COLUMNS, POWERS, SUM_SQ, TOTALS
+from ..errors import InvalidValueError, ParameterError
 from ..moments import merge, totals
 from .dtensor import is_subclass, local_pieces, whole_value
 
@@ -173,6 +172,8 @@ class Plan:
         self.windows = list(windows)
         self.has_pieces = bool(windows) or any(hasattr(p, "_local_tensor") for p in parameters)
         self._gathered: list[Tensor | None] = []
+        self._selected: set[int] = set()
+        self._given: list[Tensor | None] = []
         self._group()
 
     def _group(self) -> None:
@@ -226,6 +227,23 @@ class Plan:
         self.hold()
         return True
 
+    def select(self, parameters: Sequence[int]) -> None:
+        """Take only the gradients of these parameters from now on, of none: of all."""
+        self._selected = set(parameters)
+
+    def give(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take these in the place of the parameters' own gradients from now on, of none: their own again.
+
+        Raises:
+            InvalidValueError: there is not one for each parameter.
+        """
+        if gradients and len(gradients) != len(self._ids):
+            raise InvalidValueError(
+                f"there are {len(gradients)} gradients for {len(self._ids)} parameters; give one for each, in their "
+                "order, and None where there is none"
+            )
+        self._given = list(gradients)
+
     def gather(self) -> None:
         """Take the gradients of this step.
 
@@ -233,7 +251,9 @@ class Plan:
             ParameterError: a gradient's dtype or layout is not supported.
         """
         gradient = self.source == "gradient"
-        found: list[Any] = [p.grad if gradient else p for p in self.parameters]
+        found: list[Any] = self._given or [p.grad if gradient else p for p in self.parameters]
+        if self._selected:
+            found = [each if index in self._selected else None for index, each in enumerate(found)]
         pieces = local_pieces(self.parameters, found) if self.has_pieces else found
         self._gathered = [self._piece(i, piece) for i, piece in enumerate(pieces)]
         self._counts = [
@@ -308,16 +328,17 @@ class Plan:
         self.gather()
         return [self.row(group, grad_scale) for group in range(len(self.devices))]
 
-    def reduce_and_clip(self, max_norm: float) -> Tensor:
+    def reduce_and_clip(self, max_norm: float, order: float = 2.0) -> Tensor:
         """Gather, and return [total norm, factor that brings it down to max_norm], torch's formula."""
-        norm = root(self.reduce()[0][SUM_SQ])
-        return torch.stack([norm, (max_norm / (norm + 1e-6)).clamp(max=1.0)])
+        norm = norm_of(self.reduce()[0], order)
+        return torch.stack([norm, factor_of(norm, max_norm)])
 
-    def scale(self, factor: Tensor) -> None:
-        """Multiply the gathered gradients by ``factor``, in place."""
-        if factor.is_cpu and factor == 1:
+    def scale(self, factors: Tensor) -> None:
+        """Multiply the gathered gradients by a factor, or each by its own, in place."""
+        if factors.numel() == 1 and factors.is_cpu and factors == 1:
             return
-        for tensor in self._gathered:
+        each = factors.reshape(-1).expand(len(self._gathered))
+        for tensor, factor in zip(self._gathered, each, strict=True):
             if tensor is not None:
                 tensor.mul_(factor.to(tensor.device))
 
@@ -336,144 +357,14 @@ class Plan:
             self.release()
 
 
-class StepLog:
-    """The rows that the host has not read yet: a ring for each device."""
-
-    def __init__(self, plan: Plan, capacity: int, slots: int) -> None:
-        """Allocate ``capacity`` rows with ``slots`` scalars each."""
-        self.capacity = capacity
-        self.slots = slots
-        self.written = 0
-        self.drained = 0
-        self.scalar_names: list[str] = []
-        self._plan = plan
-        self._generation = plan.generation
-        self.captures: list[int] = []  # of CUDA graphs: the reference can't be captured
-        self.capturing = False
-        self.cursor = self.announced = torch.empty(0, dtype=torch.int64, device="cpu")
-        self._written_on: list[torch.cuda.Stream | None] = [None for _ in plan.devices]
-        self._notes: deque[tuple[int, list[int], Any]] = deque()
-        self.rows = [
-            torch.empty((capacity, row_width(len(members), slots)), dtype=wide(device), device=device)
-            for device, members in zip(plan.devices, plan.members, strict=True)
-        ]
-
-    def slot_of(self, name: str) -> int:
-        """Return the slot of a scalar's name, new names included; -1 where all are taken."""
-        if name not in self.scalar_names:
-            if len(self.scalar_names) == self.slots:
-                return -1
-            self.scalar_names.append(name)
-        return self.scalar_names.index(name)
-
-    def append(self, reader: StepReader, step: int, scalars: dict[str, Any]) -> int:
-        """Record one step; return the number of undrained rows, or RENEW where a new log is needed."""
-        plan = self._plan
-        scalars = dict(scalars)
-        grad_scale = scalars.pop("grad_scale", None)
-        if grad_scale is not None:
-            grad_scale = checked_divisor(grad_scale, plan.devices)
-        read = reader.read(self, scalars, plan.devices)
-        if read is None:
-            return RENEW
-        values, rates = read
-        plan.gather()
-        if plan.generation != self._generation:
-            return RENEW
-        index = self.written % self.capacity
-        given = [0] * len(self.rows)
-        for group, rows in enumerate(self.rows):
-            row = plan.row(group, grad_scale)
-            self._written_on[group] = torch.cuda.current_stream(rows.device) if rows.is_cuda else None
-            rows[index, : len(row)] = row
-            for slot, value in values:
-                if (value.device if value.device.type != "cpu" else plan.devices[0]) == plan.devices[group]:
-                    rows[index, len(row) + slot] = value.detach().reshape(())
-                    given[group] |= 1 << slot
-        self._notes.append((step, given, (plan.elements, rates)))
-        self.written += 1
-        return self.written - self.drained
-
-    def replayed(self, reader: StepReader, step: int) -> None:
-        """Note a row that a replayed CUDA graph has written; the reference can't be captured, so there is none."""
-        raise InvalidValueError(f"step {step}: only the native core records CUDA graph replays")
-
-    def await_rows(self, group: int) -> None:
-        stream = self._written_on[group]
-        if stream is not None:
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
-
-    def notes(self, first: int, count: int) -> tuple[list[int], list[list[int]], list[Any], list[int]]:
-        """Return what the host knows of the rows from ``first`` on.
-
-        These are their steps, for each device a bit for each scalar in its row, and the contexts, (elements, [(name,
-        learning rate or None, slot or -1)]), with the index of each row's.
-        """
-        begin = first - self.drained
-        noted = list(self._notes)[begin : begin + count]
-        steps = [step for step, _, _ in noted]
-        return steps, [given for _, given, _ in noted], [context for _, _, context in noted], list(range(len(noted)))
-
-    def release(self, end: int) -> None:
-        """Make the places of the rows before ``end`` free."""
-        while self.drained < min(end, self.written):
-            self._notes.popleft()
-            self.drained += 1
+def norm_of(row: Tensor, order: float) -> Tensor:
+    """Return the norm of all gradients together, 2 or inf, from the totals of a row."""
+    return row[ABS_MAX] if math.isinf(order) else root(row[SUM_SQ])
 
 
-class StepReader:
-    """Gives each keyword its slot, and reads the learning rate of each parameter group."""
-
-    def __init__(
-        self, optimizer: Any, name_groups: Callable[[list[dict[str, Any]]], list[str]], reserved: set[str]
-    ) -> None:
-        """Remember the optimizer, or None, and the names that a scalar may not have."""
-        self._optimizer = optimizer
-        self._reserved = reserved
-        self._name_groups = name_groups
-        self.rate_names: list[str] = []
-
-    def read(
-        self, log: StepLog, scalars: dict[str, Any], devices: Sequence[torch.device]
-    ) -> tuple[list[tuple[int, Tensor]], list[tuple[str, float | None, int]]] | None:
-        """Return (slot, value) of each scalar, and the learning rates; None where the log has too few slots."""
-        groups = [] if self._optimizer is None else self._optimizer.param_groups
-        if not isinstance(groups, list):
-            raise InvalidTypeError(f"the optimizer's param_groups is of type {type(groups).__name__}; expected a list")
-        if len(groups) != len(self.rate_names):
-            self.rate_names = self._name_groups(groups)
-            self._reserved.update(self.rate_names)
-        values: dict[int, Tensor] = {}
-        rates: list[tuple[str, float | None, int]] = []
-        for name, group in zip(self.rate_names, groups, strict=True):
-            rate = group.get("lr")
-            checked = None if rate is None else checked_scalar(name, rate, devices)
-            if checked is None or checked.is_cpu:
-                rates.append((name, None if checked is None else checked.item(), -1))
-                continue
-            slot = next((slot for slot, known in values.items() if known is checked), None)
-            slot = log.slot_of(name) if slot is None else slot
-            if slot < 0:
-                return None
-            values[slot] = checked
-            rates.append((name, None, slot))
-        for name, value in scalars.items():
-            if value is None:
-                continue
-            if not name or not name.isprintable():
-                raise InvalidValueError(f"a recorded value has a printable name, got {name!r}")
-            if name in self._reserved:
-                raise InvalidValueError(
-                    f"{name!r} is recorded by pytracker itself, or by log() or epoch(); give this value another name"
-                )
-            slot = log.slot_of(name)
-            if slot < 0:
-                return None
-            values[slot] = checked_scalar(name, value, devices)
-        return list(values.items()), rates
-
-    def reset(self) -> None:
-        """Forget what belongs to a log that is gone."""
+def factor_of(norm: Tensor, max_norm: Tensor | float) -> Tensor:
+    """Return what brings a norm down to ``max_norm``, as torch computes it."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 class ModuleWatch:

@@ -136,7 +136,8 @@ def local_parameter(name: str, parameter: Tensor) -> LocalParameter:
         shard_ranks=tuple(mesh.mesh.flatten().tolist()),
         replica_ranks=tuple(mesh.mesh[tuple(same)].flatten().tolist()) if coordinate is not None else (),
     )
-    groups = tuple(mesh.get_group(d).group_name for d in range(mesh.ndim)) if mesh.size() > 1 else ()
+    spread = [d for d, each in enumerate(parameter.placements) if not each.is_replicate() and mesh.size(d) > 1]  # type: ignore[attr-defined]
+    groups = tuple(mesh.get_group(d).group_name for d in spread) if coordinate is not None else ()
     return LocalParameter(name, tuple(parameter.shape), shard, groups=groups, parameter=parameter)
 
 

@@ -26,8 +26,7 @@ def merge_shards(parameters: Sequence[ParameterLayout], tensors: Tensor) -> Tens
         if each.groups:
             alike[each.groups].append(index)
     for groups, members in alike.items():
-        counted = torch.tensor([parameters[i].shard.is_counted for i in members], device=tensors.device)
-        sums, maxima = split(tensors[members], counted)
+        sums, maxima = split(tensors[members], torch.ones((), dtype=torch.bool, device=tensors.device))
         for group in map(group_named, groups):
             dist.all_reduce(sums, dist.ReduceOp.SUM, group=group)
             dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group)

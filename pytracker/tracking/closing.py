@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .._atexit import CloseAtExit
+    from ..control import Steering
     from ..core import DeviceLog
     from ..history import History
     from ..sinks import NoSinks
@@ -39,6 +40,7 @@ class Closing:
     _watch: ModelWatch
     _sinks: NoSinks
     _run: Any
+    _steering: Steering
 
     @property
     def history(self) -> History:
@@ -103,6 +105,7 @@ class Closing:
         finally:
             if error is None:
                 self._team.close()
+            self._steering.close()
             self._sinks.close(error)
             self._run.finish("finished" if error is None else "failed", error=error)
             self._at_exit.forget()

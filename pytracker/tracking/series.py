@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from ..control import unwrapped
 from ..core import LocalParameter, Rows, make_plan, native
 from ..diagnostics import Diagnosis
 from ..history import ParameterInfo
@@ -81,20 +82,10 @@ def _optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
     """Return what the rules know of the optimizer: name, kind, and momentum where it has one."""
     if optimizer is None:
         return {"optimizer": None}
-    inner = _unwrapped(optimizer)
+    inner = unwrapped(optimizer)
     momentum = inner.param_groups[0].get("momentum") if inner.param_groups else None
     facts = {"optimizer": type(inner).__name__, "optimizer_kind": _kind(inner)}
     return facts | ({"momentum": float(momentum)} if momentum else {})
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer within wrappers such as those of accelerate and Lightning, which keep it as an attribute."""
-    for _ in range(4):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None or not hasattr(inner, "param_groups"):
-            break
-        optimizer = inner
-    return optimizer
 
 
 def _kind(optimizer: Any) -> str:

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from pytracker.core import contract, native
+from pytracker import contract
+from pytracker.core import native
 
 CLASSES = ("Plan", "StepReader", "StepLog", "ModuleWatch")
 CORE, _reason = native.load()

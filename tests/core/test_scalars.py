@@ -66,7 +66,7 @@ def log_of(module: str) -> tuple[object, object]:
     if core is None:
         pytest.skip(f"there is no native core: {native.load()[1]}")
     plan = core.Plan([parameter], ["w"])
-    return core.StepLog(plan, 4, 4), core.StepReader(None, lambda groups: [], set())
+    return native.make_step_log(plan, 4, 4), native.make_reader(plan, None, lambda groups: [], set())
 
 
 def recorded(module: str, **scalars: object) -> tuple[list[float], float]:

@@ -167,8 +167,9 @@ std::vector<double> log_some_steps() {
   request.scalars = scalars;
   request.n_scalars = kScalars;
   request.grad_scale = {on_device[0].as(), 0, 0, Dtype::kFloat32, false};
-  request.max_norm = 0.01;
-  request.clip = clip.as<double>();
+  request.decision.order = Order::kL2;
+  request.decision.max_norm.value = 0.01;
+  request.decision.outcome = clip.as<double>();
   for (int step = 0; step < 6; ++step) problem.step(request);
   const std::vector<double> got = download(rows, kCapacity * stride);
   for (int64_t r = 0; r < kCapacity; ++r) {
@@ -191,26 +192,57 @@ std::vector<double> log_some_steps() {
 
 void log() { under_all_seeds(log_some_steps); }
 
-// The clip factor where none is due, and where the norm is not a number.
+// What is decided where no clip is due, where one is, and where the norm is not finite: within the launch of the step,
+// by one after it, and by a norm that is given; for each order.
 void clip() {
-  for (const Values values : {Values::kNormal, Values::kZero, Values::kNan, Values::kInf}) {
-    Problem problem;
-    problem.gradients.push_back(make_gradient(Dtype::kFloat32, 1000, values));
-    problem.prepare();
-    const Buffer row(problem.width() * sizeof(double)), clip(2 * sizeof(double));
-    StepRequest request;
-    request.row.rows = row.as<double>();
-    request.max_norm = 1e6;
-    request.clip = clip.as<double>();
-    problem.step(request);
-    const std::vector<double> got = download(clip, 2);
-    const bool nan = values == Values::kNan, inf = values == Values::kInf;
-    expect(nan ? std::isnan(got[1]) : got[1] == (inf ? 0 : 1), "the clip factor");
-  }
+  for (const Values values : {Values::kNormal, Values::kZero, Values::kNan, Values::kInf})
+    for (const Order order : {Order::kL2, Order::kInf})
+      for (const double max_norm : {1e6, 0.25})
+        for (const int when : {0, 1, 2}) {
+          Problem problem;
+          problem.gradients.push_back(make_gradient(Dtype::kFloat32, 1000, values));
+          problem.prepare();
+          constexpr int64_t kCapacity = 3, kScalars = 2;
+          const int64_t stride = problem.width(kScalars), start = 7;
+          const Buffer rows(kCapacity * stride * sizeof(double)), outcome(2 * sizeof(double)), scale(4), flag(4);
+          const Buffer cursor(&start, sizeof(start)), limit(&max_norm, sizeof(max_norm));
+          const double other = 40;
+          const Buffer given(&other, sizeof(other));
+          Decision decision;
+          decision.order = order;
+          decision.max_norm.data = limit.as();
+          decision.outcome = outcome.as<double>();
+          decision.grad_scale = scale.as<float>();
+          decision.found_inf = flag.as<float>();
+          decision.factor_slot = 1;
+          decision.skipped_slot = 0;
+          StepRequest request;
+          request.row = {rows.as<double>(), stride, kCapacity, cursor.as<int64_t>()};
+          if (when == 0) request.decision = decision;
+          problem.step(request);
+          if (when == 2) decision.norm = given.as<double>();
+          if (when > 0) cuda::decide(kernels(), decision, request.row, 1, nullptr);
+
+          const std::vector<double> all = download(rows, kCapacity * stride);
+          const double* row = all.data() + start % kCapacity * stride;
+          const double norm = when == 2 ? other : order == Order::kInf ? row[kAbsMax] : std::sqrt(row[kSumSq]);
+          const double ratio = max_norm / (norm + 1e-6), factor = ratio > 1 ? 1 : ratio;
+          const bool skip = !std::isfinite(norm);
+          const auto same = [](double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); };
+          const std::vector<double> got = download(outcome, 2);
+          expect(same(got[0], norm) && same(got[1], factor), "the outcome of a decision");
+          expect(same(row[tensor_offset(1) + 1], factor), "the recorded factor");
+          expect(row[tensor_offset(1)] == (skip ? 1 : 0), "the recorded flag");
+          float inverse = 0, found = 0;
+          CHECK(cudaMemcpy(&inverse, scale.as(), 4, cudaMemcpyDeviceToHost));
+          CHECK(cudaMemcpy(&found, flag.as(), 4, cudaMemcpyDeviceToHost));
+          expect(found == (skip ? 1 : 0), "found_inf");
+          expect(inverse == (skip ? 1 : static_cast<float>(1 / factor)), "grad_scale");
+        }
 }
 
 void scale() {
-  for (const double factor : {0.3, 1.0}) {
+  for (const auto& [factor, each] : {std::pair(0.3, false), std::pair(1.0, false), std::pair(0.3, true)}) {
     Problem problem;
     problem.strided = {{2, {40, 30}, {64, 2}}};
     for (const Dtype dtype : kDtypes) {
@@ -220,12 +252,17 @@ void scale() {
     }
     problem.gradients[4].missing = true;
     problem.prepare();
-    const Buffer device_factor(&factor, sizeof(factor));
+    std::vector<double> factors(each ? problem.gradients.size() : 1, factor);  // one for all, or one each, some of 1
+    for (size_t t = 0; each && t < factors.size(); t += 3) factors[t] = 1;
+    const Buffer device_factors(factors.data(), factors.size() * sizeof(double));
     std::vector<void*> data;
     for (const Gradient& g : problem.gradients)
       data.push_back(g.missing ? nullptr : const_cast<void*>(static_cast<const void*>(g.data())));
-    cuda::scale(kernels(), problem.table, problem.device_table->as(), data.data(), device_factor.as<double>(), nullptr);
-    for (const Gradient& g : problem.gradients) {
+    cuda::scale(kernels(), problem.table, problem.device_table->as(), data.data(), device_factors.as<double>(),
+                each ? 1 : 0, nullptr);
+    for (size_t t = 0; t < problem.gradients.size(); ++t) {
+      const Gradient& g = problem.gradients[t];
+      const double own = factors[each ? t : 0];
       const Dtype dtype = g.layout.dtype;
       const bool wide = dtype == Dtype::kFloat64 || dtype == Dtype::kComplex128;
       const int64_t item = item_size(dtype) / (is_complex(dtype) ? 2 : 1);
@@ -235,9 +272,9 @@ void scale() {
         // Of a strided gradient, rows 40 x 30 begin every 64 elements, and every second element belongs to it.
         const int64_t element = static_cast<int64_t>(i) / item_size(dtype);
         const bool inside = g.layout.strided < 0 ? element >= g.lead : element % 64 < 60 && element % 2 == 0;
-        if (!inside || g.missing || factor == 1) continue;
+        if (!inside || g.missing || own == 1) continue;
         const double x = get(dtype, &want[i]);
-        put(dtype, &want[i], wide ? x * factor : static_cast<float>(x) * static_cast<float>(factor));
+        put(dtype, &want[i], wide ? x * own : static_cast<float>(x) * static_cast<float>(own));
       }
       expect(got == want, "a scaled gradient");
     }
