@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .._checks import shown, whole_number, wrong_type
 from ..errors import InvalidTypeError, InvalidValueError, MissingExtraError
-from .notebook import Curve, html_table
+from .notebook import COURSE, course, html_table
 from .parameters import ParameterHistory
 from .series import Series
 
@@ -155,13 +153,8 @@ class History(MutableMapping[str, Series]):
 
     def _repr_html_(self) -> str:
         """Show each series in a notebook: its course, its last value, and its range."""
-        rows = []
-        for name, series in self._series.items():
-            finite = series.values[np.isfinite(series.values)]
-            ends = (float(finite.min()), float(finite.max())) if len(finite) else ("", "")
-            rows.append([name, Curve(series.values), series[-1] if len(series) else "", *ends, len(series)])
-        title = f"History: {len(self)} series up to step {self.last_step}"
-        return html_table(title, ("series", "course", "last", "lowest", "highest", "values"), rows)
+        rows = [[name, *course(series.values)] for name, series in self._series.items()]
+        return html_table(f"History: {len(self)} series up to step {self.last_step}", ("series", *COURSE), rows)
 
     def _ipython_key_completions_(self) -> list[str]:
         return list(self._series)

@@ -43,6 +43,16 @@ class Curve:
         self.points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, heights, strict=False))
 
 
+COURSE: Final = ("course", "last", "lowest", "highest", "values")
+
+
+def course(values: NDArray[Any]) -> list[Any]:
+    """Return the cells under the heads ``COURSE`` of values [n]."""
+    finite = values[np.isfinite(values)]
+    ends = (float(finite.min()), float(finite.max())) if len(finite) else ("", "")
+    return [Curve(values), float(values[-1]) if len(values) else "", *ends, len(values)]
+
+
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
     """Return a table as HTML; a cell is a text, a number, or a ``Curve``.
 

@@ -18,6 +18,7 @@ from .._checks import by_name, real_number, text, whole_number, wrong_type, wron
 from ..errors import InvalidTypeError, InvalidValueError
 from .history import History
 from .intervals import Float64Array, Int64Array, Interval, ParameterInfo, checked_steps
+from .notebook import COURSE, course, html_table
 from .parameters import ParameterHistory, as_infos
 
 _POINT_BYTES = 56  # a float, its share of a dict and of a tuple
@@ -99,6 +100,11 @@ class Recorder:
             with self._lock:
                 self._carry_out()
         return self._history
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what it is and what is recorded."""
+        rows = [[name, *course(series.values)] for name, series in self.history.items()]
+        return html_table(repr(self), ("series", *COURSE), rows)
 
     def log(self, step: int | None = None, /, *unnamed: Any, **metrics: SupportsFloat) -> None:
         """Record one value of each metric at ``step``. Never waits for the disk; a tensor's device may be waited for.

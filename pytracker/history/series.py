@@ -14,6 +14,7 @@ from .._checks import LARGEST_STEP, items, real_number, whole_number, wrong_type
 from ..errors import InvalidValueError, SeriesIndexError
 from .growing import GrowingTable
 from .intervals import Float64Array, Int64Array, checked_steps
+from .notebook import COURSE, course, html_table
 
 if TYPE_CHECKING:
     from .history import History
@@ -241,6 +242,11 @@ class Series(MutableSequence[float]):
             return f"Series({self[:]})"
         head, tail = (", ".join(f"{value:.6g}" for value in part) for part in (self[:3], self[-3:]))
         return f"Series([{head}, ..., {tail}], {len(self)} values)"
+
+    def _repr_html_(self) -> str:
+        """Show the course in a notebook, with the last value and the range."""
+        rows = [[self.name or "values", *course(self.values)]]
+        return html_table("", ("series", *COURSE), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy the values and steps, without the room for growth."""

@@ -102,8 +102,7 @@ def _usual_columns(runs: Sequence[StoredRun]) -> dict[str, list[str]]:
     bests = [best_of(run) for run in runs]
     columns["best"] = ["" if best is None else f"{best[0]} {number(best[1])}" for best in bests]
     columns |= _chosen_columns(runs, ("findings", "time"))
-    if any(value_of(run, "tags") for run in runs):
-        columns |= _chosen_columns(runs, ("tags",))
+    columns |= _chosen_columns(runs, [name for name in ("tags", "group") if any(value_of(run, name) for run in runs)])
     for key in differing_keys(runs)[:_SHOWN_KEYS] if len(runs) > 1 else ():
         columns |= _chosen_columns(runs, (key,))
     return columns
@@ -116,7 +115,7 @@ def _chosen_columns(runs: Sequence[StoredRun], names: Sequence[str]) -> dict[str
 def _cell(run: StoredRun, name: str) -> str:
     value = run.created if name == "age" else value_of(run, name)
     if value is None:
-        return "" if name in ("findings", "tags") else "-"
+        return "" if name in ("findings", "tags", "group") else "-"
     if name == "age":
         return age(value)
     if name == "time":

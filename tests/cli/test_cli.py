@@ -138,6 +138,9 @@ def test_runs_are_tagged_noted_renamed_and_deleted(runs):
     assert call("tag", "otter", "best", "--remove", *here).stdout == "paper\n"
     assert call("note", "otter", "figure 3", *here).returncode == 0
     assert "figure 3" in call("show", "otter", *here).stdout
+    assert call("note", "otter", "ablation", "--group", *here).returncode == 0
+    assert "ablation" in call("list", *here, "--columns", "run,group").stdout
+    assert call("list", *here, "--where", "group=ablation", "--columns", "run").stdout.split()[2:] == ["brisk-otter"]
     assert call("list", *here, "--where", "tags=paper", "--columns", "run").stdout.split()[2] == "brisk-otter"
     assert call("rename", "otter", "baseline", *here).stdout.strip() == str(runs / "baseline")
     asked = call("rm", "heron", *here)
@@ -278,11 +281,13 @@ def test_diagnose_judges_by_the_settings_that_the_training_was_given(tmp_path):
     from pytracker import Tracker
 
     def train(name, diagnosis, **resume):
+        torch.manual_seed(0)
         layer = torch.nn.Linear(2, 1)
         with Tracker(layer, run=Run(tmp_path, name=name, **resume), diagnosis=diagnosis, every=20) as tracker:
             for step in range(100):
+                layer.zero_grad()
                 layer(torch.randn(4, 2)).sum().backward()
-                tracker.step(loss=0.7 if step < 60 else 1 / (step + 1))
+                tracker.step(loss=0.7 if step < 75 else 1 / (step + 1))
         return [finding.rule for finding in tracker.findings]
 
     def judged(name, *options):
@@ -295,7 +300,7 @@ def test_diagnose_judges_by_the_settings_that_the_training_was_given(tmp_path):
             yield view.finding("info", "known to the training alone")
 
     try:
-        patient = train("patient", Diagnosis(["constant", "only_known_there"], settings={"constant": {"steps": 70}}))
+        patient = train("patient", Diagnosis(["constant", "only_known_there"], settings={"constant": {"steps": 80}}))
     finally:
         del RULES["only_known_there"]
     assert patient == judged("patient") == ["only_known_there"]

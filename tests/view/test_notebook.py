@@ -59,11 +59,16 @@ def test_runs_histories_and_comparisons_are_tables_and_nothing_in_them_is_markup
         assert any(MARKUP in text for text in page.texts), type(thing)
 
 
-def test_a_history_shows_each_series_with_its_course_and_its_ends():
-    page = Page(History(loss=[4.0, 2.0, math.nan, 1.0], empty=[])._repr_html_())
-    for text in ("loss", "1", "4"):
-        assert text in page.texts
-    assert page.curves[0] == "0.0,0.0 60.0,16.0 120.0,24.0"
+def test_a_history_a_series_and_a_run_that_is_written_show_courses_and_ends(tmp_path):
+    losses = [4.0, 2.0, math.nan, 1.0]
+    history = History(loss=losses, empty=[])
+    with pytracker.Run(tmp_path) as run:
+        run.log_many(range(4), {"loss": losses})
+        for thing in (history, history["loss"], run):
+            page = Page(thing._repr_html_())
+            for text in ("loss", "1", "4"):
+                assert text in page.texts
+            assert page.curves[0] == "0.0,0.0 60.0,16.0 120.0,24.0"
 
 
 def test_a_long_curve_keeps_its_spike():

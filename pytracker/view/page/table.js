@@ -29,6 +29,7 @@ function columnsOf(runs) {
     { key: "seconds", title: "time", number: true, value: (run) => run.seconds, text: (run) => duration(run.seconds) },
     { key: "created", title: "started", value: (run) => run.created, text: (run) => (run.created ? new Date(1000 * run.created).toISOString().slice(0, 16).replace("T", " ") : "") },
     ...(runs.some((run) => run.tags.length) ? [{ key: "tags", title: "tags", value: (run) => run.tags.join(", ") }] : []),
+    ...(runs.some((run) => run.facts.group) ? [{ key: "group", title: "group", value: (run) => run.facts.group }] : []),
     { key: "findings", title: "findings", number: true, value: (run) => run.findings },
   ];
   const metrics = judgedNames().slice(0, 12).flatMap((name) => [
