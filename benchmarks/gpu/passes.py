@@ -69,6 +69,17 @@ def tracker_step(model: torch.nn.Module) -> Call:
     return lambda: tracker.step(loss=loss)
 
 
+def tracker_clips(model: torch.nn.Module) -> Call:
+    """`Tracker.step` and `Tracker.clip`, under a threshold that is never reached."""
+    tracker = pytracker.Tracker(model, diagnosis=None)
+
+    def call() -> torch.Tensor:
+        tracker.step()
+        return tracker.clip(contenders.NEVER_CLIPS)
+
+    return call
+
+
 def clipping(clip: Callable[..., torch.Tensor]) -> Callable[[torch.nn.Module], Call]:
     """Return a clip that has to scale at each call: each bound lies below the one before."""
 
@@ -98,6 +109,7 @@ CONTENDERS = [
     Contender("Tracker.step, six columns", tracker_step),
     Contender("torch clip_grad_norm_, within the bound", contenders.clip_grad_norm, TORCH),
     Contender("pytracker clip_grad_norm_, within the bound", contenders.pytracker_clip, BF16),
+    Contender("Tracker.step and clip, within the bound", tracker_clips, OURS),
     # The last: they change the gradients.
     Contender("torch clip_grad_norm_, clips", clipping(torch.nn.utils.clip_grad_norm_)),
     Contender("pytracker clip_grad_norm_, clips", clipping(pytracker.clip_grad_norm_)),

@@ -169,6 +169,12 @@ def tracked_on_disk(training: Training) -> Added:
     return lambda loss: tracker.step(loss=loss), end
 
 
+def clipped_by_tracker(training: Training) -> Added:
+    """`Tracker.step(loss=..., clip=1.0)`: watch and clip in one read, the factor applied by the fused optimizer."""
+    tracker = pytracker.Tracker(training.model, training.optimizer)
+    return lambda loss: tracker.step(loss=loss, clip=1.0), tracker.close
+
+
 def torch_clips(training: Training) -> Added:
     """The clip_grad_norm_ of torch, which reads and writes all gradients."""
     parameters = list(training.model.parameters())
@@ -212,6 +218,7 @@ ADDED: dict[str, Callable[[Training], Added]] = {
     "nothing": nothing,
     "Tracker.step": tracked,
     "Tracker.step, run on disk": tracked_on_disk,
+    "Tracker.step(clip=1.0)": clipped_by_tracker,
     "torch clip_grad_norm_": torch_clips,
     "pytracker clip_grad_norm_": pytracker_clips,
     "original loop": original_loop,
