@@ -3,9 +3,9 @@
     python -m benchmarks.serve [--finished 1000] [--running 10] [--rounds 60]
 
 Records the finished runs into a folder of its own, lets one process write the running ones, starts `pytracker serve`,
-and asks each second, as the page does, for what has changed and for the curves of the runs that changed. Prints how long an
-answer takes at first and later, the server's CPU time for a round, and its memory early and late: what grows with the
-rounds would grow for as long as a browser is left open.
+and asks each second, as the page does, for what has changed and for the curves of the runs that changed. Prints how
+long an answer takes at first and later, the server's CPU time for a round, and its memory early and late: what grows
+with the rounds would grow for as long as a browser is left open.
 """
 
 from __future__ import annotations
