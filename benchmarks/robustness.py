@@ -226,8 +226,8 @@ def interrupts(folder: Path, number: int, chance: random.Random) -> str:
         code = ended(child)
         hanging.cancel()
         assert code != -signal.SIGKILL, "it hung"
-        if not (place / "run" / "run.sqlite").exists():
-            continue
+        if not (place / "run" / "run.sqlite").exists() or not holds_a_run(place):
+            continue  # before there was anything
         steps, state = rows_of(place)
         lost = taken_before(place, time.time()) - len(steps)
         assert state in ("failed", "interrupted"), state
