@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cmath>
 #include <variant>
 #include <vector>
 
@@ -23,6 +24,11 @@ class Clip {
                     std::vector<at::Tensor>& kept) const;
 
   const at::Tensor& outcome() const { return outcome_; }
+  // A limit of infinity is none, and its factor says nothing.
+  bool has_factor() const {
+    const auto* number = std::get_if<double>(&max_norm_);
+    return number == nullptr || !std::isinf(*number);
+  }
   bool may_skip() const { return found_inf_.defined(); }
 
  private:

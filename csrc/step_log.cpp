@@ -45,7 +45,7 @@ RowTarget StepLog::target(size_t group, int64_t asked_by) const {
 
 // What goes with the first device's row, whose bits note that it has it.
 Decision StepLog::decision(const Clip& clip, const at::Tensor& norm, uint64_t& given, std::vector<at::Tensor>& kept) {
-  const int32_t factor = factor_slot(), skipped = clip.may_skip() ? skipped_slot() : -1;
+  const int32_t factor = clip.has_factor() ? factor_slot() : -1, skipped = clip.may_skip() ? skipped_slot() : -1;
   for (const int32_t slot : {factor, skipped})
     if (slot >= 0) given |= uint64_t{1} << slot;
   return clip.decision(factor, skipped, norm, kept);

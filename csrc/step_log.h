@@ -76,7 +76,9 @@ class StepLog {
   bool append(int64_t step, const StepInput& input, const Clip* clip);
 
   // Gives a clip's results their slots in a row; false where there are none left.
-  bool has_slots_for(const Clip& clip) { return factor_slot() >= 0 && (!clip.may_skip() || skipped_slot() >= 0); }
+  bool has_slots_for(const Clip& clip) {
+    return (!clip.has_factor() || factor_slot() >= 0) && (!clip.may_skip() || skipped_slot() >= 0);
+  }
 
   // Decides on a clip by the row that was appended last; norm: that of all ranks and devices, undefined: of the row.
   // False where the results cannot be recorded any more: the row is on its way to the host, or has no slots for them.

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import by_name, number_of_samples, whole_number, wrong_value
+from ._checks import by_name, flag, number_of_samples, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
-from .control import CLIP_SERIES, ClipRule, Steering
+from .control import CLIP_SERIES, ClipRule, LossScale, Steering
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
@@ -38,6 +38,7 @@ from .tracking import (
     InMemoryRun,
     LateMetrics,
     LiveDiagnosis,
+    MicroBatches,
     ModelWatch,
     check_arguments,
     explain_scalars,
@@ -95,6 +96,8 @@ class Tracker(Closing):
             and at each epoch; a rank that drifted is a finding ``replica_drift``. One more collective a drain.
         noise_scale: of a model in DDP: records ``noise_scale``, and the estimates it is made of, on every step. One
             collective a drain.
+        grad_scaler: the GradScaler of a training in mixed precision. Its scale is taken out of what is recorded, unless
+            ``unscale_`` has done so; and steps that it skips are known as such: ``step_skipped`` is 1.
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
         on_rank_fault: what happens where a rank is missing, leaves or disagrees once the tracker is made. "warn": one
             warning says which, the run is marked (``rank_fault`` in its meta), the training goes on, and what needs no
@@ -142,6 +145,7 @@ class Tracker(Closing):
         process_group: torch.distributed.ProcessGroup | None = None,
         check_replicas: bool = False,
         noise_scale: GradientNoiseScale | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
         rank_timeout: float = 300.0,
         on_rank_fault: Literal["warn", "raise"] = "warn",
         close_on_signal: bool = True,
@@ -150,6 +154,7 @@ class Tracker(Closing):
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
+        scale = LossScale(grad_scaler, optimizer)
         tracked = track(watchable(model))
         warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
@@ -172,6 +177,7 @@ class Tracker(Closing):
         )
         self._lock = threading.RLock()
         self._steps = self._epochs = 0
+        self._micro_batches = MicroBatches()
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
         self._gradient_watch = GradientWatch(model, self._held)
@@ -188,7 +194,7 @@ class Tracker(Closing):
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
-            self._steering = Steering(self._log, self._plan, self._held, optimizer, process_group)
+            self._steering = Steering(self._log, self._plan, self._held, optimizer, process_group, scale)
             self._begin(run, optimizer, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
             self._closed = self._ended = True
@@ -246,12 +252,21 @@ class Tracker(Closing):
         return self._log.waits
 
     @torch._disable_dynamo  # type: ignore[attr-defined]  # its counters would be compiled anew on each call
-    def step(self, *unnamed: Any, n: float = 1, clip: float | str | ClipRule | None = None, **scalars: Any) -> None:
+    def step(
+        self,
+        *unnamed: Any,
+        n: float = 1,
+        when: bool = True,
+        clip: float | str | ClipRule | None = None,
+        **scalars: Any,
+    ) -> None:
         """Record the gradients as they are, and the scalars beside them. Never waits.
 
         Args:
             unnamed: an error, which says how values are given.
             n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
+            when: whether the gradients are those of a step; False for a micro-batch that more are added to. Nothing is
+                read then, and the scalars are kept: the step's are the means over its micro-batches, weighted by n.
             clip: bring the total norm down to this number, or by a rule: ``ZClip()``, ``AutoClip()``, ``AGC()``, or
                 their names in small letters. Recorded is the norm before, and the factor as ``clip_factor``. A fused
                 optimizer takes the factor by itself, and skips a step that is not finite (``step_skipped`` is 1);
@@ -271,8 +286,13 @@ class Tracker(Closing):
         with self._lock:  # several threads may step one tracker
             self._check_open()
             asked = None if clip is None else self._steering.ask(clip)
+            n = number_of_samples("n", n)
+            if not flag("when", when):
+                self._micro_batches.add(scalars, n)
+                return
+            scalars, n = self._micro_batches.take(scalars, n)
             step, self._steps = self._steps, self._steps + 1  # also where it cannot be recorded: the step is missing
-            self._delivery.means.weigh(step, number_of_samples("n", n))
+            self._delivery.means.weigh(step, n)
             self._sinks.stamp(step)
             try:
                 self._steering.step(self._append, step, scalars, asked)
@@ -303,9 +323,13 @@ class Tracker(Closing):
             self._check_open()
             if self._steps == 0:
                 raise InvalidValueError("clip() goes by the norm of the latest step, and there was none: call step()")
-            latest = self._steps - 1
-            asked = self._steering.ask(max_norm, norm_type, "max_norm")
-            return self._steering.clip(asked, lambda results: self._late.record(latest, results))
+            return self._steering.clip(self._steering.ask(max_norm, norm_type, "max_norm"), self._record_decision)
+
+    def _record_decision(self, results: dict[str, float]) -> None:
+        """Record what was decided on the latest step, whose row has left. Waits: the rows before it come first."""
+        if not self._team.talks:  # rows that ranks merge arrive when they will
+            self._log.flush()
+            self._late.record(self._steps - 1, results)
 
     def replayed(self, n: float = 1) -> None:
         """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.

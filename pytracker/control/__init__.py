@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .clipping import clip_grad_norm_
+from .loss_scale import LossScale
 from .optimizers import unwrapped
 from .rules import AGC, AutoClip, ClipRule, MaxNorm, ZClip
 from .steering import CLIP_SERIES, Steering
@@ -12,6 +13,7 @@ __all__ = [
     "CLIP_SERIES",
     "AutoClip",
     "ClipRule",
+    "LossScale",
     "MaxNorm",
     "Steering",
     "ZClip",

@@ -38,8 +38,8 @@ class FusedOptimizer:
 
     def __init__(self, optimizer: Any, device: torch.device) -> None:
         self._optimizer = unwrapped(optimizer)
-        self.grad_scale = torch.ones((), dtype=torch.float32, device=device)
-        self.found_inf = torch.zeros((), dtype=torch.float32, device=device)
+        self.grad_scale = torch.ones((), dtype=torch.float32, device="cpu").to(device)
+        self.found_inf = torch.zeros((), dtype=torch.float32, device="cpu").to(device)
         self._hook = self._optimizer.register_step_post_hook(self._detach)
 
     @property

@@ -15,6 +15,7 @@ from ..columns import COLUMNS, SUM_SQ, TOTALS
 from ..core import DeviceLog, LocalParameter, make_plan, native, root
 from ..errors import InvalidValueError, LayoutError
 from .clipping import norm_by_torch, norm_dtype
+from .loss_scale import LossScale
 from .optimizers import FusedOptimizer, reason_against
 from .rules import AGC, ClipRule, MaxNorm, clip_rule
 from .totals import TotalNorm
@@ -25,6 +26,10 @@ CLIP_SERIES = ("clip_factor", "step_skipped")
 """What is recorded of a clip: by what the gradients were multiplied, and whether the step was skipped."""
 
 Append = Callable[..., None]
+
+
+class _Overflow(MaxNorm):
+    """No clip: only whether the step is finite."""
 
 
 @dataclass
@@ -45,13 +50,23 @@ class Steering:
         parameters: those of the plan.
         optimizer: may take the factor; None for none.
         process_group: the ranks over which plain parameters are spread.
+        scale: what the gradients are multiplied by where a GradScaler is given.
     """
 
     def __init__(
-        self, log: DeviceLog, plan: Any, parameters: Sequence[LocalParameter], optimizer: Any, process_group: Any
+        self,
+        log: DeviceLog,
+        plan: Any,
+        parameters: Sequence[LocalParameter],
+        optimizer: Any,
+        process_group: Any,
+        scale: LossScale,
     ) -> None:
         self._log, self._plan, self._parameters = log, plan, parameters
         self._optimizer, self._process_group = optimizer, process_group
+        self._scale_of_loss = scale
+        self._overflow: _Asked | None = None  # what is asked of a step without a clip, which a GradScaler may skip
+        self._found_inf: Tensor | None = None  # where it is no fused optimizer that has the flag
         self._total: TotalNorm | None = None
         self._fused: FusedOptimizer | None = None
         self._is_prepared = False
@@ -64,6 +79,10 @@ class Steering:
 
     def step(self, append: Append, step: int, scalars: dict[str, Any], asked: Any) -> None:
         """Append a row, and clip by it; without a clip, only append."""
+        if self._scale_of_loss.is_on:
+            asked = asked or self._ask_for_overflow()
+            if scalars.get("grad_scale") is None:
+                scalars = {**scalars, "grad_scale": self._scale_of_loss.of_gradients()}
         self._divisor = scalars.get("grad_scale")
         if asked is None:
             append(step, scalars)
@@ -119,14 +138,32 @@ class Steering:
         tensor = None if isinstance(rule, MaxNorm) else torch.empty(1, dtype=torch.float64, device=self._outcome.device)
         limit: Any = rule.max_norm if isinstance(rule, MaxNorm) else tensor
         by_row = 2.0 if rule.norm_type == 2 else math.inf
-        attributes = self._fused.attributes if self._takes_factor(rule) and self._fused is not None else {}
-        asked = native.make_clip(self._plan, by_row, limit, self._outcome, **attributes)
+        asked = native.make_clip(self._plan, by_row, limit, self._outcome, **self._attributes(rule))
         self._asked = _Asked(rule, asked, tensor)
         self._given = (type(clip), clip, norm_type) if isinstance(clip, (int, float, str)) else (clip,)
         if self._saved is not None:
             rule.load_state_dict(self._saved)
             self._saved = None
         return self._asked
+
+    def _ask_for_overflow(self) -> _Asked:
+        """Return what only tells whether the norm is finite: a GradScaler skips the step where it is not."""
+        if self._overflow is None:
+            rule = _Overflow(math.inf)
+            self._prepare(rule)
+            asked = native.make_clip(self._plan, 2.0, math.inf, self._outcome, **self._attributes(rule))
+            self._overflow = _Asked(rule, asked, None)
+        return self._overflow
+
+    def _attributes(self, rule: ClipRule) -> dict[str, Tensor]:
+        """Return where a decision leaves what a fused optimizer takes; a GradScaler's skips are recorded as well."""
+        if self._fused is not None and self._takes_factor(rule):
+            return self._fused.attributes
+        if not self._scale_of_loss.is_on:
+            return {}
+        if self._found_inf is None:
+            self._found_inf = torch.zeros((), dtype=torch.float32, device="cpu").to(self._outcome.device)
+        return {"found_inf": self._found_inf}
 
     def _prepare(self, rule: ClipRule) -> None:
         """Find out once how the gradients lie on devices and ranks, and whether the optimizer takes a factor."""
@@ -138,7 +175,7 @@ class Steering:
             )
         self._total = TotalNorm(self._parameters, self._plan.members, self._process_group)
         device = self._plan.devices[0]
-        self._outcome = torch.ones(2, dtype=torch.float64, device=device)
+        self._outcome = torch.ones(2, dtype=torch.float64, device="cpu").to(device)
         reason = reason_against(self._optimizer, [p for p in self._plan.parameters if p.requires_grad])
         if not reason:
             self._fused = FusedOptimizer(self._optimizer, device)
@@ -147,7 +184,7 @@ class Steering:
         self._is_prepared = True
 
     def _takes_factor(self, rule: ClipRule) -> bool:
-        return self._fused is not None and not isinstance(rule, AGC)
+        return self._fused is not None and not isinstance(rule, (AGC, _Overflow))
 
     def _is_within_the_launch(self, asked: _Asked) -> bool:
         """Whether the row's own launch can decide."""
@@ -174,6 +211,8 @@ class Steering:
         return recorded
 
     def _apply(self, rule: ClipRule, late: bool = False) -> None:
+        if isinstance(rule, _Overflow):
+            return
         if self._takes_factor(rule) and self._fused is not None:
             self._fused.attach()
         else:

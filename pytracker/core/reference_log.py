@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,8 @@ class Clip:
         """Remember them."""
         self.order, self.max_norm, self.outcome = order, max_norm, outcome
         self._grad_scale, self._found_inf = grad_scale, found_inf
-        self.names = ["clip_factor"] if found_inf is None else ["clip_factor", "step_skipped"]
+        self.has_factor = isinstance(max_norm, Tensor) or not math.isinf(max_norm)
+        self.names = ["clip_factor"] * self.has_factor + ["step_skipped"] * (found_inf is not None)
 
     def decide(self, norm: Tensor) -> list[Tensor]:
         """Decide by a norm; return the values of ``names``."""
@@ -43,7 +45,8 @@ class Clip:
             self._grad_scale.copy_(torch.where(skip, torch.ones_like(factor), 1 / factor))
         if self._found_inf is not None:
             self._found_inf.copy_(skip)
-        return [factor, skip.to(factor)][: len(self.names)]
+        values = {"clip_factor": factor, "step_skipped": skip.to(factor)}
+        return [values[name] for name in self.names]
 
 
 class StepLog:
@@ -84,7 +87,7 @@ class StepLog:
         if grad_scale is not None:
             grad_scale = checked_divisor(grad_scale, plan.devices)
         read = reader.read(self, scalars, plan.devices)
-        if read is None or (clip is not None and min(map(self.slot_of, clip.names)) < 0):
+        if read is None or (clip is not None and min(map(self.slot_of, clip.names), default=0) < 0):
             return RENEW
         values, rates = read
         plan.gather()
@@ -115,7 +118,7 @@ class StepLog:
         row = self.rows[0][(self.written - 1) % self.capacity]
         values = clip.decide(norm_of(row, clip.order) if norm is None else norm)
         slots = [self.slot_of(name) for name in clip.names]
-        if self.drained == self.written or min(slots) < 0:
+        if self.drained == self.written or min(slots, default=0) < 0:
             return False
         for slot, value in zip(slots, values, strict=True):
             row[row_width(len(self._plan.members[0]), 0) + slot] = value

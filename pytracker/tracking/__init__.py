@@ -8,6 +8,7 @@ from .delivery import Delivery
 from .gradient_watch import GradientWatch
 from .late_metrics import LateMetrics
 from .live_diagnosis import LiveDiagnosis
+from .micro_batches import MicroBatches
 from .model_watch import ModelWatch
 from .recorder import InMemoryRun, opened
 from .series import facts_for_rules, parameter_infos, weight_moments
@@ -19,6 +20,7 @@ __all__ = [
     "InMemoryRun",
     "LateMetrics",
     "LiveDiagnosis",
+    "MicroBatches",
     "ModelWatch",
     "check_arguments",
     "explain_scalars",

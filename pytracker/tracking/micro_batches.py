@@ -1,0 +1,62 @@
+"""Gradient accumulation: the values of several micro-batches, averaged into those of the step that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import real_number
+
+
+class MicroBatches:
+    """Keeps the scalars of micro-batches until the step. Never waits: values on a device are averaged there."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[tuple[float, Any]]] = {}
+        self._weight = 0.0
+
+    def add(self, scalars: Mapping[str, Any], n: float) -> None:
+        """Keep what a micro-batch was given; ``grad_scale`` is the step's own.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: a value is no number.
+        """
+        given = {name: value for name, value in scalars.items() if value is not None and name != "grad_scale"}
+        known = {name: _kept(name, value) for name, value in given.items()}
+        for name, value in known.items():
+            self._values.setdefault(name, []).append((n, value))
+        self._weight += n
+
+    def take(self, scalars: dict[str, Any], n: float) -> tuple[dict[str, Any], float]:
+        """Return the step's scalars, each the mean weighted by ``n`` over the micro-batches that had it, and its n."""
+        if not self._values and not self._weight:
+            return scalars, n
+        self.add(scalars, n)
+        means: dict[str, Any] = {name: _mean(values) for name, values in self._values.items()}
+        weight = self._weight
+        if scalars.get("grad_scale") is not None:
+            means["grad_scale"] = scalars["grad_scale"]
+        self._values, self._weight = {}, 0.0
+        return means, weight
+
+
+def _kept(name: str, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return real_number(repr(name), value)
+    return value.detach().clone()  # the next micro-batch may write over it
+
+
+def _mean(values: list[tuple[float, Any]]) -> Any:
+    weight = sum(n for n, _ in values)
+    weights = [n / weight if weight else 1 / len(values) for n, _ in values]
+    counted = [(each, value) for each, (_, value) in zip(weights, values, strict=True) if each]  # 0 * inf would be NaN
+    return sum(each * _wide(value) for each, value in counted)
+
+
+def _wide(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)
