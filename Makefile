@@ -18,7 +18,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test cuda-counters gpu-build gpu-test gpu-bench clean
+.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test mutants cuda-counters gpu-build gpu-test gpu-bench clean
 
 demo: build
 	$(BIN)/python -m pytracker demo
@@ -30,8 +30,8 @@ bench: build
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py --benchmark-disable-gc --benchmark-columns=median \
 	    --benchmark-json=build/benchmarks.json $(BENCH_ARGS) >build/benchmarks.log || { tail -40 build/benchmarks.log; exit 1; }
 	$(BIN)/python -m benchmarks.table build/benchmarks.json docs/results
-	@if command -v nvcc >/dev/null && [ -x $(CUDASIM)/build.sh ]; then $(MAKE) cuda-counters; \
-	else echo "the CUDA counters need nvcc and the simulator at $(CUDASIM)"; fi
+	@if [ -x $(CUDASIM)/build.sh ]; then $(MAKE) cuda-counters; \
+	else echo "the CUDA counters need the simulator at $(CUDASIM)"; fi
 
 # The pictures of docs/diagnosis.md, from trainings of the benchmark. It fails where a rule no longer says what they show.
 pictures: build $(VENV)/.docs
@@ -127,6 +127,11 @@ build/cudasim/libcudart.so.13: $(wildcard $(CUDASIM)/src/*)
 cuda-test: cuda-build build/cudasim/libcudart.so.13
 	$(INSTALLED) CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
 	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run --devices 2 -- $(CUDA_VENV)/bin/python -m pytest -q tests/cuda $(PYTEST_ARGS)
+
+# Takes away each fence, barrier and ticket reset of the kernels by itself; fails where no test fails for one.
+mutants: cuda-build build/cudasim/libcudart.so.13
+	$(INSTALLED) PYTHONPATH=tests/cuda CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
+	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run -- $(CUDA_VENV)/bin/python tests/cuda/mutants.py docs/results
 
 # The benchmarks lie in the checkout, whose pytracker is not the one to be counted: they get a path of their own.
 cuda-counters: cuda-build build/cudasim/libcudart.so.13

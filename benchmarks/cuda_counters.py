@@ -1,7 +1,7 @@
 """Counts what the CUDA back end asks of a GPU, under the simulator: `make cuda-counters`.
 
 Two tables, printed and written to `<folder>/<date>-cuda-counters.md`: launches, waits, copies, bytes and instructions
-of each call on each workload; registers, spills and parameters of each kernel for each architecture. They are exact and
+of each call on each workload; registers and parameters of each kernel for each architecture. They are exact and
 the same on any machine. How long a call takes is for gpu.py to say, on a GPU.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import subprocess
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -25,9 +25,8 @@ import pytracker
 from benchmarks.contenders import NEVER_CLIPS
 from benchmarks.table import markdown
 from benchmarks.workloads import WORKLOADS, Model, Shape, exact_norm
+from pytracker.core import cuda, packs
 
-CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 EVERY = 10
 DTYPES = {
     "fp32": torch.float32,
@@ -142,62 +141,61 @@ def count_calls() -> list[tuple[str, ...]]:
     return lines
 
 
-KERNEL_HEADER = ("kernel", "parameter bytes", *(f"sm_{architecture}" for architecture in ARCHITECTURES))
+def registers(cubin: bytes) -> dict[str, int]:
+    """Return the registers of a thread of each kernel: machine code is an ELF file, and .nv.info says it by symbol."""
+    table, size, count, names = struct.unpack_from("<Q10xHHH", cubin, 40)
+    headers = [struct.unpack_from("<IIQQQQII", cubin, table + size * index) for index in range(count)]
+
+    def text(section: int, offset: int) -> str:
+        begin = headers[section][4] + offset
+        return cubin[begin : cubin.index(0, begin)].decode()
+
+    sections = {text(names, header[0]): header for header in headers}
+    symbols, info = sections[".symtab"], sections[".nv.info"]
+    found = {}
+    at, end = info[4], info[4] + info[5]
+    while at < end:
+        kind, attribute, length = struct.unpack_from("<BBH", cubin, at)
+        if attribute == 0x2F:  # EIATTR_REGCOUNT
+            symbol, number = struct.unpack_from("<II", cubin, at + 4)
+            (name,) = struct.unpack_from("<I", cubin, symbols[4] + 24 * symbol)
+            found[text(symbols[6], name)] = number
+        at += 4 + (length if kind == 4 else 0)
+    return found
 
 
-def short(mangled: str) -> str:
-    """Return the kernel's name without namespaces, with its number of pointers.
-
-    >>> short("_ZN9pytracker4cuda12_GLOBAL__N__16gradients_kernelILi301EEEvNS1_10ParametersIXT_EEE")
-    'gradients_kernel<301>'
-    """
-    found = re.search(r"([a-z]+(?:_[a-z]+)*_kernel)(?:ILi(\d+)E)?", mangled)
-    assert found is not None, mangled
-    return found[1] + (f"<{found[2]}>" if found[2] else "")
-
-
-def describe_kernels() -> list[tuple[str, ...]]:
-    """Return the table of kernels: registers and bytes of spills, as ptxas tells them."""
-    registers: dict[str, dict[int, str]] = {}
-    parameters: dict[str, str] = {}
-    for source in sorted(CUDA.glob("*.cu")):
-        for architecture in ARCHITECTURES:
-            flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-cubin", "-o", "/dev/null", "-Xptxas", "-v"]
-            command = ["nvcc", *flags, f"-arch=sm_{architecture}", str(source)]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-            for block in said.split("Compiling entry function ")[1:]:
-                spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", block))
-                used = re.search(r"Used (\d+) registers", block)
-                assert used is not None, block
-                registers.setdefault(short(block), {})[architecture] = f"{used[1]}, {spilled} spilled"
-        ptx = ["nvcc", "-std=c++20", "--expt-relaxed-constexpr", "-arch=compute_90", "-ptx", "-o", "-", str(source)]
-        text = subprocess.run(ptx, check=True, capture_output=True, text=True).stdout
-        for entry, size in re.findall(r"\.entry (\w+)\(\s*\.param .*?\[(\d+)\]", text):
-            parameters[short(entry)] = size
-    return [
-        (kernel, parameters[kernel], *(found[architecture] for architecture in ARCHITECTURES))
-        for kernel, found in registers.items()
-    ]
+def describe_kernels() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and the lines of the table of kernels, as they are shipped."""
+    targets = cuda.manifest()["targets"]
+    images = {target: packs.unpack((cuda.PACKS / f"{target}.tar.xz").read_bytes()) for target in targets}
+    machines = [target for target in targets if target.startswith("sm_")]
+    (ptx,) = (images[target] for target in targets if target.startswith("compute_"))
+    lines = []
+    for which, pointers in enumerate(("few", "many")):
+        sizes = re.findall(r"\.entry (\w+)\(\s*\.param .*?\[(\d+)\]", ptx[which].decode())
+        of_machines = [registers(images[target][which]) for target in machines]
+        lines += [
+            (kernel, pointers, size, *(str(found[kernel]) for found in of_machines)) for kernel, size in sorted(sizes)
+        ]
+    return ("kernel", "pointers", "parameter bytes", *machines), lines
 
 
 def main(folder: str) -> None:
     """Print both tables, and write them."""
     now = datetime.now(timezone.utc)
-    calls, kernels = count_calls(), describe_kernels()
+    calls = count_calls()
+    kernel_header, kernels = describe_kernels()
     console = Console(width=None if sys.stdout.isatty() else 220)
-    for title, header, lines in [("Calls", CALL_HEADER, calls), ("Registers", KERNEL_HEADER, kernels)]:
+    for title, header, lines in [("Calls", CALL_HEADER, calls), ("Registers", kernel_header, kernels)]:
         table = Table(*header, title=title)
         for line in lines:
             table.add_row(*line)
         console.print(table)
-    nvcc = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
-    release = re.search(r"release .*", nvcc)
     text = [
         f"# What the CUDA back end asks of a GPU, {now:%Y-%m-%d %H:%M} UTC",
-        "Command: `make cuda-counters`. Counted by the simulator (../shared/cudasim), which executes the PTX of "
-        "sm_90; "
-        f"nvcc {release[0] if release else 'unknown'}, torch {torch.__version__}, pytracker {pytracker.__version__}. "
-        "Nothing here is a time: no GPU was there.",
+        "Command: `make cuda-counters`. Counted by the simulator (../shared/cudasim), which executes the PTX that "
+        f"is shipped; torch {torch.__version__}, pytracker {pytracker.__version__}. Nothing here is a time: no GPU was "
+        "there.",
         "## Calls",
         "Figures are for one call; those of Tracker.step and GradientMeter.update are means over two intervals of "
         f"{EVERY} calls, after two more. Thread instructions are PTX instructions; the machine code has about a "
@@ -205,8 +203,9 @@ def main(folder: str) -> None:
         "checked against float64 first.",
         markdown(CALL_HEADER, calls),
         "## Registers",
-        "Registers of a thread, and bytes spilled, as `ptxas -v` tells them.",
-        markdown(KERNEL_HEADER, kernels),
+        "Registers of a thread in the machine code that is shipped, for launches of few pointers and of many. None is "
+        "spilled: `make kernels` takes that for an error.",
+        markdown(kernel_header, kernels),
     ]
     path = Path(folder) / f"{now:%Y-%m-%d}-cuda-counters.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -183,19 +184,33 @@ void keep_as_long_as(CUgraph_st* graph, std::shared_ptr<const void> owner) {
 // ---------------------------------------------------------------------------------------------------------------------
 // The back end
 
-// What the device keeps for one version of the layouts.
+size_t aligned(size_t bytes) { return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes; }
+
+// What the device keeps for one version of the layouts, or for one after the other.
 struct Plan {
-  Table table;
-  at::Tensor memory;  // the table, then the workspace
-  std::byte* device_table() const { return static_cast<std::byte*>(memory.data_ptr()); }
-  std::byte* workspace() const { return device_table() + workspace_offset; }
-  size_t workspace_offset = 0;
+  Table table;  // whose bytes are on the device
+  size_t table_bytes = 0;
+  at::Tensor memory;  // the tickets, the table, and the workspace
+  size_t tickets_room = 0;
+  std::byte* tickets() const { return static_cast<std::byte*>(memory.data_ptr()); }
+  std::byte* device_table() const { return tickets() + tickets_room; }
+  std::byte* workspace() const { return device_table() + aligned(table_bytes); }
+
+  bool has_room_for(const Table& other) const {
+    const size_t needed = tickets_room + aligned(other.bytes.size()) + other.workspace_bytes;
+    return other.tickets_bytes <= tickets_room && needed <= memory.storage().nbytes();
+  }
+  void take(Table other) {
+    table_bytes = other.bytes.size();
+    table = std::move(other);
+    table.bytes = {};
+  }
 };
 
 // Who used a plan last, and what comes after it.
 struct Use {
   uint64_t version = 0;
-  std::shared_ptr<const Plan> plan;
+  std::shared_ptr<Plan> plan;
   std::optional<CurrentStream> stream;
   std::unique_ptr<Event> finished;  // recorded where the stream may be destroyed behind our back
 };
@@ -206,7 +221,7 @@ class CudaBackend final : public Backend {
 
   void step(const StepRequest& request) override {
     use(*request.layouts, request.owner, [&](const Plan& plan, Stream stream, CUgraph_st* captured_in) {
-      gradients(kernels_, request, plan.table, plan.device_table(), plan.workspace(), stream);
+      gradients(kernels_, request, plan.table, plan.device_table(), plan.workspace(), plan.tickets(), stream);
       if (captured_in != nullptr && request.row.cursor != nullptr) mark_replays(stream, captured_in);
     });
   }
@@ -286,19 +301,23 @@ class CudaBackend final : public Backend {
       capture_ = capture.id;
     }
     Use& last = capture.id != 0 ? captured_ : eager_;
-    const bool renewed = last.plan == nullptr || last.version != layouts.version;
-    if (renewed) {
-      last.plan = upload(build_table(layouts, kernels_.max_pointers()));
-      last.version = layouts.version;
-      if (capture.id != 0) keep_as_long_as(capture.graph, last.plan);
-    }
-    if (capture.id != 0) keep_as_long_as(capture.graph, owner);
-
     const bool moved = !last.stream || !(*last.stream == stream);
     if (last.stream && moved) {
       if (last.finished == nullptr) last.finished = recorded(last.stream->handle);
       last.finished->block(stream.handle);
     }
+    bool renewed = false;
+    if (last.plan == nullptr || last.version != layouts.version) {
+      Table table = build_table(layouts, kernels_.max_pointers());
+      renewed = capture.id != 0 || last.plan == nullptr || !last.plan->has_room_for(table);
+      if (renewed)
+        last.plan = upload(std::move(table), last.plan == nullptr ? 1 : 2);
+      else
+        rewrite(*last.plan, std::move(table));
+      last.version = layouts.version;
+      if (capture.id != 0) keep_as_long_as(capture.graph, last.plan);
+    }
+    if (capture.id != 0) keep_as_long_as(capture.graph, owner);
     if (renewed || moved)
       implementation().recordDataPtrOnStream(last.plan->memory.storage().data_ptr(), stream.of_torch);
     last.stream = stream;
@@ -307,21 +326,34 @@ class CudaBackend final : public Backend {
     if (stream.is_external()) last.finished = recorded(stream.handle);
   }
 
-  // Copies a table to the device, and waits for that: only where layouts have changed. It has a stream of its own, so
-  // that the wait is for these few kilobytes and not for the training, and a capture may be going on.
-  std::shared_ptr<const Plan> upload(Table table) const {
+  // Copies a table to where the one before is, in the order of the current stream, which has been made to follow the
+  // step that used it: no wait and no allocation, since torch keeps the pinned memory for the next time.
+  static void rewrite(Plan& plan, Table table) {
+    const auto options = at::TensorOptions().dtype(at::kByte).device(at::kCPU).pinned_memory(true);
+    const auto size = static_cast<int64_t>(table.bytes.size());
+    const at::Tensor staged = at::empty({size}, options);
+    std::memcpy(staged.mutable_data_ptr(), table.bytes.data(), table.bytes.size());
+    plan.memory.narrow(0, static_cast<int64_t>(plan.tickets_room), size).copy_(staged, /*non_blocking=*/true);
+    plan.take(std::move(table));
+  }
+
+  // Copies a table to memory of its own, and waits for that: the first, and where one has become too large. It has a
+  // stream of its own, so that the wait is for these few kilobytes and not for the training, and a capture may be going
+  // on. `room`: times what it needs, where layouts change.
+  std::shared_ptr<Plan> upload(Table table, size_t room) const {
     const OutsideOfCaptures outside;
     const auto id = reinterpret_cast<c10::StreamId>(upload_stream(device_));  // as torch knows what it did not make
     const c10::StreamGuard guard(c10::Stream(c10::Stream::UNSAFE, device_, id));
     auto plan = std::make_shared<Plan>();
-    plan->workspace_offset = (table.bytes.size() + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
-    std::vector<std::byte> bytes = std::move(table.bytes);
-    bytes.resize(plan->workspace_offset + table.workspace_bytes);  // of zeros
+    plan->tickets_room = aligned(room * table.tickets_bytes);
+    std::vector<std::byte> bytes(plan->tickets_room);  // of zeros
+    bytes.insert(bytes.end(), table.bytes.begin(), table.bytes.end());
     const auto options = at::TensorOptions().dtype(at::kByte);
-    const auto size = static_cast<int64_t>(bytes.size());
-    plan->memory = at::empty({size}, options.device(device_));
-    plan->memory.copy_(at::from_blob(bytes.data(), {size}, options.device(at::kCPU)));  // waits
-    plan->table = std::move(table);
+    const auto filled = static_cast<int64_t>(bytes.size());
+    const size_t rest = aligned(table.bytes.size()) + table.workspace_bytes;
+    plan->memory = at::empty({static_cast<int64_t>(plan->tickets_room + room * rest)}, options.device(device_));
+    plan->memory.narrow(0, 0, filled).copy_(at::from_blob(bytes.data(), {filled}, options.device(at::kCPU)));  // waits
+    plan->take(std::move(table));
     return plan;
   }
 

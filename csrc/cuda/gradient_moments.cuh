@@ -140,8 +140,7 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
   const auto partial_of = [&](int32_t block, bool begins) {
     return step.partials + (2 * int64_t{block} + begins) * kColumns;
   };
-  if (lane < kTotals) totals[warp][lane] = 0;
-  __syncwarp();
+  if (lane < kTotals) totals[warp][lane] = 0;  // fetch() below lets the warp wait for it
 
   // First each warp takes every fourth of the short stretches, then the block takes the long ones together.
 #pragma unroll 1
@@ -209,7 +208,7 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
     }
   }
   if (complete == 0) return;
-  __syncthreads();
+  __syncwarp();  // totals are written by the first warp alone
   if (last_to_arrive(&step.tickets[0], complete, step.n_totals)) finish_row(step, scratch);
 }
 

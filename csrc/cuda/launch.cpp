@@ -53,12 +53,12 @@ void probe(const Kernels& kernels, Stream stream) {
 }
 
 void gradients(const Kernels& kernels, const StepRequest& request, const Table& table, const void* device_table,
-               void* workspace, Stream stream) {
+               void* workspace, void* tickets, Stream stream) {
   Step step = {};
   std::byte* space = static_cast<std::byte*>(workspace);
   step.partials = reinterpret_cast<double*>(space);
   step.totals = reinterpret_cast<double*>(space + table.totals_offset);
-  step.tickets = reinterpret_cast<uint32_t*>(space + table.tickets_offset);
+  step.tickets = static_cast<uint32_t*>(tickets);
   step.n_tensors = static_cast<int32_t>(request.layouts->tensors.size());
   step.n_totals = table.n_totals;
   step.n_scalars = static_cast<int32_t>(request.n_scalars);

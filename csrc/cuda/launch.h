@@ -15,13 +15,14 @@ namespace pytracker::cuda {
 // Built when Layouts::version changes.
 struct Table {
   std::vector<std::byte> bytes;  // to be copied to the device, 16-byte aligned there
-  size_t workspace_bytes = 0;    // device memory, 16-byte aligned, zeroed once; every step leaves it ready for the next
+  size_t workspace_bytes = 0;    // device memory, 16-byte aligned
+  size_t tickets_bytes = 0;      // the same, zeroed once; every step leaves it so
   std::vector<Launch> launches;  // one up to max_pointers tensors
 
   int64_t share = 0;  // vectors for each block
   int32_t n_blocks = 0, n_totals = 0;
   size_t blocks_offset = 0, strided_offset = 0;  // in `bytes`; the tensors come first
-  size_t totals_offset = 0, tickets_offset = 0;  // in the workspace; the partial rows come first
+  size_t totals_offset = 0;                      // in the workspace; the partial rows come first
 };
 
 // Launches a kernel that does nothing, so that a device for which its code is not made is noticed here.
@@ -32,7 +33,7 @@ Table build_table(const Layouts& layouts, int32_t max_pointers);
 
 // All moments of all gradients, the totals and the scalars, into one row, and what is decided; advances the cursor.
 void gradients(const Kernels& kernels, const StepRequest& request, const Table& table, const void* device_table,
-               void* workspace, Stream stream);
+               void* workspace, void* tickets, Stream stream);
 
 // Decides by the latest row, of so many tensors.
 void decide(const Kernels& kernels, const Decision& decision, const RowTarget& row, int64_t n_tensors, Stream stream);

@@ -63,18 +63,27 @@ __device__ __forceinline__ void reduce_block(const double (&mine)[kCount], Scrat
       for (int c = 0; c < kCount; ++c) scratch.merged[0][c] = combine(c, scratch.merged[0][c], scratch.merged[warp][c]);
 }
 
+// Adds to *at in the memory of the device, and returns what was there.
+__device__ __forceinline__ uint32_t add_acquire_release(uint32_t* at, uint32_t value) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(at)), "r"(value)
+               : "memory");
+  return before;
+}
+
 // Adds `arriving` to a ticket that expects `expected`; true, for the whole block, in the block that completes it, which
 // then sees what all others wrote before they arrived. The ticket is left at zero for the next launch.
 //
-// Thread 0 speaks for the block: what its other threads wrote must lie behind a barrier. The first fence makes that
-// visible before the ticket counts it; the second keeps later reads from running ahead of the ticket.
+// Thread 0 speaks for the block: what its other threads wrote must lie behind a barrier that it took part in. The
+// ticket releases that, and acquires what was released by those before: one fence where __threadfence() on both sides
+// would be two, and of the cheaper kind, on a path on which every block waits twice.
 __device__ __forceinline__ bool last_to_arrive(uint32_t* ticket, uint32_t arriving, uint32_t expected) {
   bool last = false;
   if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(ticket, arriving) + arriving == expected;
+    last = add_acquire_release(ticket, arriving) + arriving == expected;
     if (last) *ticket = 0;
-    __threadfence();
   }
   return __syncthreads_or(last);
 }

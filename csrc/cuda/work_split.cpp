@@ -95,8 +95,8 @@ Table build_table(const Layouts& layouts, int32_t max_pointers) {
 
   // A block has a share of at most two tensors that it does not hold whole: one row for each.
   table.totals_offset = sizeof(double) * kColumns * 2 * table.n_blocks;
-  table.tickets_offset = table.totals_offset + sizeof(double) * kTotals * table.n_totals;
-  table.workspace_bytes = table.tickets_offset + sizeof(uint32_t) * (1 + table.n_blocks);
+  table.workspace_bytes = table.totals_offset + sizeof(double) * kTotals * table.n_totals;
+  table.tickets_bytes = sizeof(uint32_t) * (1 + table.n_blocks);
   return table;
 }
 

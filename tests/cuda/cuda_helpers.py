@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import torch
@@ -19,6 +20,11 @@ except ImportError:
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128]
 EXACT = {torch.float64, torch.complex64, torch.complex128}
+
+
+def orders_of_atomics(ptx: str) -> set[str]:
+    """Return the memory orders of the atomic operations in PTX."""
+    return set(re.findall(r"^\s*atom\.\w+\.(\w+)\.", ptx, re.MULTILINE))
 
 
 def moments(values: torch.Tensor) -> np.ndarray:

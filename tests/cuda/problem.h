@@ -41,7 +41,7 @@ struct Problem {
   Layouts layouts;
   bool few_pointers = false;  // as with an old driver
   cuda::Table table;
-  std::unique_ptr<Buffer> device_table, workspace;
+  std::unique_ptr<Buffer> device_table, workspace, tickets;
 
   void prepare() {
     layouts.tensors.clear();
@@ -50,7 +50,8 @@ struct Problem {
     table = cuda::build_table(layouts, kernels(few_pointers).max_pointers());
     device_table = std::make_unique<Buffer>(table.bytes.data(), table.bytes.size());
     workspace = std::make_unique<Buffer>(table.workspace_bytes);
-    CHECK(cudaMemset(workspace->as(), 0, table.workspace_bytes));
+    tickets = std::make_unique<Buffer>(table.tickets_bytes);
+    CHECK(cudaMemset(tickets->as(), 0, table.tickets_bytes));
   }
   std::vector<const void*> pointers() const {
     std::vector<const void*> data;
@@ -63,7 +64,7 @@ struct Problem {
     const std::vector<const void*> data = pointers();  // a launcher copies what it needs
     request.layouts = &layouts;
     request.gradients = data.data();
-    cuda::gradients(kernels(few_pointers), request, table, device_table->as(), workspace->as(), stream);
+    cuda::gradients(kernels(few_pointers), request, table, device_table->as(), workspace->as(), tickets->as(), stream);
   }
 
   // Compares a row with the oracle.

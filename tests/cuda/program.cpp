@@ -52,6 +52,37 @@ void tickets() {
   check(std::move(problem));
 }
 
+// Gradients that come and go from step to step, of which some lie in several blocks.
+void comes_and_goes() {
+  Problem problem;
+  for (const int64_t numel : {9000, 10, 4000, 7000, 20, 12000})
+    problem.gradients.push_back(make_gradient(Dtype::kFloat32, numel, Values::kNormal));
+  problem.prepare();
+  under_all_seeds([&] {
+    std::vector<double> got;
+    for (const size_t missing : {6, 0, 2, 6, 3, 5, 6, 1}) {
+      for (size_t t = 0; t < problem.gradients.size(); ++t) problem.gradients[t].missing = t == missing;
+      const Buffer row(problem.width() * sizeof(double));
+      StepRequest request;
+      request.row.rows = row.as<double>();
+      problem.step(request);
+      got = download(row, problem.width());
+      problem.check_row(got.data());
+    }
+    return got;
+  });
+}
+
+// Shares so large that several tensors, each long enough for a whole block, lie in one.
+void long_ones() {
+  Problem problem;
+  problem.gradients.push_back(make_gradient(Dtype::kFloat64, 1300000, Values::kSparse));
+  for (int t = 0; t < 12; ++t) problem.gradients.push_back(make_gradient(Dtype::kFloat32, 1800, Values::kNormal));
+  problem.prepare();
+  expect(problem.table.share >= 2 * (1800 / 4 + cuda::kTensorCost), "two of the tensors fit into a share");
+  check(std::move(problem));
+}
+
 // More tensors than one launch takes pointers for.
 void many() {
   Problem problem;
@@ -349,6 +380,8 @@ void graph() {
 const std::map<std::string, std::function<void()>> scenarios = {{"every_kind", every_kind},
                                                                 {"spanning", spanning},
                                                                 {"tickets", tickets},
+                                                                {"comes_and_goes", comes_and_goes},
+                                                                {"long_ones", long_ones},
                                                                 {"many", many},
                                                                 {"few_pointers", few_pointers},
                                                                 {"nothing", nothing},

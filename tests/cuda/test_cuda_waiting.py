@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_helpers import DTYPES, make_plan, with_gradient
+from cuda_helpers import DTYPES, assert_moments, make_plan, with_gradient
 
 import pytracker
 
@@ -89,6 +89,40 @@ def test_gradients_that_move_appear_and_vanish_cost_nothing():
             with cudasim.expect(launches=1, blocking=0, h2d=0, d2h=0, allocations=0):
                 row = plan.reduce(None)
             del row
+
+
+def sparse_gradient(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a gradient on the device with values in so many rows of 1,000, and the same on the host, dense."""
+    indices, values = torch.arange(rows)[None] * 2, torch.randn(rows, 16)
+    dense = torch.zeros(1000, 16)
+    dense[indices[0]] = values
+    sparse = torch.sparse_coo_tensor(indices.cuda(), values.cuda(), (1000, 16), is_coalesced=True)
+    return sparse, dense
+
+
+def test_sparse_gradients_whose_number_of_values_changes_cost_one_small_copy():
+    tensors = [torch.nn.Parameter(torch.empty(1000, 16, device="cuda")), with_gradient(torch.randn(5000))]
+    plan = make_plan(tensors)
+    other = tensors[1].grad.cpu()
+    counts = [100, 130, 7, 200, 33, 0, 211, 64, 180, 1, 90, 222]
+    gradients = [sparse_gradient(count) for count in counts]
+    rows = []
+    for turn, (sparse, _) in enumerate(gradients):
+        tensors[0].grad = sparse
+        if turn < 4:  # the tables grow, and torch keeps pinned memory
+            rows += plan.reduce(None)
+            torch.cuda.synchronize()
+            continue
+        with cudasim.count(synchronize=False) as counted:
+            rows += plan.reduce(None)
+        assert counted["launch_calls"] == 1
+        assert not counted["blocking"]
+        assert sum(copy["count"] for copy in counted["memcpy"].values()) == 1
+        assert not [name for name in counted["calls"] if name.startswith(("cudaMalloc", "cudaMemset"))]
+    for row, (_, dense) in zip(rows, gradients, strict=True):  # none of which had run
+        got = row.cpu().numpy()[7:].reshape(-1, 6)
+        assert_moments(got[0], dense)
+        assert_moments(got[1], other)
 
 
 def test_compute_gradient_stats_is_one_launch_and_one_copy_to_the_host():
