@@ -37,11 +37,13 @@ def test_steps_stay_in_order_where_layouts_and_the_stream_change_at_once():
     tensor = with_gradient(torch.randn(3000))
     streams = [torch.cuda.Stream() for _ in range(5)]
     norms = []
+    kept = []  # as a step on another stream than the gradient's own asks for
     with pytracker.Tracker([("w", tensor)], every=8, diagnosis=None) as tracker:
         for step, stream in enumerate(streams):
             values = torch.randn(2000 + step, dtype=torch.float64 if step % 2 else torch.float32)
             tensor.data = torch.empty(values.shape, dtype=values.dtype, device="cuda")
             tensor.grad = values.cuda()
+            kept.append(tensor.grad)
             norms.append(values.double().norm().item())
             with torch.cuda.stream(stream):
                 tracker.step(loss=float(step))
