@@ -234,7 +234,7 @@ void clip() {
           problem.gradients.push_back(make_gradient(Dtype::kFloat32, 1000, values));
           problem.prepare();
           constexpr int64_t kCapacity = 3, kScalars = 2;
-          const int64_t stride = problem.width(kScalars), start = 7;
+          const int64_t stride = problem.width(kScalars) + kMarks, start = 7;
           const Buffer rows(kCapacity * stride * sizeof(double)), outcome(2 * sizeof(double)), scale(4), flag(4);
           const Buffer cursor(&start, sizeof(start)), limit(&max_norm, sizeof(max_norm));
           const double other = 40;
