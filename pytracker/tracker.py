@@ -25,7 +25,7 @@ from ._atexit import CloseAtExit, exit_on_signals
 from ._checks import by_name, flag, number_of_samples, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
-from .control import CLIP_SERIES, ClipRule, LossScale, Steering
+from .control import CLIP_SERIES, ClipRule, GradientSource, LossScale, Steering
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
@@ -96,6 +96,7 @@ class Tracker(Closing):
             and at each epoch; a rank that drifted is a finding ``replica_drift``. One more collective a drain.
         noise_scale: of a model in DDP: records ``noise_scale``, and the estimates it is made of, on every step. One
             collective a drain.
+        gradient: returns the gradient of a parameter, where that is not in ``.grad``: ``lambda p: p.main_grad``.
         grad_scaler: the GradScaler of a training in mixed precision. Its scale is taken out of what is recorded, unless
             ``unscale_`` has done so; and steps that it skips are known as such: ``step_skipped`` is 1.
         rank_timeout: seconds to wait for a rank that does not come to ``flush``, ``epoch`` or ``close``.
@@ -145,6 +146,7 @@ class Tracker(Closing):
         process_group: torch.distributed.ProcessGroup | None = None,
         check_replicas: bool = False,
         noise_scale: GradientNoiseScale | None = None,
+        gradient: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
         rank_timeout: float = 300.0,
         on_rank_fault: Literal["warn", "raise"] = "warn",
@@ -158,6 +160,7 @@ class Tracker(Closing):
         tracked = track(watchable(model))
         warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
+        source = GradientSource(self._plan, gradient)
         self._watch = ModelWatch(None if tracked.rewritten else model, self._held, optimizer, self._regroup)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
         infos = parameter_infos(self._held, optimizer)
@@ -194,7 +197,7 @@ class Tracker(Closing):
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
-            self._steering = Steering(self._log, self._plan, self._held, optimizer, process_group, scale)
+            self._steering = Steering(self._log, self._plan, self._held, optimizer, process_group, scale, source)
             self._begin(run, optimizer, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
             self._closed = self._ended = True
@@ -257,6 +260,7 @@ class Tracker(Closing):
         *unnamed: Any,
         n: float = 1,
         when: bool = True,
+        gradients: Sequence[torch.Tensor | None] | None = None,
         clip: float | str | ClipRule | None = None,
         **scalars: Any,
     ) -> None:
@@ -267,6 +271,8 @@ class Tracker(Closing):
             n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
             when: whether the gradients are those of a step; False for a micro-batch that more are added to. Nothing is
                 read then, and the scalars are kept: the step's are the means over its micro-batches, weighted by n.
+            gradients: what to read in the place of ``.grad``, as ``torch.autograd.grad`` returns them: one for each
+                parameter, in their order, or None. A clip scales these.
             clip: bring the total norm down to this number, or by a rule: ``ZClip()``, ``AutoClip()``, ``AGC()``, or
                 their names in small letters. Recorded is the norm before, and the factor as ``clip_factor``. A fused
                 optimizer takes the factor by itself, and skips a step that is not finite (``step_skipped`` is 1);
@@ -295,7 +301,7 @@ class Tracker(Closing):
             self._delivery.means.weigh(step, n)
             self._sinks.stamp(step)
             try:
-                self._steering.step(self._append, step, scalars, asked)
+                self._steering.step(self._append, step, scalars, asked, gradients)
             except InvalidTypeError:
                 explain_scalars(scalars)
                 raise

@@ -161,6 +161,7 @@ def tracker_arguments(folder: Path) -> dict[str, Any]:
         "check_replicas": False,
         "noise_scale": None,
         "grad_scaler": None,
+        "gradient": None,
         "close_on_signal": False,
     }
 
@@ -235,7 +236,10 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "Tracker": lambda folder: (make_and_step, tracker_arguments(folder)),
     "Tracker.every": lambda _: (lambda every: setattr(tracker(), "every", every), {"every": 3}),
-    "Tracker.step": lambda _: (tracker().step, {"n": 1, "when": True, "clip": 1.0, "loss": 1.0, "grad_scale": 1.0}),
+    "Tracker.step": lambda _: (
+        tracker().step,
+        {"n": 1, "when": True, "gradients": None, "clip": 1.0, "loss": 1.0, "grad_scale": 1.0},
+    ),
     "Tracker.clip": lambda _: (stepped().clip, {"max_norm": 1.0, "norm_type": 2.0}),
     "Tracker.log": lambda _: (tracker().log, {"val_loss": 1.0}),
     "Tracker.epoch": lambda _: (tracker().epoch, {"val_loss": 1.0}),

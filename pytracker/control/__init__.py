@@ -6,6 +6,7 @@ from .clipping import clip_grad_norm_
 from .loss_scale import LossScale
 from .optimizers import unwrapped
 from .rules import AGC, AutoClip, ClipRule, MaxNorm, ZClip
+from .sources import GradientSource
 from .steering import CLIP_SERIES, Steering
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CLIP_SERIES",
     "AutoClip",
     "ClipRule",
+    "GradientSource",
     "LossScale",
     "MaxNorm",
     "Steering",

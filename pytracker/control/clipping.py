@@ -129,10 +129,9 @@ def _clip_by_torch(
     return norm
 
 
-def norm_by_torch(parameters: list[Tensor], norm_type: float) -> Tensor:
+def norm_by_torch(gradients: list[Tensor], norm_type: float) -> Tensor:
     """Return the total norm of any order by torch's functions, 0-d, in float32 at least, of all ranks."""
-    gradients = [_widened(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    norm: Any = get_total_norm(gradients, norm_type)
+    norm: Any = get_total_norm([_widened(gradient) for gradient in gradients], norm_type)
     whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return whole
 

@@ -18,6 +18,7 @@ from .clipping import norm_by_torch, norm_dtype
 from .loss_scale import LossScale
 from .optimizers import FusedOptimizer, reason_against
 from .rules import AGC, ClipRule, MaxNorm, clip_rule
+from .sources import GradientSource
 from .totals import TotalNorm
 
 logger = logging.getLogger("pytracker")
@@ -51,6 +52,7 @@ class Steering:
         optimizer: may take the factor; None for none.
         process_group: the ranks over which plain parameters are spread.
         scale: what the gradients are multiplied by where a GradScaler is given.
+        source: where the gradients are.
     """
 
     def __init__(
@@ -61,10 +63,13 @@ class Steering:
         optimizer: Any,
         process_group: Any,
         scale: LossScale,
+        source: GradientSource,
     ) -> None:
         self._log, self._plan, self._parameters = log, plan, parameters
         self._optimizer, self._process_group = optimizer, process_group
-        self._scale_of_loss = scale
+        self._scale_of_loss, self._source = scale, source
+        self._elsewhere = False  # the gradients of the latest step are not in .grad
+        self._were_given = False  # they came with the step
         self._overflow: _Asked | None = None  # what is asked of a step without a clip, which a GradScaler may skip
         self._found_inf: Tensor | None = None  # where it is no fused optimizer that has the flag
         self._total: TotalNorm | None = None
@@ -77,8 +82,13 @@ class Steering:
         self._divisor: Any = None  # of the latest step's statistics
         self._saved: dict[str, Any] | None = None
 
-    def step(self, append: Append, step: int, scalars: dict[str, Any], asked: Any) -> None:
+    def step(self, append: Append, step: int, scalars: dict[str, Any], asked: Any, gradients: Any = None) -> None:
         """Append a row, and clip by it; without a clip, only append."""
+        with self._source.given(gradients) as self._elsewhere:
+            self._were_given = gradients is not None
+            self._step(append, step, scalars, asked)
+
+    def _step(self, append: Append, step: int, scalars: dict[str, Any], asked: Any) -> None:
         if self._scale_of_loss.is_on:
             asked = asked or self._ask_for_overflow()
             if scalars.get("grad_scale") is None:
@@ -99,12 +109,17 @@ class Steering:
 
         ``record`` is given the results where the row has left already: finding them out waits.
         """
+        if self._were_given:
+            raise InvalidValueError("the latest step was given its gradients; give it clip= as well")
+        with self._source.given() as self._elsewhere:
+            return self._clip(asked, record)
+
+    def _clip(self, asked: Any, record: Callable[[dict[str, float]], None]) -> Tensor:
         if not self._decide(asked, late=True):
             factor, skipped = float(self._outcome[1]), not math.isfinite(self._outcome[0])
             results = {"clip_factor": factor, "step_skipped": float(skipped)}
             record(results if self._takes_factor(asked.rule) else {"clip_factor": factor})
-        gradients = [p.grad for p in self._plan.parameters if p.grad is not None]
-        return self._outcome[0].to(norm_dtype(gradients))
+        return self._outcome[0].to(norm_dtype(self._source.present()))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rule in use remembers. Waits for the device."""
@@ -213,7 +228,7 @@ class Steering:
     def _apply(self, rule: ClipRule, late: bool = False) -> None:
         if isinstance(rule, _Overflow):
             return
-        if self._takes_factor(rule) and self._fused is not None:
+        if self._takes_factor(rule) and self._fused is not None and not self._elsewhere:
             self._fused.attach()
         else:
             self._scale(self._outcome[1:], late)
@@ -233,7 +248,7 @@ class Steering:
                 f"norm_type is {rule.norm_type}; over the ranks of a process_group only the norms of order 2 and inf "
                 "are known"
             )
-        norm = norm_by_torch(self._plan.parameters, rule.norm_type)
+        norm = norm_by_torch(self._source.present(), rule.norm_type)
         norm = norm.to(self._outcome.device, torch.float64).reshape(1)
         return norm if self._divisor is None else norm / self._divisor
 

@@ -1,0 +1,85 @@
+"""Where the gradients are: in .grad, in another attribute of the parameters, or given with the step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from .._checks import function, items, shown, wrong_value
+from ..contract import Plan
+from ..errors import InvalidTypeError, PytrackerError, in_words
+
+
+class GradientSource:
+    """Lets a plan read other tensors than ``.grad``, while a block lasts.
+
+    Args:
+        plan: reads and scales the gradients.
+        gradient: returns a parameter's gradient, or None where it has none; without it that is ``.grad``.
+
+    Raises:
+        InvalidTypeError: ``gradient`` is no function.
+    """
+
+    def __init__(self, plan: Plan, gradient: Callable[[Tensor], Tensor | None] | None) -> None:
+        self._plan = plan
+        self._now: list[Tensor | None] | None = None
+        self._gradient = None if gradient is None else function("gradient", gradient)
+
+    @contextlib.contextmanager
+    def given(self, gradients: Any = None) -> Iterator[bool]:
+        """Read what is given, one for each parameter in their order; tell whether that is not ``.grad``.
+
+        Raises:
+            InvalidTypeError: they are no tensors.
+            InvalidValueError: there is not one for each parameter.
+        """
+        found = self._found(gradients)
+        if found is None:
+            yield False
+            return
+        self._plan.give(found)
+        self._now = found
+        try:
+            yield True
+        finally:
+            self._plan.give([])
+            self._now = None
+
+    def present(self) -> list[Tensor]:
+        """Return the gradients that there are now."""
+        now = [parameter.grad for parameter in self._plan.parameters] if self._now is None else self._now
+        return [gradient for gradient in now if gradient is not None]
+
+    def _found(self, gradients: Any) -> list[Tensor | None] | None:
+        parameters = self._plan.parameters
+        if gradients is None:
+            return None if self._gradient is None or not parameters else self._asked_for(parameters)
+        expected = "one tensor for each parameter, in their order, or None where it has none"
+        given = _tensors(items("gradients", gradients, expected))
+        if len(given) != len(parameters):
+            raise wrong_value("gradients", f"{len(given)} of them", f"{expected}: {len(parameters)}")
+        return given
+
+    def _asked_for(self, parameters: list[Tensor]) -> list[Tensor | None]:
+        assert self._gradient is not None
+        try:
+            return _tensors([self._gradient(parameter) for parameter in parameters])
+        except PytrackerError:
+            raise
+        except Exception as error:
+            raise InvalidTypeError(f"gradient raised, for a parameter: {in_words(error)}") from error
+
+
+def _tensors(given: Any) -> list[Tensor | None]:
+    known = list(given)
+    for index, each in enumerate(known):
+        if each is not None and not isinstance(each, Tensor):
+            raise InvalidTypeError(
+                f"gradients: that of parameter {index} is {shown(each)}, of type {type(each).__name__}; "
+                "expected a tensor"
+            )
+    return known
