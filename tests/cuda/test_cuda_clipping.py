@@ -99,3 +99,31 @@ def test_a_rule_that_adapts_asks_nothing_of_the_host():
     factors = tracker.history["clip_factor"][:]
     assert factors[:4] == [1.0] * 4
     assert factors[4] < 0.1
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_each_replay_of_a_captured_step_clips_and_records_its_factor(late: bool):
+    p = nn.Parameter(torch.zeros(3000, dtype=torch.float64).cuda())
+    p.grad = torch.ones(3000, dtype=torch.float64).cuda()
+    graph = torch.cuda.CUDAGraph()
+    with Tracker([("w", p)], every=4, diagnosis=None) as tracker:
+        tracker.step(clip=1.0)
+        with torch.cuda.graph(graph):
+            if late:
+                tracker.step()
+                tracker.clip(2.0)
+            else:
+                tracker.step(clip=2.0)
+        for step in range(1, 7):
+            p.grad.copy_(torch.full((3000,), float(step), dtype=torch.float64))
+            graph.replay()
+            tracker.replayed()
+            assert norm_of_gradient(p) == pytest.approx(2.0, rel=1e-6)
+    norms = [3000**0.5 * max(step, 1) for step in range(7)]
+    factors = [bound / (norm + 1e-6) for bound, norm in zip([1.0, *[2.0] * 6], norms, strict=True)]
+    assert tracker.history["grad_norm"][:] == pytest.approx(norms)
+    assert tracker.history["clip_factor"][:] == pytest.approx(factors)
+
+
+def norm_of_gradient(p: nn.Parameter) -> float:
+    return p.grad.cpu().norm().item()
