@@ -78,9 +78,10 @@ def compile_program() -> Path:
 def write_images(folder: Path) -> dict[str, str]:
     """Write the kernels that run here, and return the variables by which program.cpp finds them."""
     assert cuda.reason_without_kernels(0) == ""
-    found = {name: images for name, *images in cuda.candidates(torch.cuda.get_device_capability(0), [])}
+    candidates = cuda.candidates(torch.cuda.get_device_capability(0), [])
+    found = {name.removesuffix(" and kept"): images for name, *images in candidates}  # compiled here, and kept since
     files = {name: folder / name for name in ("KERNELS_FEW", "KERNELS_MANY")}
-    for file, image in zip(files.values(), found[cuda.used(0)], strict=True):
+    for file, image in zip(files.values(), found[cuda.used(0).removesuffix(" and kept")], strict=True):
         file.write_bytes(image)
     return {name: str(file) for name, file in files.items()}
 
