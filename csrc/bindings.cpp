@@ -114,6 +114,7 @@ int64_t append(StepLog& log, StepReader& reader, int64_t step, const py::dict& s
   if (!input || (clip != nullptr && !log.has_slots_for(*clip))) return kRenew;
   Plan& plan = log.plan();
   plan.gather();
+  const Plan::Borrowed borrowed{plan};
   if (!log.current()) return kRenew;
   bool recorded = false;
   if (elements_on_cpu(plan) > kReleaseGil) {
@@ -246,7 +247,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
              if (!plan.parameters().held()) throw InvalidValueError("the plan has let go of its parameters");
              plan.parameters().hold();
            })
-      .def("release", [](Plan& plan) { plan.parameters().release(); })
+      .def("release",
+           [](Plan& plan) {
+             plan.give_back();
+             plan.parameters().release();
+           })
       .def("reduce", &Plan::reduce, py::arg("grad_scale") = py::none())
       .def(
           "reduce_and_clip",

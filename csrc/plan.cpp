@@ -146,6 +146,7 @@ void Plan::gather() {
           tensor.defined() && !is_left_out(i) ? plain_data(slot, tensor.unsafeGetTensorImpl()) : nullptr;
     }
   });
+  borrowed_.clear();
   irregular_.clear();
   for (int64_t i = 0; i < n; ++i) {
     const Slot& slot = slots_[i];
@@ -164,9 +165,12 @@ void Plan::gather() {
 void Plan::take_pieces() {
   std::vector<int64_t> misplaced;
   std::vector<at::Tensor> parameters, gradients;
+  std::vector<bool> asked;             // of each parameter, whether its gradient is a subclass; empty where none is
   const auto taken = [&](int64_t i) {  // whether nothing more is to be found out about it
     const at::Tensor tensor = source_of(i);
     if (!tensor.defined() || !is_subclass(tensor)) return false;
+    asked.resize(slots_.size());
+    asked[i] = true;
     if (placements_[i].is_that_of(parameters_[i], tensor)) return take_piece(i, tensor);
     misplaced.push_back(i);
     parameters.push_back(parameters_[i]);
@@ -174,9 +178,24 @@ void Plan::take_pieces() {
     return false;
   };
   irregular_.erase(std::remove_if(irregular_.begin(), irregular_.end(), taken), irregular_.end());
-  if (misplaced.empty()) return;
-  std::vector<at::Tensor> pieces = redistributed(parameters, gradients);
-  for (size_t k = 0; k < misplaced.size(); ++k) pieces_[misplaced[k]] = {std::move(pieces[k]), true};
+  if (!misplaced.empty()) {
+    std::vector<at::Tensor> pieces = redistributed(parameters, gradients);
+    for (size_t k = 0; k < misplaced.size(); ++k) pieces_[misplaced[k]] = {std::move(pieces[k]), true};
+  }
+  if (!asked.empty()) read_again(asked);
+}
+
+// Subclasses ran Python, their own or another thread's, which may have done anything to the gradients read before.
+void Plan::read_again(const std::vector<bool>& but) {
+  for (int64_t i = 0; i < static_cast<int64_t>(slots_.size()); ++i) {
+    if (but[i]) continue;
+    const Slot& slot = slots_[i];
+    const void*& data = groups_[slot.group].data[slot.position];
+    if (data == nullptr) continue;  // it is irregular already
+    const at::Tensor& tensor = source_of(i);
+    data = tensor.defined() ? plain_data(slot, tensor.unsafeGetTensorImpl()) : nullptr;
+    if (data == nullptr) irregular_.push_back(i);
+  }
 }
 
 // Takes the local piece of one DTensor; true where it lies as the last one did, or is missing.
@@ -195,6 +214,7 @@ bool Plan::take_piece(int64_t parameter, const at::Tensor& tensor) {
     return false;
   }
   group.kept[slot.position].reset();
+  borrowed_.push_back(std::move(*piece));
   slot.copied = false;
   return true;
 }
@@ -319,7 +339,10 @@ void Plan::lay_out(int64_t parameter, Found found, const Local& local) {
   slot.plain = is_piece && strided.ndim == 0 && layout.repeat == 1;
   if (found.tensor.defined()) slot.dtype = found.tensor.scalar_type();
   group.data[slot.position] = layout.numel == 0 ? &kNothing : found.tensor.const_data_ptr();
-  if (local.copied || !is_piece) group.kept[slot.position] = std::move(found.tensor);
+  if (local.copied || !is_piece)
+    group.kept[slot.position] = std::move(found.tensor);
+  else
+    borrowed_.push_back(std::move(found.tensor));
 }
 
 std::vector<at::Tensor> Plan::sources() const {
@@ -339,8 +362,12 @@ const at::Tensor& Plan::elements() {
   return elements_;
 }
 
-std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& grad_scale) {
+std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& given_scale) {
+  std::optional<at::Tensor> grad_scale = given_scale;  // first: what a subclass runs may do anything to a gradient
+  if (grad_scale && grad_scale->defined() && is_subclass(*grad_scale))
+    grad_scale = whole_value(*grad_scale, "grad_scale");
   gather();
+  const Borrowed borrowed{*this};
   std::vector<at::Tensor> rows;
   std::vector<at::Tensor> kept;
   for (Group& group : groups_) {
@@ -365,6 +392,7 @@ void Plan::reduce_into(Group& group, const at::Tensor& row, const Scalar& grad_s
 
 std::pair<double, double> Plan::norm_and_max() {
   gather();
+  const Borrowed borrowed{*this};
   for (Group& group : groups_) {
     if (!group.scratch.defined())
       group.scratch = new_memory({row_width(static_cast<int64_t>(group.members.size()), 0)}, group.device);
@@ -404,22 +432,31 @@ void Plan::scale(const at::Tensor& factors) {
     throw InvalidValueError(c10::str("gradients are scaled by one float64 factor or one each, got ", factors.sizes(),
                                      " of ", factors.scalar_type()));
   if (one && factors.is_cpu() && *factors.const_data_ptr<double>() == 1) return;
+  const Borrowed borrowed{*this};
   const at::NoGradGuard not_differentiated;
   for (Group& group : groups_) {
     at::Tensor near = factors.to(group.device, /*non_blocking=*/true).reshape({-1}).contiguous();
     if (!one && groups_.size() > 1)
       near = near.index_select(0, at::tensor(group.members, near.options().dtype(at::kLong)));
+    std::vector<at::Tensor> held;
     std::vector<void*> gradients(group.data.size());
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (group.data[i] == nullptr || group.layouts.tensors[i].numel == 0) continue;
       const int64_t parameter = group.members[i];
       const at::Tensor gradient = source_of(parameter);
-      at::Tensor memory = is_subclass(gradient) ? *local_piece(gradient) : gradient;
-      if (memory.is_sparse()) memory = memory._values();
-      if (slots_[parameter].copied) {
+      std::optional<at::Tensor> piece = gradient;
+      if (gradient.defined() && is_subclass(gradient)) piece = local_piece(gradient);
+      at::Tensor memory = piece ? *piece : at::Tensor();
+      if (memory.defined() && memory.is_sparse()) memory = memory._values();
+      if (memory.defined() && slots_[parameter].copied) {
         memory.mul_(near[one ? 0 : static_cast<int64_t>(i)]);
+      } else if (!memory.defined() || !is_plain(*memory.unsafeGetTensorImpl()) ||
+                 memory.const_data_ptr() != group.data[i] || piece->numel() != slots_[parameter].elements) {
+        // A subclass may give another one each time it is asked.
+        throw ParameterError(c10::str(subject(parameter), " is not where it was when it was read; it is not scaled"));
       } else {
         gradients[i] = memory.unsafeGetTensorImpl()->mutable_data();  // a lazy clone gets memory of its own first
+        held.push_back(std::move(memory));
         if (!gradient.is_inference()) gradient.unsafeGetTensorImpl()->bump_version();
       }
     }

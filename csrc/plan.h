@@ -49,6 +49,13 @@ class Plan {
   // Without tensors it lets go of those it has. False where the plan does not fit.
   bool rebind(std::vector<at::Tensor> tensors);
 
+  // Lets go of the gradients that were gathered, at the end of what reads them: they may be freed from then on.
+  void give_back() { borrowed_.clear(); }
+  struct Borrowed {
+    Plan& plan;
+    ~Borrowed() { plan.give_back(); }
+  };
+
   // Gathers, and reduces into one row for each device. grad_scale divides the statistics.
   std::vector<at::Tensor> reduce(const std::optional<at::Tensor>& grad_scale);
 
@@ -56,7 +63,7 @@ class Plan {
   std::pair<double, double> norm_and_max();
 
   // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor},
-  // float64 on the device of the gradients, which must be one device.
+  // float64 on the device of the gradients, which must be one device. scale() or give_back() comes next.
   at::Tensor reduce_and_clip(double max_norm, Order order);
 
   // Multiplies the gathered gradients by a factor, or each by its own (float64 [1] or [parameters]), and tells
@@ -114,6 +121,7 @@ class Plan {
   const at::Tensor& source_of(int64_t parameter) const;
   const void* plain_data(const Slot& slot, const c10::TensorImpl* impl) const;
   void take_pieces();
+  void read_again(const std::vector<bool>& but);
   bool take_piece(int64_t parameter, const at::Tensor& tensor);
   std::string subject(int64_t parameter) const;
   at::Tensor in_window(const at::Tensor& flat, int64_t parameter) const;
@@ -131,8 +139,9 @@ class Plan {
   std::vector<Local> pieces_;          // what lies on this rank of those, from take_pieces() to describe()
   std::vector<Slot> slots_;
   std::vector<Group> groups_;
-  std::vector<int64_t> irregular_;  // parameters that the fast path left over in this gather()
-  at::Tensor elements_;             // undefined: to be made from the slots
+  std::vector<int64_t> irregular_;    // parameters that the fast path left over in this gather()
+  std::vector<at::Tensor> borrowed_;  // what else `data` points into, until it is given back
+  at::Tensor elements_;               // undefined: to be made from the slots
   int64_t generation_ = 0;
   bool has_pieces_ = false;
 };

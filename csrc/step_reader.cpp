@@ -2,8 +2,10 @@
 
 #include <torch/csrc/autograd/python_variable.h>
 
+#include "dtensor.h"
 #include "errors.h"
 #include "scalar.h"
+#include "tensor_memory.h"
 
 namespace pytracker {
 namespace {
@@ -26,7 +28,10 @@ bool is_complex(PyObject* value) {
 // One recorded value: a number (bool, int, float, NumPy scalar) or a tensor. Throws InvalidTypeError, naming `name`.
 NamedValue named_value(int32_t slot, const std::string& name, PyObject* value) {
   if (PyFloat_Check(value)) return {slot, PyFloat_AS_DOUBLE(value), {}};
-  if (THPVariable_Check(value)) return {slot, 0, THPVariable_Unpack(value)};
+  if (THPVariable_Check(value)) {
+    const at::Tensor& tensor = THPVariable_Unpack(value);
+    return {slot, 0, is_subclass(tensor) ? whole_value(tensor, name) : tensor};
+  }
   const bool no_number = PyUnicode_Check(value) || PyBytes_Check(value) || is_complex(value);
   const double number = no_number ? -1 : PyFloat_AsDouble(value);
   if (no_number || (number == -1 && PyErr_Occurred() != nullptr)) {

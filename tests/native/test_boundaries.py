@@ -1,7 +1,7 @@
 """No input ends the process: the operators and the core's classes with whatever tensors there are.
 
-Each call gives numbers or raises. `make sanitize` runs this with every read and write checked. Tensor subclasses are
-not among the tensors, since torch hands them to their own Python code and not to an operator.
+Each call gives numbers or raises. `make sanitize` runs this with every read and write checked. Tensor subclasses have a
+file of their own.
 """
 
 from __future__ import annotations

@@ -175,7 +175,9 @@ def test_a_parameter_that_joins_a_group_later_is_noted_there(tmp_path) -> None:
     body, head = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([body], lr=0.1)
     with pytest.warns(RuntimeWarning, match="in no group"):
-        tracker = Tracker([("body", body), ("head", head)], optimizer, run=Run(tmp_path, name="r"), every=2)
+        tracker = Tracker(
+            [("body", body), ("head", head)], optimizer, run=Run(tmp_path, name="r"), every=2, seconds=1e6
+        )
     with tracker:
         assert [info.group for info in tracker.history.parameters.infos] == ["0", ""]
         train(tracker, body, 2)
