@@ -19,7 +19,7 @@ __device__ __forceinline__ const Entry& fetch(const Entry* entry, Entry (&of_war
   return of_warps[warp];
 }
 
-// The elements of a tensor that lie in a block's share. 32 bits are enough for these: a share is 240 KB.
+// The elements of a tensor that lie in a block's share. 32 bits are enough for these: a share is 120 KB.
 struct Stretch {
   int64_t first;
   int32_t count;

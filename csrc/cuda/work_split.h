@@ -18,7 +18,7 @@ constexpr int kVectorBytes = 16;
 
 // All in vectors. 768 are a whole number of the tiles that a warp takes at a time, whatever the dtype (elements.cuh).
 constexpr int64_t kShareUnit = 768;
-constexpr int64_t kMaxShare = 20 * kShareUnit;  // 240 KB: enough to hide what a block costs, small enough to balance
+constexpr int64_t kMaxShare = 10 * kShareUnit;  // 120 KB: enough to hide what a block costs, small enough to balance
 constexpr int64_t kBlocksWanted = 768;          // of shares below that: 6 blocks for each of 128 SMs
 constexpr int64_t kTensorCost = 128;            // what could be read in the time that a small tensor takes a warp
 constexpr int64_t kWarpVectors = 384;           // a longer stretch is worth a whole block

@@ -85,7 +85,9 @@ def test_gradients_and_records_are_those_of_the_host(dtype: torch.dtype, order: 
         torch.testing.assert_close(p.grad.cpu(), q.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0)
     on_device_too, expected = (tracker.history["clip_factor"][:] for tracker in trackers)
     assert len(expected) >= 3
-    assert on_device_too == pytest.approx(expected, rel=1e-2 if dtype == torch.bfloat16 else 1e-9)
+    # Host and device group fp32 sums differently: each is within 9e-8 of exact.
+    tolerance = {torch.bfloat16: 1e-2, torch.float32: 2e-7, torch.float64: 1e-9}[dtype]
+    assert on_device_too == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.skipif(SIMULATED, reason="torch's kernels do not run in the simulator")
