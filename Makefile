@@ -18,7 +18,7 @@ CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
 
-.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels cuda-build cuda-test mutants cuda-counters gpu-build gpu-test gpu-bench clean
+.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels wheel cuda-build cuda-test mutants cuda-counters gpu-build gpu-test gpu-bench clean
 
 demo: build
 	$(BIN)/python -m pytracker demo
@@ -118,6 +118,12 @@ cuda-build: $(CUDA_VENV)/.torch-$(CUDA_TORCH) kernels
 # What is shipped of the kernels: machine code for every architecture and PTX, without torch and without a toolkit.
 kernels: build
 	$(BIN)/python csrc/cuda/make_kernels.py
+
+# The source distribution, and from it the wheel for this Python and this torch, whose version is in its name.
+wheel: kernels
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . >build/wheel.log 2>&1 || { tail -40 build/wheel.log; exit 1; }
+	@wc -c dist/*
 
 # g++ 12 fails on -march=native for some recent processors, and the simulator needs no more than this.
 SIMULATOR_ARCH := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v3,-march=native)

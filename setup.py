@@ -6,7 +6,7 @@ The package's metadata is in pyproject.toml. What needs code:
 * each CPU kernel file is compiled once for each instruction set, and the objects are linked into one library;
 * the CUDA back end is a library of its own, so that what it lacks costs the core nothing. The kernels are no part of
   it: `make kernels` compiles them into pytracker/core/kernels/, and their sources go along for those it does not serve;
-* `pytracker/_build_info.json` says what was built, and why something was not.
+* `pytracker/_build_info.json` says what was built, and why something was not; a wheel's name says for which torch.
 
 Environment variables: PYTRACKER_NATIVE=0 installs without a core, for reading runs or for plain torch;
 PYTRACKER_SANITIZE=address,undefined builds an instrumented core; CXX and MAX_JOBS mean what they mean to torch.
@@ -28,6 +28,7 @@ from types import ModuleType
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
@@ -60,7 +61,7 @@ def find_torch() -> ModuleType:
     except ImportError as error:
         raise SystemExit(
             f"pytracker is compiled for the torch that it will run with, and torch cannot be imported here ({error}). "
-            "Install torch first, then type: pip install --no-build-isolation pytracker. "
+            "Install torch first, then type: pip install --no-build-isolation pytracker, or in a checkout: make wheel. "
             "To read runs on a machine without torch, type: PYTRACKER_NATIVE=0 pip install pytracker"
         ) from None
     release = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
@@ -175,6 +176,20 @@ class BuildFolder(build):
         """Set the default folder."""
         super().initialize_options()
         self.build_base = build_base()
+
+
+class BuildWheel(bdist_wheel):
+    """The `bdist_wheel` command with torch's version as the build tag: pytracker-0.1.0-0torch2.13.0-cp311-....whl.
+
+    It is no local version (0.1.0+torch2.13.0): pip refuses a wheel of another version than that of the source
+    distribution it was built from.
+    """
+
+    def initialize_options(self) -> None:
+        """Set the default tag."""
+        super().initialize_options()
+        tag = f"torch{find_torch().__version__}" if wants_native() else "without_core"
+        self.build_number = "0" + tag.replace("+", ".")
 
 
 class BuildPackage(build_py):
@@ -297,6 +312,7 @@ if __name__ == "__main__":
         # Described when they are built: that takes torch.
         ext_modules=[Extension("pytracker._C", []), Extension("pytracker._C_cuda", [])],
         cmdclass={
+            "bdist_wheel": BuildWheel,
             "build": BuildFolder,
             "build_ext": BuildNative,
             "build_py": BuildPackage,

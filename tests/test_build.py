@@ -98,7 +98,24 @@ def test_a_core_for_another_torch_is_not_loaded_and_both_are_named(package: Path
     (said,) = done.stdout.strip().splitlines()
     assert "2.9.1+cpu" in said
     assert pytest.importorskip("torch").__version__ in said
-    assert "pip install --no-build-isolation" in said
+    assert "--no-cache-dir --no-binary pytracker" in said  # pip keeps the wheel that it built for the other torch
+
+
+def test_a_wheel_is_named_after_its_torch_and_has_the_version_of_its_sources() -> None:
+    torch = pytest.importorskip("torch")
+    code = """
+import runpy
+from setuptools import Distribution
+command = runpy.run_path("setup.py")["BuildWheel"](Distribution({"name": "pytracker", "version": "0.1.0"}))
+command.ensure_finalized()
+print(command.build_number, command.wheel_dist_name)
+"""
+    done = run("-c", code, folder=ROOT)
+    assert done.stdout.split() == [
+        f"0torch{torch.__version__.replace('+', '.')}",
+        "pytracker-0.1.0-" + done.stdout.split()[0],
+    ]
+    assert run("-c", code, folder=ROOT, PYTRACKER_NATIVE="0").stdout.split()[0] == "0without_core"
 
 
 # A stand-in for torch in the build: what is there is found, by its version.

@@ -28,7 +28,8 @@ import torch
 from . import nvrtc, packs
 
 REINSTALL = (
-    "Install pytracker again, beside this torch: pip install --no-build-isolation --force-reinstall --no-deps pytracker"
+    "Install pytracker again, beside this torch: pip install --force-reinstall --no-deps --no-cache-dir "
+    "--no-binary pytracker pytracker"
 )
 PACKS = Path(__file__).parent / "kernels"
 LARGE_PARAMETERS = 12010  # the first driver (R530, CUDA 12.1) that takes more than 4 KB of them
