@@ -94,7 +94,7 @@ def whole_number(
             raise wrong_type(name, value, expected)
         value = index
     if not low <= value <= high:
-        raise wrong_value(name, value, f"{expected}, {_range(low, high)}")
+        raise wrong_value(name, value, f"{expected}, {_range(low, high, value)}")
     return int(value)
 
 
@@ -314,5 +314,5 @@ def _scalar(value: Any) -> Any:
     return scalar
 
 
-def _range(low: int, high: int) -> str:
-    return f"{low} or more" if high == LARGEST_STEP else f"from {low} to {high}"
+def _range(low: int, high: int, value: int) -> str:
+    return f"{low} or more" if high == LARGEST_STEP and value < low else f"from {low} to {high}"

@@ -292,12 +292,11 @@ class Tracker(Closing):
         with self._lock:  # several threads may step one tracker
             self._check_open()
             asked = None if clip is None else self._steering.ask(clip)
-            n = number_of_samples("n", n)
             if not flag("when", when):
                 self._micro_batches.add(scalars, n)
                 return
-            scalars, n = self._micro_batches.take(scalars, n)
             step, self._steps = self._steps, self._steps + 1  # also where it cannot be recorded: the step is missing
+            scalars, n = self._micro_batches.take(scalars, n)
             self._delivery.means.weigh(step, n)
             self._sinks.stamp(step)
             try:

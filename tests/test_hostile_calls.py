@@ -407,6 +407,7 @@ def test_the_flags_that_are_known_are_among_those_that_are_found() -> None:
 
 
 WHOLE: dict[str, Callable[[Path], Any]] = {
+    **{name: lambda _, rule=rule: rule() for name, rule in CLIP_RULES.items()},
     "AverageMeter": lambda _: meter(),
     "CSVSink": lambda folder: pytracker.CSVSink(folder / "a.csv"),
     "Diagnosis": lambda _: pytracker.Diagnosis(settings={"constant": {"steps": 20}}),

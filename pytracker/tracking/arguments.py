@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from .._checks import flag, function, kind_of, seconds, wrong_type
+from .._json import encode
 from .._warn import warn_user
 from ..core import LocalParameter
 from ..diagnostics import Diagnosis
@@ -31,7 +32,8 @@ def check_arguments(
 
     Raises:
         InvalidTypeError: one is of the wrong type; the message has its name and value, and what is expected.
-        InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, or this rank isn't in ``process_group``.
+        InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, a value of ``meta`` can't be
+            written, or this rank isn't in ``process_group``.
     """
     if optimizer is not None and not hasattr(optimizer, "param_groups"):
         raise wrong_type("optimizer", optimizer, "one with param_groups")
@@ -44,6 +46,8 @@ def check_arguments(
     check_sinks(sinks, SINKS)
     if meta is not None and not (isinstance(meta, Mapping) and all(isinstance(name, str) for name in meta)):
         raise wrong_type("meta", meta, 'a dictionary of names, as {"clip_threshold": 1.0}')
+    for name, value in (meta or {}).items():
+        encode(value, f"meta {name!r}")
     seconds("rank_timeout", rank_timeout)
     for name, value in flags.items():
         flag(name, value)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import real_number
+from .._checks import number_of_samples, real_number
 
 
 class MicroBatches:
@@ -24,6 +24,7 @@ class MicroBatches:
         Raises:
             InvalidTypeError, InvalidValueError: a value is no number.
         """
+        n = number_of_samples("n", n)
         given = {name: value for name, value in scalars.items() if value is not None and name != "grad_scale"}
         known = {name: _kept(name, value) for name, value in given.items()}
         for name, value in known.items():
@@ -31,16 +32,21 @@ class MicroBatches:
         self._weight += n
 
     def take(self, scalars: dict[str, Any], n: float) -> tuple[dict[str, Any], float]:
-        """Return the step's scalars, each the mean weighted by ``n`` over the micro-batches that had it, and its n."""
+        """Return the step's scalars, each the mean weighted by ``n`` over the micro-batches that had it, and its n.
+
+        Raises:
+            InvalidTypeError, InvalidValueError: a value is no number; the step's micro-batches are forgotten.
+        """
         if not self._values and not self._weight:
-            return scalars, n
-        self.add(scalars, n)
-        means: dict[str, Any] = {name: _mean(values) for name, values in self._values.items()}
-        weight = self._weight
-        if scalars.get("grad_scale") is not None:
-            means["grad_scale"] = scalars["grad_scale"]
-        self._values, self._weight = {}, 0.0
-        return means, weight
+            return scalars, number_of_samples("n", n)
+        try:
+            self.add(scalars, n)
+            means: dict[str, Any] = {name: _mean(values) for name, values in self._values.items()}
+            if scalars.get("grad_scale") is not None:
+                means["grad_scale"] = scalars["grad_scale"]
+            return means, self._weight
+        finally:
+            self._values, self._weight = {}, 0.0
 
 
 def _kept(name: str, value: Any) -> Any:

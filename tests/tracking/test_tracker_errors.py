@@ -73,6 +73,17 @@ def test_a_scalar_that_cannot_be_recorded_is_named_and_nothing_else_is_lost(argu
     assert tracker.history.parameters.rows()[0].tolist() == [0, 1, 2, 4, 5]
 
 
+@pytest.mark.parametrize("wrong", [{"loss": 3.0, "n": -1}, {"loss": "3"}])
+def test_a_step_that_cannot_be_recorded_takes_its_micro_batches_with_it(wrong) -> None:
+    with Tracker(model_with_gradients(), diagnosis=None) as tracker:
+        tracker.step(loss=1.0)
+        tracker.step(loss=7.0, when=False)
+        with pytest.raises((InvalidTypeError, InvalidValueError)):
+            tracker.step(**wrong)
+        tracker.step(loss=2.0)
+    assert (tracker.history["loss"].steps.tolist(), tracker.history["loss"][:]) == ([0, 2], [1.0, 2.0])
+
+
 @pytest.mark.parametrize("loss", [0.5, torch.tensor(0.5), {"loss": 0.5}])
 def test_a_loss_without_its_name_is_refused_and_not_taken_for_something_else(loss) -> None:
     with Tracker(model_with_gradients(), diagnosis=None) as tracker:
@@ -194,6 +205,7 @@ BAD_ARGUMENTS = [
     ({"sinks": 5}, InvalidTypeError, "sinks is 5, of type int; expected a list of sinks"),
     ({"meta": [1, 2]}, InvalidTypeError, "meta is [1, 2], of type list; expected a dictionary"),
     ({"meta": {1: 2}}, InvalidTypeError, "meta is {1: 2}, of type dict; expected a dictionary of names"),
+    ({"meta": {"seed": 10**5000}}, InvalidValueError, "meta 'seed' has an integer of 16610 bits"),
     ({"process_group": 3}, InvalidTypeError, "process_group is 3, of type int; expected a torch.distributed"),
     ({"process_group": -100}, InvalidValueError, "process_group is one that this rank is not in"),
     ({"rank_timeout": "long"}, InvalidTypeError, "rank_timeout is 'long', of type str; expected a number of seconds"),
