@@ -174,7 +174,8 @@ class History(MutableMapping[str, Series]):
         some = ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
         known = f"there are {some}" if names else "nothing is recorded yet"
         steps = self.waiting() if self.waiting is not None else 0
-        missing = f"; {steps} steps are still on their way: call flush() before you read them" if steps else ""
+        late = "1 step is" if steps == 1 else f"{steps} steps are"
+        missing = f"; {late} still on the way: call flush() before you read what is missing" if steps else ""
         return f"series {name!r} has no value; {known}{missing}"
 
 

@@ -63,7 +63,7 @@ class GradientWatch:
         """Say where the gradients may be, as far as the parameters show it."""
         tensors: list[Any] = [each.parameter for each in self._parameters]
         if any(getattr(tensor, "main_grad", None) is not None for tensor in tensors):
-            return "they are in .main_grad, as Megatron keeps them, which pytracker does not read"
+            return "they are in .main_grad, as Megatron keeps them: give gradient=lambda p: p.main_grad"
         if any(hasattr(tensor, "ds_tensor") for tensor in tensors):
             return "DeepSpeed ZeRO-3 holds them (ds_tensor), and .grad stays empty"
         if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors):

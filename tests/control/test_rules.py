@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,7 +22,7 @@ def limits_of(rule: ClipRule, norms: list[float]) -> list[float]:
 
 
 def zclip_by_hand(norms: list[float], alpha: float, z: float, warmup: int) -> list[float]:
-    """The algorithm of the paper with lists and floats."""
+    """The algorithm of the paper with lists and floats; not for norms that rounding alone puts above the threshold."""
     warm: list[float] = []
     mean = variance = 0.0
     limits = []
@@ -30,6 +30,8 @@ def zclip_by_hand(norms: list[float], alpha: float, z: float, warmup: int) -> li
         limit = math.inf
         if len(warm) >= warmup:
             score = (norm - mean) / (math.sqrt(variance) + 1e-6)
+            if math.isfinite(norm):  # the limit jumps there, by z * 1e-6, and what follows depends on it
+                assume(abs(norm - mean - z * (math.sqrt(variance) + 1e-6)) > 1e-9 * max(norm, *warm))
             if score > z:
                 limit = mean + math.sqrt(variance) * z * z / score
         limits.append(limit)
@@ -52,6 +54,14 @@ def test_zclip_limits_are_those_of_the_paper(norms, alpha: float, z: float, warm
     for norm, ours, wanted in zip(norms, got, expected, strict=True):
         if math.isfinite(norm):
             assert ours == pytest.approx(wanted, rel=1e-6) or min(ours, wanted) >= norm * (1 - 1e-6)
+
+
+@given(norms=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=12), z=st.floats(0.5, 4), ulps=st.integers(-3, 3))
+def test_zclip_at_its_threshold_clips_by_the_epsilon_of_the_paper_or_not_at_all(norms, z: float, ulps: int) -> None:
+    norm = np.mean(norms) + z * (np.std(norms) + 1e-6)
+    norm += ulps * np.spacing(norm)
+    limit = limits_of(ZClip(z=z, warmup=len(norms)), [*norms, norm])[-1]
+    assert limit == math.inf or norm - limit == pytest.approx(z * 1e-6, rel=1e-3)
 
 
 @given(norms=NORMS, percentile=st.sampled_from([0.0, 10.0, 37.5, 100.0]), window=st.integers(1, 20))

@@ -81,9 +81,10 @@ def test_reading_a_series_that_holds_nothing_names_the_series_that_there_are():
 
 def test_reading_a_series_whose_rows_are_on_their_way_says_so_and_names_flush():
     history = History()
-    history.waiting = lambda: 12
-    with pytest.raises(SeriesIndexError, match=r"12 steps are still on their way: call flush\(\)"):
-        history["loss"][-1]
+    for waiting, said in ((12, "12 steps are"), (1, "; 1 step is")):
+        history.waiting = lambda waiting=waiting: waiting
+        with pytest.raises(SeriesIndexError, match=rf"{said} still on the way: call flush\(\)"):
+            history["loss"][-1]
     assert len(pickle.loads(pickle.dumps(history))) == 0
 
 

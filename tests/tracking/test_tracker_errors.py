@@ -379,7 +379,7 @@ def test_reading_a_series_before_its_rows_arrive_says_how_many_are_on_their_way_
                 parameter.grad = torch.ones_like(parameter)
             tracker.step(loss=float(step))
         with pytest.raises(
-            SeriesIndexError, match=r"'loss' has no value.* 7 steps are still on their way: call flush\(\)"
+            SeriesIndexError, match=r"'loss' has no value.* 7 steps are still on the way: call flush\(\)"
         ):
             tracker.history["loss"][-1]
         tracker.flush()
