@@ -306,9 +306,10 @@ class DeviceLog:
             self._drain_if_due()
 
     def drain_soon(self) -> None:
-        """Drain now, or at the first later step that finds a buffer free."""
+        """Drain now, or at the first later step that finds a buffer free; a row that is held goes when it is settled."""
         self._due = -math.inf
-        self._drain_if_due()
+        if not self._is_open:
+            self._drain_if_due()
 
     def check_captured(self) -> None:
         """Make sure that there is something to replay.
