@@ -306,7 +306,7 @@ class DeviceLog:
             self._drain_if_due()
 
     def drain_soon(self) -> None:
-        """Drain now, or at the first later step that finds a buffer free; a row that is held goes when it is settled."""
+        """Drain now, or as soon as a buffer is free; a row that is held goes when it is settled."""
         self._due = -math.inf
         if not self._is_open:
             self._drain_if_due()
