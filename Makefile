@@ -17,6 +17,8 @@ CPP := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -
 CHECKED := pytracker tests benchmarks examples setup.py
 # Not this folder's pytracker but the one installed or named by PYTHONPATH.
 INSTALLED := PYTHONSAFEPATH=1
+# A worker for each core; files are spread over them, and a worker without work takes from another.
+IN_PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
 .PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels wheel cuda-build cuda-test mutants cuda-counters gpu-build gpu-test gpu-bench clean
 
@@ -24,7 +26,7 @@ demo: build
 	$(BIN)/python -m pytracker demo
 
 test: build
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(IN_PARALLEL) $(PYTEST_ARGS)
 
 bench: build
 	$(BIN)/python -m pytest -q benchmarks/bench_cpu.py --benchmark-disable-gc --benchmark-columns=median \
@@ -101,7 +103,7 @@ sanitize: build
 	$(INSTALLED) PYTHONPATH=$$(echo build/torch-*-address-undefined/lib.*) \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/native tests/core tests/control tests/tracking tests/test_gradients.py tests/test_meters.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -p no:cacheprovider $(IN_PARALLEL) tests/native tests/core tests/control tests/tracking tests/test_gradients.py tests/test_meters.py $(PYTEST_ARGS)
 
 # A CUDA build of torch in an environment of its own, with a real (not editable) install, since one source folder holds
 # one library.

@@ -372,7 +372,7 @@ std::vector<at::Tensor> Plan::reduce(const std::optional<at::Tensor>& given_scal
   std::vector<at::Tensor> kept;
   for (Group& group : groups_) {
     const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
-    rows.push_back(new_memory({width}, group.device));
+    rows.push_back(new_result({width}, group.device));
     Scalar scale{nullptr, 1.0};
     if (grad_scale) scale = divisor_of(*grad_scale, group.device, kept);
     reduce_into(group, rows.back(), scale);
@@ -413,7 +413,7 @@ at::Tensor Plan::reduce_and_clip(double max_norm, Order order) {
   TORCH_INTERNAL_ASSERT(groups_.size() == 1);
   Group& group = groups_[0];
   const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
-  const at::Tensor memory = new_memory({width + 2}, group.device);
+  const at::Tensor memory = new_result({width + 2}, group.device);
   StepRequest request;
   request.layouts = &group.layouts;
   request.gradients = group.data.data();

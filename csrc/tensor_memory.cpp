@@ -2,23 +2,37 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "errors.h"
 
 namespace pytracker {
+namespace {
+
+// What torch.func wraps tensors by, as they are made.
+constexpr c10::DispatchKeySet kTransforms({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                           c10::DispatchKey::FuncTorchDynamicLayerBackMode,
+                                           c10::DispatchKey::FuncTorchVmapMode, c10::DispatchKey::Functionalize});
+
+}  // namespace
 
 const char* kind_of(const at::Tensor& tensor) {
   return c10::toString((tensor.key_set() - kPlainKeys).highestPriorityTypeId());
 }
 
 at::Tensor new_memory(at::IntArrayRef sizes, c10::Device device) {
-  at::Tensor memory = at::empty(sizes, at::TensorOptions().dtype(at::kDouble).device(device));
-  if (!is_plain(*memory.unsafeGetTensorImpl()))
+  const c10::impl::ExcludeDispatchKeyGuard outside(kTransforms);
+  return at::empty(sizes, at::TensorOptions().dtype(at::kDouble).device(device));
+}
+
+at::Tensor new_result(at::IntArrayRef sizes, c10::Device device) {
+  const at::Tensor result = at::empty(sizes, at::TensorOptions().dtype(at::kDouble).device(device));
+  if (!is_plain(*result.unsafeGetTensorImpl()))
     throw InvalidValueError(
         std::string("gradients cannot be measured within a transform of torch.func (grad, jvp, functionalize), which "
-                    "wraps what is made, here as ") +
-        kind_of(memory) + "; measure them outside of it. Tracker.step works within");
-  return memory;
+                    "wraps the tensor of results, here as ") +
+        kind_of(result) + "; measure them outside of it. Tracker.step and compute_gradient_stats work within");
+  return result;
 }
 
 Memory memory_of(const at::Tensor& tensor) {

@@ -30,9 +30,13 @@ inline const void* dense_data(const c10::TensorImpl& impl) {
   return storage && storage.nbytes() >= end ? impl.data() : nullptr;
 }
 
-// Memory for statistics on a device, of float64. Throws InvalidValueError where it cannot be had as such: within
-// torch.func.grad, jvp and functionalize torch wraps whatever is made.
+// Memory for statistics on a device, of float64: a plain tensor, also within a transform of torch.func, which wraps
+// what others make.
 at::Tensor new_memory(at::IntArrayRef sizes, c10::Device device);
+
+// The same for what the caller gets, who could not use a plain one there. Throws InvalidValueError within a transform
+// that wraps.
+at::Tensor new_result(at::IntArrayRef sizes, c10::Device device);
 
 enum class Memory { kThere, kFreed, kTooSmall };
 
