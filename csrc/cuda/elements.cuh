@@ -1,15 +1,16 @@
 // From 16 bytes of a gradient to its moments: how each dtype unpacks, and how one thread accumulates.
 //
-// Price, in PTX instructions for each element of a large gradient: 7.2 for fp32, 6.0 for bf16, 6.5 for fp16, 30 for
-// complex64. A thread has 6 loads of 16 bytes in flight (4 for 16-bit dtypes, whose values take more registers), so the
-// 768 threads on an SM keep 72 KB (48 KB) coming: more than twice what it takes to cover the latency of HBM3.
+// Price, in instructions of sm_90 for each element of a large gradient: 7.1 for fp32, 6.4 for bf16 and fp16, 21 for
+// fp64; none of the first three is of fp64, which issues at a thirty-second of the rate of fp32 or less on many GPUs. A
+// thread has 6 loads of 16 bytes in flight, so the 768 threads on an SM keep 72 KB coming: more than twice what it
+// takes to cover the latency of HBM3.
 //
-// Maths: squares are summed in fp32 over a chain of a few elements, and each chain is promoted to fp64. With u = 2^-24,
-// a chain has at most three roundings, so sum_sq is within 3 u of exact and the norm within 1.5 u = 9e-8, whatever the
-// values and however many. fp32 squares would overflow beyond 1.8e19 and lose bits below 1e-19: the sum of a tile
-// tells, and that tile is read again in fp64, as is one with a NaN or an Inf. Zeros are counted only where the least
-// magnitude is zero, which costs one more instruction for each two elements and saves two; a tile of zeros alone has
-// not underflowed.
+// Maths: with u = 2^-24, the squares of a vector are summed in fp32 with at most three roundings, and those sums in two
+// floats, which lose no more than 0.01 u over all that a thread has of a share. So sum_sq is within 3.01 u of exact and
+// the norm within 1.51 u = 9e-8, whatever the values and however many. fp32 squares would overflow beyond 1.8e19 and
+// lose bits below 1e-19: the sum of a tile tells, and that tile is read again in fp64, as is one with a NaN or an Inf.
+// Zeros are counted only where the least magnitude is zero, which costs one more instruction for each two elements and
+// saves two; a tile of zeros alone has not underflowed.
 #pragma once
 
 #include <limits>
@@ -19,16 +20,15 @@
 
 namespace pytracker::cuda {
 
-// How a dtype is read. Raw: 16 bytes. Real: what chains are summed in. kVectors: loads in flight, in chains of kChain.
-// see() takes the largest and the least magnitude of a vector; zeros() counts, and is only asked where the least is 0.
-template <typename T, typename Vector, int kVectors_, int kChain_>
+// How a dtype is read. Raw: 16 bytes. Real: what a vector is summed in. see() takes the largest and the least magnitude
+// of a vector; zeros() counts, and is only asked where the least is 0.
+template <typename T, typename Vector>
 struct RealFormat {
   using Raw = Vector;
   using Real = T;
   using Magnitude = T;
   static constexpr bool kComplex = false;
   static constexpr int kElements = kVectorBytes / sizeof(T);
-  static constexpr int kVectors = kVectors_, kChain = kChain_;
   static __device__ __forceinline__ T above() { return std::numeric_limits<T>::infinity(); }  // every magnitude
 
   static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) { memcpy(x, &raw, sizeof(raw)); }
@@ -66,7 +66,6 @@ struct PairFormat {
   using Magnitude = uint32_t;
   static constexpr bool kComplex = false;
   static constexpr int kElements = 8;
-  static constexpr int kVectors = 4, kChain = 4;  // products are exact, so the first of four does not round
   static __device__ __forceinline__ Magnitude above() { return 0x7f807f80u; }
 
   static __device__ __forceinline__ void unpack(const Raw& raw, Real (&x)[kElements]) {
@@ -131,7 +130,6 @@ struct ComplexFormat {
   static constexpr bool kComplex = true;
   static constexpr bool kSquares = sizeof(Part) == sizeof(float);
   static constexpr int kElements = kVectorBytes / (2 * sizeof(Part));
-  static constexpr int kVectors = 4;
 
   static __device__ __forceinline__ Magnitude magnitude(double re, double im) {
     return kSquares ? re * re + im * im : hypot(re, im);
@@ -140,9 +138,9 @@ struct ComplexFormat {
 };
 
 template <>
-struct Format<float> : RealFormat<float, float4, 6, 3> {};  // a product rounds, so chains of three have three roundings
+struct Format<float> : RealFormat<float, float4> {};
 template <>
-struct Format<double> : RealFormat<double, double2, 6, 3> {};
+struct Format<double> : RealFormat<double, double2> {};
 template <>
 struct Format<float2> : ComplexFormat<float> {};
 template <>
@@ -177,6 +175,51 @@ __device__ __forceinline__ Real add_up(const Real (&x)[kCount]) {
   return sum[0];
 }
 
+// Adds their squares as a tree. Three roundings at most: of four fp32 values a product, the second product's addition
+// and one more; of eight shorter ones, whose products are exact, an addition more.
+template <typename Real, int kCount>
+__device__ __forceinline__ Real add_squares(const Real (&x)[kCount]) {
+  Real pairs[kCount / 2];
+#pragma unroll
+  for (int e = 0; e < kCount / 2; ++e) pairs[e] = fma(x[2 * e + 1], x[2 * e + 1], x[2 * e] * x[2 * e]);
+  return add_up(pairs);
+}
+
+// A sum of many. In fp64 it is a number. In fp32 it is two, where `low` has what was lost as `high` was rounded: fp64
+// is thirty or more times slower on many GPUs.
+template <typename Real>
+struct LongSum;
+template <>
+struct LongSum<double> {
+  double high = 0;
+  __device__ __forceinline__ void add(double x) { high += x; }
+  __device__ __forceinline__ void add_square(double x) { high += x; }
+  __device__ __forceinline__ void add_squares(const LongSum& other) { high += other.high; }
+  __device__ __forceinline__ double value() const { return high; }
+};
+template <>
+struct LongSum<float> {
+  float high = 0, low = 0;
+
+  // Knuth's TwoSum (The Art of Computer Programming 2, 4.2.2, theorem B): sum + lost is just high + x.
+  __device__ __forceinline__ void add(float x) {
+    const float sum = high + x, of_x = sum - high;
+    low += (high - (sum - of_x)) + (x - of_x);
+    high = sum;
+  }
+  // Of two that are not negative it is known which is larger, and Dekker's way has three operations in place of six.
+  __device__ __forceinline__ void add_square(float x) {
+    const float sum = high + x, larger = max(high, x), smaller = min(high, x);
+    low += smaller - (sum - larger);
+    high = sum;
+  }
+  __device__ __forceinline__ void add_squares(const LongSum& other) {
+    add_square(other.high);
+    low += other.low;
+  }
+  __device__ __forceinline__ double value() const { return double{high} + low; }
+};
+
 // What one thread has accumulated of a tensor of T.
 template <typename T>
 class Accumulator {
@@ -191,8 +234,8 @@ class Accumulator {
     if constexpr (F::kComplex) {
       const double re = value.x, im = value.y;
       const bool nan = re != re || im != im;
-      sum_ += re;
-      sum_sq_ += re * re + im * im;
+      exact_sum_ += re;
+      exact_sum_sq_ += re * re + im * im;
       zeros_ += re == 0 && im == 0;
       nans_ += nan;
       infs_ += isinf(re) || isinf(im);
@@ -200,8 +243,8 @@ class Accumulator {
     } else {
       const Real narrow = widen(value);
       const double x = narrow;
-      sum_ += x;
-      sum_sq_ += x * x;
+      exact_sum_ += x;
+      exact_sum_sq_ += x * x;
       zeros_ += narrow == 0;
       nans_ += narrow != narrow;
       infs_ += isinf(narrow);
@@ -209,40 +252,39 @@ class Accumulator {
     }
   }
 
-  // The elements of one vector, in fp64.
-  __device__ __forceinline__ void add(Raw raw) {
-    T x[F::kElements];
-    memcpy(x, &raw, sizeof(raw));
-#pragma unroll
-    for (const T& value : x) add(value);
-  }
-
-  // kVectors vectors at data[0], data[32], ...: the warp's other lanes have those between.
-  __device__ __forceinline__ void add_tile(const Raw* data) {
+  // A tile: kVectors vectors at data[0], data[32], ...; the warp's other lanes have those between. Of a tile that is
+  // not whole there are only those before data[left], and zeros stand for the others.
+  template <int kVectors, bool kWhole>
+  __device__ __forceinline__ void add_tile(const Raw* data, int left) {
     if constexpr (F::kComplex) {
-      add_tile_exactly(data);
-    } else {
-      Raw raw[F::kVectors];
+#pragma unroll 1
+      for (; left > 0; left -= kWarp, data += kWarp) {
+        const Raw raw = *data;
+        T x[F::kElements];
+        memcpy(x, &raw, sizeof(raw));
 #pragma unroll
-      for (int i = 0; i < F::kVectors; ++i) raw[i] = data[i * kWarp];
+        for (const T& value : x) add(value);
+      }
+    } else {
+      Raw raw[kVectors];
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) raw[i] = kWhole || i * kWarp < left ? data[i * kWarp] : Raw{};
 
-      Real sum = 0;
-      double sum_sq = 0;
+      Real sum;
+      LongSum<Real> sum_sq;
       typename F::Magnitude least = F::above();
 #pragma unroll
-      for (int first = 0; first < F::kVectors; first += F::kChain) {
-        Real chain[F::kElements];
-#pragma unroll
-        for (int i = first; i < first + F::kChain; ++i) {
-          Real x[F::kElements];
-          F::unpack(raw[i], x);
+      for (int i = 0; i < kVectors; ++i) {
+        Real x[F::kElements];
+        F::unpack(raw[i], x);
+        if (i == 0) {
+          sum = add_up(x);
+          sum_sq.high = add_squares(x);
+        } else {
           sum += add_up(x);
-#pragma unroll
-          for (int e = 0; e < F::kElements; ++e) chain[e] = i == first ? x[e] * x[e] : fma(x[e], x[e], chain[e]);
-          F::see(raw[i], largest_, least);
+          sum_sq.add_square(add_squares(x));
         }
-#pragma unroll
-        for (int e = 0; e < F::kElements; ++e) sum_sq += static_cast<double>(chain[e]);
+        F::see(raw[i], largest_, least);
       }
       int zeros = 0;
       if (F::has_zero(least)) {
@@ -250,19 +292,20 @@ class Accumulator {
         for (const Raw& vector : raw) zeros += F::zeros(vector);
       }
 
-      if (in_range(sum_sq) || zeros == F::kVectors * F::kElements) {
-        sum_ += static_cast<double>(sum);
-        sum_sq_ += sum_sq;
-        zeros_ += zeros;
+      if (in_range(sum_sq.high) || zeros == kVectors * F::kElements) {
+        const int there = kWhole ? kVectors : min(kVectors, (left + kWarp - 1) / kWarp);
+        sum_.add(sum);
+        sum_sq_.add_squares(sum_sq);
+        zeros_ += zeros - (kVectors - there) * F::kElements;
       } else {
-        add_tile_exactly(data);
+        add_tile_exactly(data, left);
       }
     }
   }
 
   __device__ __forceinline__ void store(double (&columns)[kColumns]) const {
-    columns[kSum] = sum_;
-    columns[kSumSq] = sum_sq_;
+    columns[kSum] = exact_sum_ + sum_.value();
+    columns[kSumSq] = exact_sum_sq_ + sum_sq_.value();
     columns[kAbsMax] = nans_ == 0 ? F::value(largest_) : std::numeric_limits<double>::quiet_NaN();
     columns[kZeros] = zeros_;
     columns[kNans] = nans_;
@@ -270,21 +313,26 @@ class Accumulator {
   }
 
  private:
-  // Whether a sum of squares has lost nothing: not to overflow, nor to NaN or Inf, nor to underflow, which costs it at
-  // most 24 x 2^-150. One subtraction and one comparison of its upper word, as fp64 comparisons are slow on many GPUs.
-  static __device__ __forceinline__ bool in_range(double sum_sq) {
-    constexpr uint32_t kInf = 0x7ff00000u;
-    constexpr uint32_t kLeast = sizeof(Real) == sizeof(double) ? 0 : (1023u - 115) << 20;  // 2^-115
-    return static_cast<uint32_t>(__double2hiint(sum_sq)) - kLeast < kInf - kLeast;
+  // Whether a tile's sum of squares has lost nothing: not to overflow, nor to NaN or Inf, nor to underflow, which costs
+  // it at most 48 x 2^-150. Nor may the tiles that a thread has of a share overflow together, which are 40 at most.
+  static __device__ __forceinline__ bool in_range(float sum_sq) {
+    constexpr uint32_t kLeast = (127u - 115) << 23, kMost = (127u + 120) << 23;  // 2^-115, 2^120
+    return __float_as_uint(sum_sq) - kLeast < kMost - kLeast;
   }
+  static __device__ __forceinline__ bool in_range(double sum_sq) { return sum_sq - sum_sq == 0; }
 
-  // The rare path. It reads the tile again rather than keep it, so that the common path pays no registers.
-  __device__ __forceinline__ void add_tile_exactly(const Raw* data) {
+  // The rare path. It reads the tile again, and element by element, so that the common path pays no registers.
+  __device__ __forceinline__ void add_tile_exactly(const Raw* data, int left) {
 #pragma unroll 1
-    for (int i = 0; i < F::kVectors; ++i) add(data[i * kWarp]);
+    for (; left > 0; left -= kWarp, data += kWarp) {
+      const T* x = reinterpret_cast<const T*>(data);
+#pragma unroll 1
+      for (int e = 0; e < F::kElements; ++e) add(x[e]);
+    }
   }
 
-  double sum_ = 0, sum_sq_ = 0;
+  double exact_sum_ = 0, exact_sum_sq_ = 0;  // of elements that were added one by one
+  LongSum<Real> sum_, sum_sq_;               // of tiles
   typename F::Magnitude largest_ = 0;
   uint32_t zeros_ = 0, nans_ = 0, infs_ = 0;  // a share has fewer than 2^32 elements
 };

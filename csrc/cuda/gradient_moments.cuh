@@ -48,13 +48,16 @@ __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& 
     if (team.rank() < vectors.tail) accumulator.add(data[stretch.count - 1 - team.rank()]);
 
     // Tile after tile for each warp; what is left is less than a tile and goes to the warp whose turn it is.
-    constexpr int kTile = Format<T>::kVectors * kWarp;
+    constexpr int kTile = kTileVectors * kWarp;
     using Raw = typename Accumulator<T>::Raw;
     const Raw* body = reinterpret_cast<const Raw*>(data + vectors.head) + team.warp() * kTile + team.lane();
     int left = vectors.count - team.warp() * kTile;
-    for (; left >= kTile; left -= team.warps() * kTile, body += team.warps() * kTile) accumulator.add_tile(body);
-#pragma unroll 1
-    for (int i = team.lane(); i < left; i += kWarp, body += kWarp) accumulator.add(*body);
+    for (; left >= kTile; left -= team.warps() * kTile, body += team.warps() * kTile)
+      accumulator.template add_tile<kTileVectors, true>(body, kTile);
+    if (left > kWarp)
+      accumulator.template add_tile<kTileVectors, false>(body, left - team.lane());
+    else if (left > 0)
+      accumulator.template add_tile<1, false>(body, left - team.lane());
   }
   accumulator.store(columns);
 }

@@ -11,13 +11,18 @@
 namespace pytracker::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kThreads = 128;    // of a block
+constexpr int kThreads = 128;  // of a block
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBlocksPerSm = 5;  // what these compile to needs a few registers more
+#else
 constexpr int kBlocksPerSm = 6;  // leaves 80 registers to a thread: no spills, and 72 KB of loads in flight on an SM
+#endif
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kVectorBytes = 16;
+constexpr int kTileVectors = 6;  // that a thread loads before it uses the first
 
-// All in vectors. 768 are a whole number of the tiles that a warp takes at a time, whatever the dtype (elements.cuh).
-constexpr int64_t kShareUnit = 768;
+// All in vectors. A share is a whole number of tiles for each warp.
+constexpr int64_t kShareUnit = kTileVectors * kThreads;
 constexpr int64_t kMaxShare = 10 * kShareUnit;  // 120 KB: enough to hide what a block costs, small enough to balance
 constexpr int64_t kBlocksWanted = 768;          // of shares below that: 6 blocks for each of 128 SMs
 constexpr int64_t kTensorCost = 128;            // what could be read in the time that a small tensor takes a warp

@@ -151,7 +151,7 @@ def test_each_byte_is_read_once(dtype):
     assert kernel["global_load_bytes"] <= 1.02 * numel * dtype.itemsize
     assert 32 * kernel["global_load_sectors"] <= 1.02 * numel * dtype.itemsize
     assert kernel["local_load_bytes"] == kernel["local_store_bytes"] == 0  # no spills
-    budget = {torch.float32: 9, torch.bfloat16: 8, torch.float16: 8}
+    budget = {torch.float32: 10.2, torch.bfloat16: 8, torch.float16: 8}
     assert kernel["thread_instructions"] <= budget.get(dtype, 100) * numel
 
 
