@@ -14,6 +14,7 @@ PYTRACKER_HD void decide(const Decision& decision, double max_norm, const double
   const bool skip = decision.found_inf != nullptr && norm - norm != 0;  // not finite
   decision.outcome[0] = norm;
   decision.outcome[1] = factor;
+  if (decision.short_norm != nullptr) *decision.short_norm = static_cast<float>(norm);
   if (decision.grad_scale != nullptr) *decision.grad_scale = skip ? 1.0F : static_cast<float>(1 / factor);
   if (decision.found_inf != nullptr) *decision.found_inf = skip ? 1.0F : 0.0F;
   if (decision.factor_slot >= 0) scalars[decision.factor_slot] = factor;

@@ -57,6 +57,7 @@ struct Decision {
   Scalar max_norm;               // the largest norm allowed
   const double* norm = nullptr;  // of all ranks and devices; null: that of the row
   double* outcome = nullptr;     // [2] the norm, and the factor min(1, max_norm / (norm + 1e-6)), torch's formula
+  float* short_norm = nullptr;   // null, or the norm in float32
   float* grad_scale = nullptr;   // null, or what a fused optimizer divides by: 1 / factor
   float* found_inf = nullptr;    // null, or 1 where it is to skip the step: the norm is not finite
   int32_t factor_slot = -1;      // scalars of the row that are written; -1: it has none

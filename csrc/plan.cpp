@@ -408,22 +408,25 @@ std::pair<double, double> Plan::norm_and_max() {
   return {std::sqrt(sum_sq), std::sqrt(max_sum_sq)};
 }
 
-at::Tensor Plan::reduce_and_clip(double max_norm, Order order) {
+std::array<at::Tensor, 3> Plan::reduce_and_clip(double max_norm, Order order) {
   gather();
   TORCH_INTERNAL_ASSERT(groups_.size() == 1);
   Group& group = groups_[0];
   const int64_t width = row_width(static_cast<int64_t>(group.members.size()), 0);
-  const at::Tensor memory = new_result({width + 2}, group.device);
+  const at::Tensor row = new_memory({width}, group.device);
+  const at::Tensor outcome = new_result({3}, group.device);  // of its own, since callers keep the norm
+  const at::Tensor short_norm = outcome.view(at::kFloat).select(0, 4);
   StepRequest request;
   request.layouts = &group.layouts;
   request.gradients = group.data.data();
-  request.row.rows = memory.mutable_data_ptr<double>();
+  request.row.rows = row.mutable_data_ptr<double>();
   request.row.stride = width;
   request.decision.order = order;
   request.decision.max_norm.value = max_norm;
-  request.decision.outcome = request.row.rows + width;
+  request.decision.outcome = outcome.mutable_data_ptr<double>();
+  request.decision.short_norm = short_norm.mutable_data_ptr<float>();
   group.backend->step(request);
-  return memory.narrow(0, width, 2);
+  return {outcome.select(0, 0), short_norm, outcome.narrow(0, 1, 1)};
 }
 
 void Plan::scale(const at::Tensor& factors) {

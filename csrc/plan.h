@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <string>
@@ -62,9 +63,9 @@ class Plan {
   // Gathers and reduces; returns the total norm and the largest norm of one parameter. Waits for the device.
   std::pair<double, double> norm_and_max();
 
-  // The same as reduce(), and also the factor that brings the total norm down to max_norm: {total norm, factor},
-  // float64 on the device of the gradients, which must be one device. scale() or give_back() comes next.
-  at::Tensor reduce_and_clip(double max_norm, Order order);
+  // Gathers, and works out the factor that brings the total norm down to max_norm: the norm, the norm in float32, and
+  // the factor ([1]), on the device of the gradients, which must be one device. scale() or give_back() comes next.
+  std::array<at::Tensor, 3> reduce_and_clip(double max_norm, Order order);
 
   // Multiplies the gathered gradients by a factor, or each by its own (float64 [1] or [parameters]), and tells
   // autograd.

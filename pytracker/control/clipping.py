@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -89,28 +90,27 @@ def _clip(
         return torch.tensor(0.0, device=plan.devices[0])
     if norm_type != 2.0 and not math.isinf(norm_type):
         return _clip_by_torch(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    norm_and_factor = _reduced(known, max_norm, abs(norm_type))
-    norm: Tensor = norm_and_factor[0].to(norm_dtype(gradients))
+    exact, short, factor = _reduced(known, max_norm, abs(norm_type))
+    norm = exact if norm_dtype(gradients) == torch.float64 else short
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(
             f"The total norm of order {norm_type} for gradients of {len(gradients)} parameters is "
-            f"{norm_and_factor[0]:g}, returned in {norm.dtype}: it is not finite, so they cannot be clipped. "
+            f"{exact:g}, returned in {norm.dtype}: it is not finite, so they cannot be clipped. "
             "gradient_stats(...).nonfinite_names() says which are not"
         )
-    plan.scale(norm_and_factor[1])
+    plan.scale(factor)
     return norm
 
 
-def _reduced(known: PlannedParameters, max_norm: float, order: float) -> Tensor:
-    """Return the total norm over all devices and ranks, and the factor, float64 [2] on the first device."""
+def _reduced(known: PlannedParameters, max_norm: float, order: float) -> Sequence[Tensor]:
+    """Return the total norm over all devices and ranks, in float64 and float32, and the factor, on the first device."""
     total = known.worked_out.get("total norm")
     if total is None:
         total = known.worked_out["total norm"] = TotalNorm(known.parameters, known.plan.members)
     if total.is_local:
-        reduced: Tensor = known.plan.reduce_and_clip(max_norm, order)
-        return reduced
-    norm = total.norm(known.plan.reduce(), order)
-    return torch.cat([norm, (max_norm / (norm + 1e-6)).clamp(max=1.0)])
+        return known.plan.reduce_and_clip(max_norm, order)
+    norm = total.norm(known.plan.reduce(), order)[0]
+    return norm, norm.float(), (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def norm_dtype(gradients: list[Tensor]) -> torch.dtype:

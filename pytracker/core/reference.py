@@ -328,10 +328,10 @@ class Plan:
         self.gather()
         return [self.row(group, grad_scale) for group in range(len(self.devices))]
 
-    def reduce_and_clip(self, max_norm: float, order: float = 2.0) -> Tensor:
-        """Gather, and return [total norm, factor that brings it down to max_norm], torch's formula."""
+    def reduce_and_clip(self, max_norm: float, order: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Gather, and return the total norm, the same in float32, and the factor that brings it down to max_norm."""
         norm = norm_of(self.reduce()[0], order)
-        return torch.stack([norm, factor_of(norm, max_norm)])
+        return norm, norm.float(), factor_of(norm, max_norm)
 
     def scale(self, factors: Tensor) -> None:
         """Multiply the gathered gradients by a factor, or each by its own, in place."""

@@ -142,7 +142,7 @@ def test_plans_and_logs_of_anything(
         for step in range(3):
             survives(lambda step=step: log.append(reader, step, scalars))
         survives(plan.norm_and_max)
-        survives(lambda: plan.scale(plan.reduce_and_clip(1.0)[1]))
+        survives(lambda: plan.scale(plan.reduce_and_clip(1.0)[2]))
         log.notes(-3, 9), log.release(99), log.notes(0, -1)
 
     survives(run)
