@@ -20,7 +20,7 @@ INSTALLED := PYTHONSAFEPATH=1
 # A worker for each core; files are spread over them, and a worker without work takes from another.
 IN_PARALLEL := -n auto --maxprocesses=8 --dist=worksteal
 
-.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels wheel cuda-build cuda-test mutants cuda-counters gpu-build gpu-test gpu-bench clean
+.PHONY: demo integrations site test bench pictures lint types format format-check doctor build sanitize kernels wheel cuda-build cuda-test mutants cuda-counters sass gpu-build gpu-test gpu-bench clean
 
 demo: build
 	$(BIN)/python -m pytracker demo
@@ -146,6 +146,11 @@ cuda-counters: cuda-build build/cudasim/libcudart.so.13
 	@mkdir -p build/path && ln -sfn $(CURDIR)/benchmarks build/path/benchmarks
 	$(INSTALLED) PYTHONPATH=build/path CUDASIM_LIB=$(abspath build/cudasim/libcudart.so.13) \
 	$(CUDA_VENV)/bin/python $(CUDASIM)/cudasim.py run -- $(CUDA_VENV)/bin/python -m benchmarks.cuda_counters docs/results
+
+# Instructions, registers and loads of the kernels' inner loop, beside those of the revision BEFORE.
+BEFORE ?= HEAD
+sass: build
+	$(BIN)/python -m benchmarks.sass docs/results --before $(BEFORE)
 
 # On a machine with a GPU: the suite of the CUDA back end on it, and how fast it is beside what torch offers. GPU_PYTHON is
 # an interpreter with a CUDA build of torch, numpy and, for the tests, pytest and hypothesis; nothing is fetched.

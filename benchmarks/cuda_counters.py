@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -23,6 +22,7 @@ from rich.table import Table
 
 import pytracker
 from benchmarks.contenders import NEVER_CLIPS
+from benchmarks.machine_code import registers
 from benchmarks.table import markdown
 from benchmarks.workloads import WORKLOADS, Model, Shape, exact_norm
 from pytracker.core import cuda, packs
@@ -141,29 +141,6 @@ def count_calls() -> list[tuple[str, ...]]:
     return lines
 
 
-def registers(cubin: bytes) -> dict[str, int]:
-    """Return the registers of a thread of each kernel: machine code is an ELF file, and .nv.info says it by symbol."""
-    table, size, count, names = struct.unpack_from("<Q10xHHH", cubin, 40)
-    headers = [struct.unpack_from("<IIQQQQII", cubin, table + size * index) for index in range(count)]
-
-    def text(section: int, offset: int) -> str:
-        begin = headers[section][4] + offset
-        return cubin[begin : cubin.index(0, begin)].decode()
-
-    sections = {text(names, header[0]): header for header in headers}
-    symbols, info = sections[".symtab"], sections[".nv.info"]
-    found = {}
-    at, end = info[4], info[4] + info[5]
-    while at < end:
-        kind, attribute, length = struct.unpack_from("<BBH", cubin, at)
-        if attribute == 0x2F:  # EIATTR_REGCOUNT
-            symbol, number = struct.unpack_from("<II", cubin, at + 4)
-            (name,) = struct.unpack_from("<I", cubin, symbols[4] + 24 * symbol)
-            found[text(symbols[6], name)] = number
-        at += 4 + (length if kind == 4 else 0)
-    return found
-
-
 def describe_kernels() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and the lines of the table of kernels, as they are shipped."""
     targets = cuda.manifest()["targets"]
@@ -171,7 +148,7 @@ def describe_kernels() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     machines = [target for target in targets if target.startswith("sm_")]
     (ptx,) = (images[target] for target in targets if target.startswith("compute_"))
     lines = []
-    for which, pointers in enumerate(("few", "many")):
+    for which, pointers in enumerate(packs.SIZES):
         sizes = re.findall(r"\.entry (\w+)\(\s*\.param .*?\[(\d+)\]", ptx[which].decode())
         of_machines = [registers(images[target][which]) for target in machines]
         lines += [
@@ -203,8 +180,8 @@ def main(folder: str) -> None:
         "checked against float64 first.",
         markdown(CALL_HEADER, calls),
         "## Registers",
-        "Registers of a thread in the machine code that is shipped, for launches of few pointers and of many. None is "
-        "spilled: `make kernels` takes that for an error.",
+        "Registers of a thread in the machine code that is shipped, for launches of few pointers (4 KB of parameters), "
+        "some (1,024) and many (3,840). None is spilled: `make kernels` takes that for an error.",
         markdown(kernel_header, kernels),
     ]
     path = Path(folder) / f"{now:%Y-%m-%d}-cuda-counters.md"
