@@ -181,7 +181,7 @@ def test_a_source_distribution_holds_all_that_a_build_needs(sources: Path, tmp_p
     kernels.mkdir()
     record = {"sources": nvrtc.digest_of(nvrtc.sources(whole / "csrc")), "targets": ["sm_90"]}
     (kernels / "kernels.json").write_text(json.dumps(record))
-    (kernels / "sm_90.tar.xz").write_bytes(packs.pack(b"few", b"many"))
+    (kernels / "sm_90.tar.xz").write_bytes(packs.pack([b"few", b"some", b"many"]))
     done = run("setup.py", "--quiet", "sdist", folder=whole, PYTRACKER_NATIVE="0")
     assert done.returncode == 0, done.stderr
     (archive,) = whole.glob("dist/*.tar.gz")

@@ -369,13 +369,12 @@ class CudaBackend final : public Backend {
 std::unique_ptr<Backend> make(c10::Device device) { return std::make_unique<CudaBackend>(device); }
 
 // Loads kernels into a device, unless it has some.
-void load(int device, const py::bytes& few, const std::optional<py::bytes>& many) {
+void load(int device, const std::vector<std::string>& images) {
   const auto index = static_cast<c10::DeviceIndex>(device);
   const c10::Device where(c10::DeviceType::CUDA, index);
   const c10::DeviceGuard guard(where);
   const OutsideOfCaptures outside;
-  const std::string first = few, second = many ? std::string(*many) : "";
-  const Kernels kernels = load_kernels(device, first.c_str(), second.empty() ? nullptr : second.c_str());
+  const Kernels kernels = load_kernels(device, images);
   try {
     probe(kernels, upload_stream(where));
   } catch (...) {
@@ -400,5 +399,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "The CUDA back end of pytracker; pytracker/core/cuda.py loads it and finds the kernels.";
   m.def("factory", [] { return py::capsule(reinterpret_cast<void*>(&cuda::make), "pytracker.BackendFactory"); });
   m.def("driver_version", &cuda::driver_version, "The newest CUDA that the driver knows, as 13000 for 13.0.");
-  m.def("load_kernels", &cuda::load, py::arg("device"), py::arg("few"), py::arg("many"));
+  m.def("load_kernels", &cuda::load, py::arg("device"), py::arg("images"));
 }

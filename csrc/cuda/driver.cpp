@@ -56,21 +56,21 @@ void check(Result result, const char* doing) {
                            std::to_string(result) + ")");
 }
 
-int32_t Kernels::max_pointers() const { return gradients_many == nullptr ? kFewPointers : kManyPointers; }
+int32_t Kernels::max_pointers() const { return many.gradients == nullptr ? kFewPointers : kManyPointers; }
 
-Kernels load_kernels(int device, const void* few, const void* many) {
+Kernels load_kernels(int device, const std::vector<std::string>& images) {
   ensure_context(device);
   Kernels kernels;
-  Module module = nullptr;
-  check(driver().cuModuleLoadData(&module, few), "loading kernels");
-  kernels.update_meters = function_of(module, "update_meters_kernel");
-  kernels.decide = function_of(module, "decide_kernel");
-  kernels.gradients_few = function_of(module, "gradients_kernel");
-  kernels.scale_few = function_of(module, "scale_kernel");
-  if (many == nullptr) return kernels;
-  check(driver().cuModuleLoadData(&module, many), "loading kernels of large parameters");
-  kernels.gradients_many = function_of(module, "gradients_kernel");
-  kernels.scale_many = function_of(module, "scale_kernel");
+  KernelsOfSize* const sizes[] = {&kernels.few, &kernels.some, &kernels.many};
+  for (size_t i = 0; i < images.size(); ++i) {
+    Module module = nullptr;
+    check(driver().cuModuleLoadData(&module, images[i].c_str()), "loading kernels");
+    sizes[i]->gradients = function_of(module, "gradients_kernel");
+    sizes[i]->scale = function_of(module, "scale_kernel");
+    if (i > 0) continue;  // these two are the same in all
+    kernels.update_meters = function_of(module, "update_meters_kernel");
+    kernels.decide = function_of(module, "decide_kernel");
+  }
   return kernels;
 }
 

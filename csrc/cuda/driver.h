@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 struct CUctx_st;
 struct CUmod_st;
@@ -40,18 +42,22 @@ const Driver& driver();
 // Throws std::runtime_error with the driver's words, and what was being done, where the result is no success.
 void check(Result result, const char* doing);
 
-// The kernels of one device. Those that take many pointers are null where the driver does not know so large parameters.
+// The kernels over gradients, for launches of so many: see kernel_arguments.h.
+struct KernelsOfSize {
+  Function gradients = nullptr, scale = nullptr;
+};
+
+// The kernels of one device. `some` and `many` are null where the driver does not know so large parameters.
 struct Kernels {
   Function update_meters = nullptr, decide = nullptr;
-  Function gradients_few = nullptr, gradients_many = nullptr;
-  Function scale_few = nullptr, scale_many = nullptr;
+  KernelsOfSize few, some, many;
 
   int32_t max_pointers() const;
 };
 
-// Loads kernels from machine code or PTX into a device's primary context, where they stay until the process ends.
-// `many` may be null. Throws std::runtime_error where the driver refuses them.
-Kernels load_kernels(int device, const void* few, const void* many);
+// Loads kernels from machine code or PTX into a device's primary context, where they stay until the process ends:
+// images for few, some and many pointers, or the first alone. Throws std::runtime_error where the driver refuses them.
+Kernels load_kernels(int device, const std::vector<std::string>& images);
 
 // Makes the device's primary context current where the thread has none yet: the driver, unlike the runtime, does not.
 void ensure_context(int device);

@@ -28,9 +28,11 @@ struct Step {
   Scalar scalars[kMaxScalars];
 };
 
-// Parameters cost launch time by their size, so each kernel over gradients comes in two sizes: one whose parameters fit
-// into 4 KB, which is also all that drivers before R530 take, and one with the most that a kernel can have.
+// Parameters cost launch time by their size, so each kernel over gradients comes in three: one whose parameters fit
+// into 4 KB, which is also all that drivers before R530 take, one for most large models, and one with the most that a
+// kernel can have.
 constexpr int kFewPointers = (4096 - sizeof(Step)) / sizeof(void*);
+constexpr int kSomePointers = 1024;
 constexpr int kManyPointers = 3840;
 
 template <int kPointers>

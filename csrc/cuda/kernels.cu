@@ -2,16 +2,12 @@
 // and its code serves every version of torch: `make kernels` compiles it for each architecture, and
 // pytracker/core/nvrtc.py does so at run time where none of these fits.
 //
-// PYTRACKER_POINTERS says how many gradients a launch takes along; a module for each size is loaded by itself, as an
-// old driver refuses all of a module in which one kernel has more than 4 KB of parameters.
+// PYTRACKER_POINTERS says how many gradients a launch takes along (kernel_arguments.h); a module for each size is
+// loaded by itself, as an old driver refuses all of a module in which one kernel has more than 4 KB of parameters.
 #include "decide.cuh"
 #include "gradient_moments.cuh"
 #include "meter_update.cuh"
 #include "scale.cuh"
-
-#if !defined(PYTRACKER_POINTERS)
-#define PYTRACKER_POINTERS pytracker::cuda::kFewPointers
-#endif
 
 namespace pytracker::cuda {
 

@@ -70,9 +70,11 @@ void gradients(const Kernels& kernels, const StepRequest& request, const Table& 
   for (const Launch& part : table.launches) {
     step.work = work_of(table, device_table, part);
     if (part.n_tensors <= kFewPointers)
-      launch_step<kFewPointers>(kernels.gradients_few, step, part, request.gradients, stream);
+      launch_step<kFewPointers>(kernels.few.gradients, step, part, request.gradients, stream);
+    else if (part.n_tensors <= kSomePointers)
+      launch_step<kSomePointers>(kernels.some.gradients, step, part, request.gradients, stream);
     else
-      launch_step<kManyPointers>(kernels.gradients_many, step, part, request.gradients, stream);
+      launch_step<kManyPointers>(kernels.many.gradients, step, part, request.gradients, stream);
   }
 }
 
@@ -81,9 +83,11 @@ void scale(const Kernels& kernels, const Table& table, const void* device_table,
   for (const Launch& part : table.launches) {
     const Work work = work_of(table, device_table, part);
     if (part.n_tensors <= kFewPointers)
-      launch_scale<kFewPointers>(kernels.scale_few, work, part, gradients, factors, stride, stream);
+      launch_scale<kFewPointers>(kernels.few.scale, work, part, gradients, factors, stride, stream);
+    else if (part.n_tensors <= kSomePointers)
+      launch_scale<kSomePointers>(kernels.some.scale, work, part, gradients, factors, stride, stream);
     else
-      launch_scale<kManyPointers>(kernels.scale_many, work, part, gradients, factors, stride, stream);
+      launch_scale<kManyPointers>(kernels.many.scale, work, part, gradients, factors, stride, stream);
   }
 }
 

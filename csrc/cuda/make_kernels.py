@@ -59,7 +59,7 @@ def main() -> None:
     for name, of_compiler in COMPILERS.items():
         compiler = nvrtc.Compiler(install(name))
         for target in of_compiler:
-            packed = packs.pack(*packs.compile_both(compiler, ROOT / "csrc", target))
+            packed = packs.pack(packs.compile_all(compiler, ROOT / "csrc", target))
             (folder / f"{target}.tar.xz").write_bytes(packed)
             total += len(packed)
             print(f"{target}: {len(packed):,} bytes, by {name}")

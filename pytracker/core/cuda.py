@@ -57,8 +57,8 @@ def reason_without_kernels(device: int) -> str:
     failures: list[str] = []
     try:
         large = core.driver_version() >= LARGE_PARAMETERS
-        for name, few, many in candidates(torch.cuda.get_device_capability(device), failures):
-            failure = _load(core, device, few, many if large else None)
+        for name, images in candidates(torch.cuda.get_device_capability(device), failures):
+            failure = _load(core, device, images if large else images[:1])
             if not failure:
                 _used[device] = name
                 return ""
@@ -68,10 +68,10 @@ def reason_without_kernels(device: int) -> str:
     return f"no kernels load ({'; '.join(failures)}). A newer driver, or a torch made for this device, may bring them"
 
 
-def _load(core: ModuleType, device: int, few: bytes, many: bytes | None) -> str:
+def _load(core: ModuleType, device: int, images: list[bytes]) -> str:
     """Load images into a device; return the driver's words where it refuses."""
     try:
-        core.load_kernels(device, few, many)
+        core.load_kernels(device, images)
     except RuntimeError as error:
         return str(error)
     return ""
@@ -82,8 +82,8 @@ def used(device: int) -> str:
     return _used.get(device, "")
 
 
-def candidates(capability: tuple[int, int], failures: list[str]) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield name and images (for few pointers, for many) of what may run on a device, best first.
+def candidates(capability: tuple[int, int], failures: list[str]) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield name and images (see packs.py) of what may run on a device, best first.
 
     Why one could not be had is appended to ``failures``.
     """
@@ -92,7 +92,7 @@ def candidates(capability: tuple[int, int], failures: list[str]) -> Iterator[tup
     shipped = manifest()
     if shipped.get("sources") == digest:
         for target in fitting(capability, shipped["targets"]):
-            yield (f"{target}, as shipped", *packs.unpack((PACKS / f"{target}.tar.xz").read_bytes()))
+            yield f"{target}, as shipped", packs.unpack((PACKS / f"{target}.tar.xz").read_bytes())
     elif shipped:
         failures.append("the shipped kernels are of other sources")
     else:
@@ -120,7 +120,7 @@ def fitting(capability: tuple[int, int], targets: list[str]) -> list[str]:
 
 def compiled(
     capability: tuple[int, int], folder: Path, digest: str, failures: list[str]
-) -> Iterator[tuple[str, bytes, bytes]]:
+) -> Iterator[tuple[str, list[bytes]]]:
     """Yield what NVRTC makes for a device, from the cache where it has been made before."""
     compiler = None
     for path in nvrtc.libraries(Path(torch.__file__).parent):
@@ -140,17 +140,17 @@ def compiled(
     for target in targets:
         kept = cache_folder() / f"{target}-nvrtc{version}-{digest[:16]}.tar.xz"
         try:
-            yield (f"{target}, compiled by NVRTC {version} and kept", *packs.unpack(kept.read_bytes()))
+            yield f"{target}, compiled by NVRTC {version} and kept", packs.unpack(kept.read_bytes())
             continue
         except (OSError, tarfile.TarError, KeyError):
             pass  # not there, or damaged: it is made again
         try:
-            few, many = packs.compile_both(compiler, folder, target)
+            images = packs.compile_all(compiler, folder, target)
         except nvrtc.CompileError as error:
             failures.append(str(error))
             continue
-        keep(kept, packs.pack(few, many))
-        yield f"{target}, compiled by NVRTC {version}", few, many
+        keep(kept, packs.pack(images))
+        yield f"{target}, compiled by NVRTC {version}", images
 
 
 def keep(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from cuda_helpers import SIMULATED
 
-from pytracker.core import cuda, native
+from pytracker.core import cuda, native, packs
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,25 +75,24 @@ def compile_program() -> Path:
     return program
 
 
-def write_images(folder: Path) -> dict[str, str]:
-    """Write the kernels that run here, and return the variables by which program.cpp finds them."""
+def write_images(folder: Path) -> None:
+    """Write the kernels that run here to where program.cpp looks for them."""
     assert cuda.reason_without_kernels(0) == ""
     candidates = cuda.candidates(torch.cuda.get_device_capability(0), [])
-    found = {name.removesuffix(" and kept"): images for name, *images in candidates}  # compiled here, and kept since
-    files = {name: folder / name for name in ("KERNELS_FEW", "KERNELS_MANY")}
-    for file, image in zip(files.values(), found[cuda.used(0).removesuffix(" and kept")], strict=True):
-        file.write_bytes(image)
-    return {name: str(file) for name, file in files.items()}
+    found = {name.removesuffix(" and kept"): images for name, images in candidates}  # compiled here, and kept since
+    for size, image in zip(packs.SIZES, found[cuda.used(0).removesuffix(" and kept")], strict=True):
+        (folder / size).write_bytes(image)
 
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Return a function that runs a scenario of program.cpp and returns its hash of the rows."""
     path = compile_program()
-    images = write_images(tmp_path_factory.mktemp("images"))
+    images = tmp_path_factory.mktemp("images")
+    write_images(images)
 
     def run(scenario: str, *, seeds: int = 1, **environment: object) -> str:
-        variables = os.environ | images | {key: str(value) for key, value in environment.items()}
+        variables = os.environ | {"KERNELS": str(images)} | {key: str(value) for key, value in environment.items()}
         result = subprocess.run([str(path), scenario, str(seeds)], env=variables, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "RACECHECK" not in result.stderr, result.stderr

@@ -25,6 +25,8 @@ from types import ModuleType
 from conftest import ROOT, compile_program
 from cuda_helpers import orders_of_atomics
 
+from pytracker.core import packs
+
 TARGET = "compute_90"
 CHANGES = [  # what is looked for, what takes its place, and what that is called
     (r"__syncthreads\(\);", ";", "without the barrier"),
@@ -88,7 +90,7 @@ class Laboratory:
     """Compiles kernels and runs tests on them."""
 
     def __init__(self, folder: Path) -> None:
-        """Compile the program, and the kernels of many pointers, which the tests load and hardly use."""
+        """Compile the program, and the kernels of more pointers, which the tests load and hardly use."""
         makers = make_kernels()
         self._folder = folder
         name = next(name for name, targets in makers.COMPILERS.items() if TARGET in targets)
@@ -96,15 +98,15 @@ class Laboratory:
         self._sources = folder / "csrc"
         shutil.copytree(ROOT / "csrc", self._sources)
         self._program = compile_program()
-        many = makers.load("packs").MANY
-        (folder / "many").write_bytes(self._compiler.compile(self._sources, TARGET, many))
+        for size, image in zip(packs.SIZES, packs.compile_all(self._compiler, self._sources, TARGET), strict=True):
+            (folder / size).write_bytes(image)
 
     def compile(self, mutant: Mutant | None) -> None:
         """Compile the kernels of few pointers: a mutant's, or None, those as they are."""
         if mutant is not None:
             (self._sources / "cuda" / mutant.file).write_text(mutant.text, encoding="utf-8")
         try:
-            self._ptx = self._compiler.compile(self._sources, TARGET)
+            self._ptx = self._compiler.compile(self._sources, TARGET, packs.flag("few"))
             (self._folder / "few").write_bytes(self._ptx)
         finally:
             if mutant is not None:
@@ -112,9 +114,10 @@ class Laboratory:
 
     def first_failure(self) -> tuple[str, str]:
         """Return the first test that fails, and what it says; nothing where all pass."""
-        images = {"KERNELS_FEW": str(self._folder / "few"), "KERNELS_MANY": str(self._folder / "many")}
         for test, scenario, seeds, environment in TESTS:
-            variables = os.environ | images | {key: str(value) for key, value in environment.items()}
+            variables = (
+                os.environ | {"KERNELS": str(self._folder)} | {key: str(value) for key, value in environment.items()}
+            )
             command = [str(self._program), scenario, str(seeds)]
             result = subprocess.run(command, env=variables, capture_output=True, text=True)
             if result.returncode != 0 or "RACECHECK" in result.stderr:

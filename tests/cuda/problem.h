@@ -14,17 +14,14 @@ namespace pytracker {
 inline int seeds = 1;                          // of the simulator, that must all give the same bits
 inline uint64_t hash = 14695981039346656037u;  // FNV-1a
 
-// The kernels of the image files that the environment names, in the context of device 0. `pointers`: how many a launch
-// may take along.
-inline std::vector<char> image(const char* variable) {
-  std::ifstream file(std::getenv(variable), std::ios::binary);
-  std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  bytes.push_back(0);  // PTX is text
-  return bytes;
+// The kernels of the folder that the environment names, in the context of device 0; `few_only`: as with an old driver.
+inline std::string image(const char* size) {
+  std::ifstream file(std::string(std::getenv("KERNELS")) + "/" + size, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
 }
 inline const cuda::Kernels& kernels(bool few_only = false) {
-  static const cuda::Kernels all = cuda::load_kernels(0, image("KERNELS_FEW").data(), image("KERNELS_MANY").data());
-  static const cuda::Kernels few = cuda::load_kernels(0, image("KERNELS_FEW").data(), nullptr);
+  static const cuda::Kernels all = cuda::load_kernels(0, {image("few"), image("some"), image("many")});
+  static const cuda::Kernels few = cuda::load_kernels(0, {image("few")});
   return few_only ? few : all;
 }
 

@@ -96,13 +96,14 @@ void many() {
   check(std::move(problem));
 }
 
-// A driver that takes no more than 4 KB of parameters gets more launches, and the same bits.
-void few_pointers() {
+// A driver that takes no more than 4 KB of parameters gets more launches, and the same bits. 1,000 are some, 1,100
+// many.
+void same_bits_in_few(int count) {
   std::vector<std::vector<double>> rows;
   for (const bool few : {false, true}) {
     Problem problem;
     problem.few_pointers = few;
-    for (int t = 0; t < 1000; ++t)
+    for (int t = 0; t < count; ++t)
       problem.gradients.push_back(make_gradient(kDtypes[t % 4], t == 500 ? 30000 : t % 70, Values::kNormal, t % 2, t));
     problem.prepare();
     expect(problem.table.launches.size() == (few ? 4 : 1), "1,000 tensors take four launches of few pointers");
@@ -114,6 +115,9 @@ void few_pointers() {
     problem.check_row(rows.back().data());
   }
   expect(rows[0] == rows[1], "other bits with few pointers");
+}
+void few_pointers() {
+  for (const int count : {1000, 1100}) same_bits_in_few(count);
 }
 
 // No tensors, only missing ones, only empty ones.

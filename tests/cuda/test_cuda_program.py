@@ -65,6 +65,6 @@ def test_nothing_is_read_that_was_never_written(program, scenario):
 @pytest.mark.simulated
 def test_every_ticket_acquires_and_releases():
     """That they acquire shows in no run of the simulator, where no block has read before what others write."""
-    images = {name: few for name, few, _ in cuda.candidates(torch.cuda.get_device_capability(0), [])}
+    images = {name: few for name, (few, *_) in cuda.candidates(torch.cuda.get_device_capability(0), [])}
     ptx = next(few for name, few in images.items() if name.startswith("compute_"))
     assert orders_of_atomics(ptx.decode()) == {"acq_rel"}
