@@ -133,17 +133,19 @@ __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
 __device__ __forceinline__ void reduce_gradients(const Step& step, const void* const* gradients) {
   __shared__ Scratch scratch;
   __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
-  __shared__ BlockEntry block_entries[kWarps];
+  __shared__ BlockEntry block;
   __shared__ TensorEntry tensor_entries[kWarps];
   const Work& work = step.work;
   const int32_t b = work.first_block + blockIdx.x;
-  const BlockEntry& block = fetch(&work.blocks[b], block_entries);
+  copy_entry<kThreads>(&work.blocks[b], block, threadIdx.x);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const auto gradient_of = [&](int32_t t) { return gradients[t - work.first_tensor]; };
+  const auto entry_of = [&](int32_t t) -> const TensorEntry& { return fetch(work.tensors, block, t, tensor_entries); };
   const auto partial_of = [&](int32_t block, bool begins) {
     return step.partials + (2 * int64_t{block} + begins) * kColumns;
   };
-  if (lane < kTotals) totals[warp][lane] = 0;  // fetch() below lets the warp wait for it
+  if (lane < kTotals) totals[warp][lane] = 0;
+  __syncthreads();
 
   // First each warp takes every fourth of the short stretches, then the block takes the long ones together.
 #pragma unroll 1
@@ -152,7 +154,7 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
     const Team team{together};
     const int32_t first = block.first_tensor + (together ? 0 : warp);
     for (int32_t t = first; t < block.end_tensor; t += together ? 1 : kWarps) {
-      const TensorEntry& tensor = fetch(&work.tensors[t], tensor_entries);
+      const TensorEntry& tensor = entry_of(t);
       const Stretch stretch = stretch_of(tensor, work.share, b);
       if ((stretch.vectors > kWarpVectors) != together) continue;
       const void* gradient = gradient_of(t);
@@ -187,7 +189,7 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
   }
   // The first and the last tensor of the block may lie in others too.
   for (int32_t t = block.first_tensor; t < block.end_tensor; t += max(block.end_tensor - 1 - block.first_tensor, 1)) {
-    const TensorEntry& tensor = fetch(&work.tensors[t], tensor_entries);
+    const TensorEntry& tensor = entry_of(t);
     if (tensor.n_blocks == 1) continue;
     double* total = step.totals + tensor.total * kTotals;
     if (gradient_of(t) == nullptr) {

@@ -73,7 +73,7 @@ __device__ __forceinline__ void scale_gradients(const Work& work, const double* 
                                                 void* const* gradients) {
   if (stride == 0 && *factors == 1) return;
   const int32_t b = work.first_block + blockIdx.x;
-  const BlockEntry block = work.blocks[b];
+  const BlockEntry& block = work.blocks[b];
   for (int32_t t = block.first_tensor; t < block.end_tensor; ++t) {
     const TensorEntry& tensor = work.tensors[t];
     const Stretch stretch = stretch_of(tensor, work.share, b);

@@ -5,18 +5,25 @@
 
 namespace pytracker::cuda {
 
-// An entry of a table in shared memory, brought there by one load of the whole warp: if each thread read each field for
-// itself, the tables of a block would be as many bytes as a tenth of its share.
-template <typename Entry>
-__device__ __forceinline__ const Entry& fetch(const Entry* entry, Entry (&of_warps)[kWarps]) {
+// Copies an entry of a table to shared memory by one load of `kCount` threads, of which this is number `thread`: if
+// each read each field for itself, the tables of a block would be as many bytes as a tenth of its share.
+template <int kCount, typename Entry>
+__device__ __forceinline__ void copy_entry(const Entry* from, Entry& to, int thread) {
   constexpr int kWords = sizeof(Entry) / sizeof(uint32_t);
-  static_assert(kWords <= kWarp);
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  static_assert(kWords <= kCount);
+  if (thread < kWords) reinterpret_cast<uint32_t*>(&to)[thread] = reinterpret_cast<const uint32_t*>(from)[thread];
+}
+
+// Tensor t, of a block: among what came with the block's entry, or brought by the warp, to a place of its own.
+__device__ __forceinline__ const TensorEntry& fetch(const TensorEntry* tensors, const BlockEntry& block, int32_t t,
+                                                    TensorEntry (&of_warps)[kWarps]) {
+  const int32_t place = t - block.first_tensor;
+  if (place < kWarps) return block.first[place];
+  TensorEntry& own = of_warps[threadIdx.x / kWarp];
   __syncwarp();  // the entry before this one may still be read
-  if (lane < kWords)
-    reinterpret_cast<uint32_t*>(&of_warps[warp])[lane] = reinterpret_cast<const uint32_t*>(entry)[lane];
+  copy_entry<kWarp>(&tensors[t], own, threadIdx.x % kWarp);
   __syncwarp();
-  return of_warps[warp];
+  return own;
 }
 
 // The elements of a tensor that lie in a block's share. 32 bits are enough for these: a share is 120 KB.

@@ -39,7 +39,7 @@ std::vector<TensorEntry> line_up(const Layouts& layouts, int64_t* length) {
 // each tensor that lies in several blocks and one for each block that has whole tensors. So the block that finishes the
 // row reads as few as there are, in an order that depends on nothing.
 std::vector<BlockEntry> deal(std::vector<TensorEntry>& tensors, Table& table) {
-  std::vector<BlockEntry> blocks(table.n_blocks, BlockEntry{0, 0, -1});
+  std::vector<BlockEntry> blocks(table.n_blocks, BlockEntry{0, 0, -1, 0, {}});
   blocks[0].total = table.n_totals++;  // even with no tensors there is a row to finish
   for (int32_t t = 0; t < static_cast<int32_t>(tensors.size()); ++t) {
     TensorEntry& tensor = tensors[t];
@@ -54,6 +54,9 @@ std::vector<BlockEntry> deal(std::vector<TensorEntry>& tensors, Table& table) {
     BlockEntry& home = blocks[tensor.first_block];
     if (tensor.n_blocks == 1 && home.total < 0) home.total = table.n_totals++;
   }
+  for (BlockEntry& block : blocks)
+    std::copy(tensors.begin() + block.first_tensor,
+              tensors.begin() + std::min(block.end_tensor, block.first_tensor + kWarps), block.first);
   return blocks;
 }
 

@@ -43,6 +43,8 @@ struct TensorEntry {
 struct BlockEntry {
   int32_t first_tensor, end_tensor;
   int32_t total;  // where the rows of the tensors that lie in this block alone are merged; -1: there are none
+  int32_t unused;
+  TensorEntry first[kWarps];  // of its first tensors, so that one load brings all that most blocks need to know
 };
 
 // A launch covers some blocks, and carries the pointers of the tensors in their shares.
