@@ -118,6 +118,18 @@ print(command.build_number, command.wheel_dist_name)
     assert run("-c", code, folder=ROOT, PYTRACKER_NATIVE="0").stdout.split()[0] == "0without_core"
 
 
+def test_what_is_installed_holds_every_module_its_data_and_the_kernels_sources(sources: Path, tmp_path: Path) -> None:
+    done = run("setup.py", "--quiet", "build", "--build-lib", str(tmp_path), folder=sources, PYTRACKER_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    files = (path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    held = {str(path) for path in files if "__pycache__" not in path.parts}
+    package = (path.relative_to(sources) for path in (sources / "pytracker").rglob("*") if path.is_file())
+    needed = {str(path) for path in package if path.suffix in {".py", ".css", ".html", ".js", ".typed"}}
+    assert needed <= held
+    assert {f"pytracker/core/kernels/csrc/{name}" for name in nvrtc.sources(sources / "csrc")} <= held
+    assert not any(name.endswith((".cpp", ".so")) or name.startswith("tests") for name in held)
+
+
 # A stand-in for torch in the build: what is there is found, by its version.
 PRETEND = (
     "import sys, types; m = types.ModuleType('torch'); m.__version__ = '2.4.0'; m.__spec__ = types.SimpleNamespace(); "
