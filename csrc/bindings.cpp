@@ -258,6 +258,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           [](Plan& plan, double max_norm, double order) { return plan.reduce_and_clip(max_norm, order_of(order)); },
           py::arg("max_norm"), py::arg("order") = 2.0)
       .def("gather", &Plan::gather)
+      .def("any_is_double", &Plan::any_is_double)
       .def("scale", &Plan::scale, py::arg("factors"))
       .def("select", &Plan::select, py::arg("parameters"))
       .def(

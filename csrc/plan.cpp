@@ -352,6 +352,11 @@ std::vector<at::Tensor> Plan::sources() const {
   return tensors;
 }
 
+bool Plan::any_is_double() const {
+  const auto is_double = [](const Slot& slot) { return slot.dtype == at::kDouble || slot.dtype == at::kComplexDouble; };
+  return std::any_of(slots_.begin(), slots_.end(), is_double);
+}
+
 const at::Tensor& Plan::elements() {
   if (!elements_.defined()) {
     // Not by the dispatcher, which may be within a transform that would wrap it.

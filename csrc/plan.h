@@ -88,6 +88,9 @@ class Plan {
   bool has_pieces() const { return has_pieces_; }
   // The gathered tensors themselves.
   std::vector<at::Tensor> sources() const;
+  // Whether there is one of float64 or complex128 among the gradients as they were last found.
+  bool any_is_double() const;
+
   // The elements of each gradient as it was last found, float64 [T] on the host: another tensor where one has changed.
   const at::Tensor& elements();
 

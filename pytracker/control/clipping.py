@@ -85,16 +85,16 @@ def _clip(
             "a FullyShardedDataParallel is clipped by its own method, model.clip_grad_norm_(max_norm, norm_type); "
             "gradient_stats(model) and a Tracker measure it"
         )
-    gradients = [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
-    if not gradients:
+    if all(parameter.grad is None for parameter in plan.parameters):
         return torch.tensor(0.0, device=plan.devices[0])
     if norm_type != 2.0 and not math.isinf(norm_type):
         return _clip_by_torch(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)
     exact, short, factor = _reduced(known, max_norm, abs(norm_type))
-    norm = exact if norm_dtype(gradients) == torch.float64 else short
+    norm = exact if plan.any_is_double() else short
     if error_if_nonfinite and not torch.isfinite(norm):
+        count = sum(parameter.grad is not None for parameter in plan.parameters)
         raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients of {len(gradients)} parameters is "
+            f"The total norm of order {norm_type} for gradients of {count} parameters is "
             f"{exact:g}, returned in {norm.dtype}: it is not finite, so they cannot be clipped. "
             "gradient_stats(...).nonfinite_names() says which are not"
         )
@@ -111,12 +111,6 @@ def _reduced(known: PlannedParameters, max_norm: float, order: float) -> Sequenc
         return known.plan.reduce_and_clip(max_norm, order)
     norm = total.norm(known.plan.reduce(), order)[0]
     return norm, norm.float(), (max_norm / (norm + 1e-6)).clamp(max=1.0)
-
-
-def norm_dtype(gradients: list[Tensor]) -> torch.dtype:
-    """Return the real dtype that the gradients' are promoted to, and float32 at least."""
-    wide = any(gradient.dtype in (torch.float64, torch.complex128) for gradient in gradients)
-    return torch.float64 if wide else torch.float32
 
 
 def _clip_by_torch(
@@ -159,7 +153,8 @@ def _clip_in_graph(
     with torch.no_grad():
         norm: Tensor = torch.ops.pytracker.gradient_moments(gradients)[SUM_SQ].sqrt()
         torch.ops.pytracker.scale_gradients_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-        return norm.to(norm_dtype(gradients))
+        wide = any(gradient.dtype in (torch.float64, torch.complex128) for gradient in gradients)
+        return norm.to(torch.float64 if wide else torch.float32)
 
 
 def _tensors_of(target: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..columns import COLUMNS, SUM_SQ, TOTALS
 from ..core import DeviceLog, LocalParameter, make_plan, native, root
 from ..errors import InvalidValueError, LayoutError
-from .clipping import norm_by_torch, norm_dtype
+from .clipping import norm_by_torch
 from .loss_scale import LossScale
 from .optimizers import FusedOptimizer, reason_against
 from .rules import AGC, ClipRule, MaxNorm, clip_rule
@@ -119,7 +119,7 @@ class Steering:
             factor, skipped = float(self._outcome[1]), not math.isfinite(self._outcome[0])
             results = {"clip_factor": factor, "step_skipped": float(skipped)}
             record(results if self._takes_factor(asked.rule) else {"clip_factor": factor})
-        return self._outcome[0].to(norm_dtype(self._source.present()))
+        return self._outcome[0].to(torch.float64 if self._plan.any_is_double() else torch.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rule in use remembers. Waits for the device."""

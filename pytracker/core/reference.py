@@ -333,6 +333,10 @@ class Plan:
         norm = norm_of(self.reduce()[0], order)
         return norm, norm.float(), factor_of(norm, max_norm)
 
+    def any_is_double(self) -> bool:
+        """Tell whether one of the gathered gradients is of float64 or complex128."""
+        return any(tensor is not None and tensor.dtype in (torch.float64, torch.complex128) for tensor in self._gathered)
+
     def scale(self, factors: Tensor) -> None:
         """Multiply the gathered gradients by a factor, or each by its own, in place."""
         if factors.numel() == 1 and factors.is_cpu and factors == 1:
