@@ -335,7 +335,9 @@ class Plan:
 
     def any_is_double(self) -> bool:
         """Tell whether one of the gathered gradients is of float64 or complex128."""
-        return any(tensor is not None and tensor.dtype in (torch.float64, torch.complex128) for tensor in self._gathered)
+        return any(
+            tensor is not None and tensor.dtype in (torch.float64, torch.complex128) for tensor in self._gathered
+        )
 
     def scale(self, factors: Tensor) -> None:
         """Multiply the gathered gradients by a factor, or each by its own, in place."""
