@@ -1,10 +1,9 @@
 """Intervals that are the same on every rank, as long as the steps are fast or slow.
 
 Ranks merge rows of the same steps, and none may wait for another on a step. So how many steps an interval has is known
-before it begins, or told while it is under way: as each one is cut, the first rank tells the others, by a broadcast of
-one number, how many the next has. It goes by its own clock: as many steps as take ``seconds``, ``every`` at most, and at
-most twice as many as the last, since a few fast steps say little. A rank that hears of it late cuts late, and at the same
-step.
+before it begins, or told while it is under way: as each is cut, the first rank tells the others, by a broadcast of one
+number, how many the next has. It goes by its own clock: as many as take ``seconds``, ``every`` at most, and at most twice
+as many as the last, since a few fast steps say little. A rank that hears of it late cuts late, and at the same step.
 """
 
 from __future__ import annotations
