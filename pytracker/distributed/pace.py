@@ -2,8 +2,8 @@
 
 Ranks merge rows of the same steps, and none may wait for another on a step. So how many steps an interval has is known
 before it begins, or told while it is under way: as each is cut, the first rank tells the others, by a broadcast of one
-number, how many the next has. It goes by its own clock: as many as take ``seconds``, ``every`` at most, and at most twice
-as many as the last, since a few fast steps say little. A rank that hears of it late cuts late, and at the same step.
+number, how many the next has: at most as many as take ``seconds`` by its clock, at most ``every``, and at most twice as
+many as the last, since a few fast steps say little. A rank that hears of it late cuts late, and at the same step.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ class Intervals:
             return
         now = monotonic()
         lasted, self._cut_at = now - self._cut_at, now
-        most = min(2 * steps, self._every)
-        fitting = most if lasted * most <= self._seconds * steps else self._seconds * steps / lasted
-        message = torch.tensor(max(1, int(fitting)) if self._is_first else 0, dtype=torch.int64, device="cpu")
+        fitting = min(2 * steps, self._every, int(self._seconds * steps / max(lasted, 1e-9)))
+        message = torch.tensor(max(1, fitting) if self._is_first else 0, dtype=torch.int64, device="cpu")
         self._told = message, self._levels.announce(message)
 
     def abandon(self) -> list[Rows]:
