@@ -236,8 +236,8 @@ def loss_diverged(
 
     Levels are medians of at most 64 stretches. Said where the last third of them since the lowest is above the lowest
     by ``lost`` of what had been gained, and by 6 deviations of a level, has been for ``stays`` of the training and
-    ``points`` losses, and does not fall again; or is ``above`` times the initial loss. Or the last losses are all NaN
-    or Inf. It is taken back where the loss comes down again. A loss that is not meant to fall is not judged; one that
+    ``points`` losses, and does not fall again; or is ``above`` times the initial loss. Or no level but the first is less
+    than twice ``above`` times the initial loss, and they do not fall. Or the last losses are all NaN or Inf. It is taken back where the loss comes down again. A loss that is not meant to fall is not judged; one that
     rises from the beginning although steps are short may have targets that move, and is information.
 
     Args:
@@ -255,7 +255,8 @@ def loss_diverged(
     if gone is not None:
         yield _lost_for_good(view, gone)
         return
-    rise = _measure_rise(view, lost, above, stays, points if view.unit != "epoch" else max(3, points // 4))
+    enough = points if view.unit != "epoch" else max(3, points // 4)
+    rise = _measure_rise(view, lost, above, stays, enough) or _jump(view, 2.0 * above, enough)
     if rise is None:
         if view.previous is not None and view.learns:
             view.withdraw(f"the loss came down to {view.course.now:.4g} by {view.unit} {view.loss.steps[-1]}")
@@ -275,8 +276,8 @@ def loss_diverged(
             else "the training diverged: the learning rate is too high, or one step went too far"
         ),
         action=(
-            f"go back to a checkpoint before {view.unit} {rise.first}, lower the learning rate{lr_now(view)} 3- to "
-            "10-fold, warm it up, clip gradients"
+            ("begin again" if rise.begin < 2 else f"go back to a checkpoint before {view.unit} {rise.first}")
+            + f", lower the learning rate{lr_now(view)} 3- to 10-fold, warm it up, clip gradients"
         ),
         numbers=finite_only(lowest=rise.lowest, now=rise.now, start=rise.start, lost=rise.lost),
     )
@@ -330,6 +331,22 @@ def _measure_rise(view: View, lost: float, above: float, stays: float, points: i
     if slope.high < 0:  # it comes down again
         return None
     return _Rise(begin, int(steps[begin]), course.lowest, int(steps[place]), now, share, start)
+
+
+def _jump(view: View, above: float, points: int) -> _Rise | None:
+    """Return how the loss left where it began in its first steps, never to come back; None where it did not.
+
+    However it swings up there: a level that is nowhere near the first losses needs no standard error.
+    """
+    course = view.course
+    levels, start = course.levels, course.start
+    if view.signed or len(levels) < 6 or len(view.loss) < points or not levels[1:].min() >= above * start > 0:
+        return None
+    if theil_sen(course.steps[1:], levels[1:]).high < 0:  # it comes down again
+        return None
+    steps, values = view.loss.steps, view.loss.values
+    first = int(steps[np.argmax(values >= above * start)])
+    return _Rise(1, first, start, int(steps[0]), course.now, float("inf"), start)
 
 
 def _is_worse(view: View, course: Course, now: float, share: float, lost: float, above: float) -> bool:

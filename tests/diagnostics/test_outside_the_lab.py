@@ -57,6 +57,18 @@ def test_a_divergence_that_stays_is_told_and_a_curriculum_is_not():
     assert alarms(History(loss=harder)) == {}
 
 
+def test_a_loss_that_leaves_where_it_began_at_once_has_diverged_however_it_swings_up_there():
+    # As of a network of 64 ReLUs on digits, SGD with a learning rate of 20.
+    swinging = np.exp(np.random.default_rng(3).normal(np.log(25), 0.5, size=296))
+    jumped = [2.33, 12.31, 501.08, 64.36, *swinging]
+    found = diagnose(History(loss=jumped))
+    assert [(each.rule, each.severity) for each in found if each.rank] == [("loss_diverged", "critical")]
+    assert "rose from 2.33 at step 0" in found[0].evidence
+    assert found[0].action.startswith("begin again")
+    coming_back = [2.33, 12.31, *(12 * np.exp(-np.arange(298) / 200) * np.exp(RANDOM.normal(0, 0.1, size=298)))]
+    assert "loss_diverged" not in alarms(History(loss=coming_back))
+
+
 def test_a_blow_up_behind_a_huge_first_value_is_seen():
     loss = [36000, 1.07, 1, 0.95, 3.1, 850, 1.2, 0.92, *(0.9 + 0.02 * RANDOM.normal(size=60))]
     finding = alarms(History(loss=loss))["loss_oscillating"]
