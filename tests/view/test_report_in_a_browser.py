@@ -277,6 +277,17 @@ def test_a_loss_that_falls_steeply_in_every_run_is_logarithmic_from_the_start(br
     assert page.run("return cards.get('chart-Metrics/loss').chart.layout.yaxis.type") == "log"
 
 
+def test_learning_rates_far_apart_are_logarithmic_from_the_start_and_a_schedule_is_not(browser, tmp_path):
+    for name, peak in (("small", 1e-3), ("large", 20.0)):
+        with Run(tmp_path, name=name) as run:
+            for step in range(50):
+                run.log(step, loss=1 / (step + 1), lr=peak * (1 - step / 50))
+    kind = "return cards.get('chart-lr').chart.layout.yaxis.type"
+    both = opened(browser, [tmp_path / "small", tmp_path / "large"], tmp_path)
+    assert both.run(kind) == "log"
+    assert opened(browser, [tmp_path / "small"], tmp_path).run(kind) != "log"
+
+
 def test_a_finding_marks_its_own_run_and_metric_alone(uneven, browser, tmp_path):
     page = opened(browser, uneven, tmp_path)
     marked = page.run("""return [...cards.values()].flatMap((card) => (card.chart.data || [])

@@ -188,10 +188,15 @@ function rangeOf(lines, whole) {
 }
 
 // A chart starts logarithmic where it shows norms, or where its values are positive and span powers of ten: in the run
-// in the middle, or in most runs at single moments (the first steps of a loss that falls steeply).
+// in the middle, or in most runs at single moments (the first steps of a loss that falls steeply). Learning rates where
+// those of the runs are far apart: a schedule's own fall is read on an even axis.
 function asksForLog(chart, lines) {
   const usual = usualOf(lines);
-  if (!usual || chart.id === "lr" || lines.some(({ line }) => line.low <= 0)) return false;
+  if (!usual || lines.some(({ line }) => line.low <= 0)) return false;
+  if (chart.id === "lr") {
+    const peaks = lines.map(({ line }) => line.high);
+    return Math.max(...peaks) > FAR * Math.min(...peaks);
+  }
   if (chart.id === "grad_norm") return true;
   const far = new Set(lines.filter(({ line }) => line.high > FAR * usual.top).map(({ run }) => run.id));
   const steep = far.size > usual.runs.length / 2 || usual.top / usual.bottom > 1000;
