@@ -36,7 +36,7 @@ from ..runfile import (
 )
 from .pending import Batch
 
-CLOCK_SECONDS: Final = 0.1  # a clock row at most this often
+CLOCK_SECONDS: Final = 0.1  # a clock row at most this often, and for the last value of a batch
 
 _BATCH_SQL: Final = (
     "INSERT INTO batches (series, first_step, last_step, count, points, checksum) VALUES (?, ?, ?, ?, ?, ?)"
@@ -305,7 +305,7 @@ class RunFile:
     def _clock_rows(self, batch: Batch) -> tuple[list[tuple[int, float]], float]:
         rows, following = [], self._next_clock
         for entry in batch.points:
-            if entry.seconds >= following:
+            if entry.seconds >= following or entry is batch.points[-1]:
                 rows.append((entry.steps if isinstance(entry.steps, int) else int(entry.steps[-1]), entry.seconds))
                 following = entry.seconds + CLOCK_SECONDS
         return rows, following

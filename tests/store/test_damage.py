@@ -234,10 +234,10 @@ def test_a_row_of_more_than_a_reader_takes_is_refused_without_a_look_at_its_page
 
 def test_a_resume_heals_nothing(file):
     change(file, "DELETE FROM clock WHERE step = 20")
-    assert check_run(file) == ["clock: it should have 2 rows, and has 1"]
+    assert check_run(file) == ["clock: it should have 3 rows, and has 2"]
     with Run(file.parent.parent, name="one", resume=True) as run:
         run.log(30, loss=1.0)
-    assert check_run(file) == ["clock: it should have 3 rows, and has 2"]
+    assert check_run(file) == ["clock: it should have 4 rows, and has 3"]
 
 
 def test_a_file_of_a_version_that_kept_no_totals_gets_them_when_it_is_resumed(file):

@@ -350,6 +350,14 @@ def test_the_clock_tells_when_a_step_was_logged(tmp_path):
     assert load_run(run.path).seconds == seconds[-1]
 
 
+def test_a_run_is_as_long_as_until_its_last_value(tmp_path):
+    with Run(tmp_path) as run:
+        for step in range(100):
+            run.log(step, loss=1.0)
+    steps, _ = load_run(run.path).clock()
+    assert (steps[0], steps[-1]) == (0, 99)
+
+
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "runs.md"
 
 
