@@ -368,7 +368,8 @@ def loss_oscillating(
     is nearly gone is no trouble. Residuals alone can't tell small batches from long steps: where the update ratio is
     known, long steps have a lower threshold and the level is at most the initial loss, and short ones are worth a piece
     of information only, as are swings below where the loss began where it isn't known. A loss that rises
-    ``blow_up``-fold within the first 20, or within the 5 before it is NaN or Inf, counts as well.
+    ``blow_up``-fold within the first 20, or within the 5 before it is NaN or Inf, counts as well. It is taken back where
+    the loss has come to rest at less than half of the level that it swung around.
 
     Args:
         view: what to judge.
@@ -401,9 +402,14 @@ def loss_oscillating(
     relative = MAD_TO_SIGMA * medians(residual[picked]) / local
     wild = np.flatnonzero(relative >= (sure if ratio > long else threshold))
     if not len(wild):
+        if view.previous is not None and _is_over(view, view.previous.numbers.get("level", 0.0)):
+            view.withdraw(f"the loss fell to {view.course.now:.4g} by {view.unit} {view.loss.steps[-1]} all the same")
         return
     worst = int(wild[np.argmax(relative[wild])])
     inside = values[picked[worst]]
+    level_then = median(inside)
+    if wild[-1] < len(starts) - 2 and _is_over(view, level_then):
+        return
     high = bool((inside > start).mean() >= 0.1)
     calm = noisy or (np.isnan(ratio) and not high)
     varies = 100 * float(relative[worst])
@@ -425,8 +431,13 @@ def loss_oscillating(
             if calm
             else f"lower the learning rate{lr_now(view)} 3- to 10-fold, warm it up, or use larger batches"
         ),
-        numbers=finite_only(relative=relative[worst], start=start, update_ratio=ratio),
+        numbers=finite_only(relative=relative[worst], start=start, update_ratio=ratio, level=level_then),
     )
+
+
+def _is_over(view: View, level: float) -> bool:
+    """Tell whether a loss that swung around a level has fallen to less than half of it since, and rests there."""
+    return bool(view.course.now < 0.5 * level and view.course.deviation < 0.5 * level)
 
 
 def _blows_up(view: View, start: float, rise: float, noisy: bool) -> Iterator[Finding]:

@@ -7,9 +7,22 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..evidence import MAD_TO_SIGMA, Finding, Float64Array, View, finite_median, finite_only, log10, median, rule
+from ..evidence import (
+    MAD_TO_SIGMA,
+    Finding,
+    Float64Array,
+    View,
+    finite_median,
+    finite_only,
+    log10,
+    median,
+    rule,
+    running_median,
+)
 
 _CHUNK = 25  # losses judged against the same context
+_MEMORY = 200  # losses before it of which none is half as far above the others
+_EDGE = 12  # losses on each side that tell the level of one among them
 _FOLLOW = 5  # losses after it that say whether it was a single one
 _MOST = float(np.finfo(np.float64).max)
 
@@ -25,7 +38,8 @@ def loss_spike(
     knows; a loss far from zero varies little, which the loss itself knows. The spread is no less than what the digits
     of a rounded log can tell apart. It must rise by ``rise`` of the median, and by ``share`` of the initial loss, and
     three times as far above the median as 95 % of those before it. One that stands alone (the loss before it is low,
-    and the next 5 come down) is a spike; a level that stays is a step up, which is information.
+    and the next 5 come down) is a spike; a level that stays is a step up, which is information, as is a spike of a signed
+    loss: a log-likelihood has no bound, and one sample that was told with confidence and is not so can be any height.
 
     Args:
         view: what to judge.
@@ -42,18 +56,25 @@ def loss_spike(
         return
     # What was too fresh to be told from a step up at the last look is judged now.
     done = max(30, view.loss.index(view.since) - _FOLLOW)
-    first = max(0, done - window - _CHUNK)
+    first = max(0, done - 2 * _MEMORY)
     values, steps = view.loss.values[first:], view.loss.steps[first:]
-    hits, scores, levels = _far_above(view, values, np.arange(done - first, len(values) - _FOLLOW, _CHUNK), z, window)
+    again = max(30, done - _MEMORY)  # from here on: what was told already is no noise that another one must exceed
+    hits, scores, levels = _far_above(view, values, np.arange(again - first, len(values) - _FOLLOW, _CHUNK), z, window)
     rises = values[hits] - levels
     high = (rises >= rise * np.abs(levels)) & (rises >= share * _scale(view))
     spikes: list[tuple[float, int]] = []
+    told: list[int] = []
     shift = None
     for place, score, level in zip(hits[high].tolist(), scores[high].tolist(), levels[high].tolist(), strict=True):
-        if not _above_the_tail(values[max(0, place - window) : place], float(values[place]), level):
+        rise_here = float(values[place]) - level
+        if not _above_the_tail(values[max(0, place - window) : place], level, rise_here):
+            continue
+        if not _is_new(values, place, rise_here, [*told, *(index for _, index in spikes)]):
             continue
         near = level + 0.3 * (float(values[place]) - level)
-        if median(values[place + 1 : place + 1 + _FOLLOW]) > near:
+        if place < done - first:
+            told.append(place)
+        elif median(values[place + 1 : place + 1 + _FOLLOW]) > near:
             shift = shift or (place, level)
         elif not values[place - 1] > near:
             spikes.append((score, place))
@@ -128,14 +149,28 @@ def _resolution(before: Float64Array) -> Float64Array:
     return np.asarray(np.fmax((high - low) / 2.56, np.where(equal & np.isfinite(smallest), smallest, 0.0)))
 
 
-def _above_the_tail(before: Float64Array, value: float, level: float) -> bool:
+def _is_new(values: Float64Array, place: int, height: float, spikes: list[int]) -> bool:
+    """Tell whether none of the ``_MEMORY`` losses before it, other spikes left out, was half as far above its level.
+
+    Noise of a heavy tail, as of dropout of most units, passes for a spike every so often.
+    """
+    begin = max(0, place - _MEMORY)
+    before = values[begin:place]
+    above = before - running_median(before, 2 * _EDGE + 1)
+    above[:_EDGE] = np.nan  # which are compared with later ones only, and may fall steeply
+    above[[index - begin for index in spikes if index >= begin]] = np.nan
+    finite = above[np.isfinite(above)]
+    return not len(finite) or bool(height >= 2.0 * finite.max())
+
+
+def _above_the_tail(before: Float64Array, level: float, height: float) -> bool:
     """Tell whether a value is three times as far above the level as 95 % of those before it."""
     finite = before[np.isfinite(before)]
     if not len(finite):
         return False
     place = int(0.95 * (len(finite) - 1))
     tail = float(np.partition(finite, place)[place])
-    return value - level >= 3.0 * (tail - level)
+    return height >= 3.0 * (tail - level)
 
 
 def _spiked(
@@ -150,7 +185,7 @@ def _spiked(
         highest, at, value, usual = old["z"], int(old["step"]), old["loss"], old["usual"]
     where = [index for _, index in spikes]
     return view.finding(
-        "warning",
+        "info" if view.signed else "warning",  # of a likelihood no value is out of the ordinary by its height
         f"{count} loss{'es' if count > 1 else ''} far above the {window} before: at {view.unit} {at} it was "
         f"{value:.4g} against a median of {usual:.4g} (robust z = {min(highest, 9999.0):.1f})",
         first_step=int(steps[min(where)]),
