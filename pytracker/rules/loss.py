@@ -411,7 +411,8 @@ def loss_oscillating(
     if wild[-1] < len(starts) - 2 and _is_over(view, level_then):
         return
     high = bool((inside > start).mean() >= 0.1)
-    calm = noisy or (np.isnan(ratio) and not high)
+    learning = view.learns and relative[worst] < threshold
+    calm = noisy or (not high and (learning or np.isnan(ratio)))
     varies = 100 * float(relative[worst])
     share = f" by {varies:.0f} % of its level" if np.isfinite(varies) else ""
     yield view.finding(
