@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import by_name, flag, number_of_samples, whole_number, wrong_value
+from ._checks import by_name, flag, items, number_of_samples, text, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
 from .control import CLIP_SERIES, ClipRule, GradientSource, LossScale, Steering
@@ -414,7 +414,8 @@ class Tracker(Closing):
                 with contextlib.suppress(StoreError):  # the run warns of it, and tries again
                     self._run.flush()
             clip = self._steering.state_dict()
-            return {"steps": self._steps, "epochs": self._epochs, **({"clip": clip} if clip else {})}
+            counts = {"steps": self._steps, "epochs": self._epochs, "scalars": self._log.names}
+            return {**counts, **({"clip": clip} if clip else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: what has been recorded after it is taken out of the run. Waits for the disk.
@@ -425,12 +426,17 @@ class Tracker(Closing):
         if not isinstance(state, Mapping) or not {"steps", "epochs"} <= set(state):
             raise wrong_value("state", state, "what Tracker.state_dict() returned")
         steps, epochs = (whole_number(f"state[{name!r}]", state[name]) for name in ("steps", "epochs"))
+        scalars = [
+            text("a name of state['scalars']", name)
+            for name in items("state['scalars']", state.get("scalars", []), "names")
+        ]
         with self._lock:
             self.flush()
             if self.history.last_step >= steps:
                 self._run.truncate(steps)
             self._sinks.truncate(steps)
             self._steps, self._epochs = steps, epochs
+            self._late.leave_to_steps(scalars)
             self._delivery.restart(steps)
             self._steering.load_state_dict(state.get("clip", {}))
 

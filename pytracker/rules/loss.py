@@ -236,9 +236,10 @@ def loss_diverged(
 
     Levels are medians of at most 64 stretches. Said where the last third of them since the lowest is above the lowest
     by ``lost`` of what had been gained, and by 6 deviations of a level, has been for ``stays`` of the training and
-    ``points`` losses, and does not fall again; or is ``above`` times the initial loss. Or no level but the first is less
-    than twice ``above`` times the initial loss, and they do not fall. Or the last losses are all NaN or Inf. It is taken back where the loss comes down again. A loss that is not meant to fall is not judged; one that
-    rises from the beginning although steps are short may have targets that move, and is information.
+    ``points`` losses, and does not fall again; or is ``above`` times the initial loss. Or no level but the first is
+    less than twice ``above`` times the initial loss, and they do not fall. Or the last losses are all NaN or Inf. It
+    is taken back where the loss comes down again. A loss that is not meant to fall is not judged; one that rises from
+    the beginning although steps are short may have targets that move, and is information.
 
     Args:
         view: what to judge.
@@ -366,10 +367,10 @@ def loss_oscillating(
     In windows of ``window`` losses: residuals from the running median over 15 of them; 1.4826 times their median
     absolute value, divided by the local level. The level is at least 0.3 times the initial loss: noise of a loss that
     is nearly gone is no trouble. Residuals alone can't tell small batches from long steps: where the update ratio is
-    known, long steps have a lower threshold and the level is at most the initial loss, and short ones are worth a piece
-    of information only, as are swings below where the loss began where it isn't known. A loss that rises
-    ``blow_up``-fold within the first 20, or within the 5 before it is NaN or Inf, counts as well. It is taken back where
-    the loss has come to rest at less than half of the level that it swung around.
+    known, long steps have a lower threshold and the level is at most the initial loss, and short ones are worth a
+    piece of information only, as are swings below where the loss began where it isn't known, or while the loss falls.
+    A loss that rises ``blow_up``-fold within the first 20, or within the 5 before it is NaN or Inf, counts as well. It
+    is taken back where the loss has come to rest at less than half of the level that it swung around.
 
     Args:
         view: what to judge.

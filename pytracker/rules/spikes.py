@@ -37,9 +37,10 @@ def loss_spike(
     and of its logarithm: the smaller one counts. A loss near zero varies by factors all the time, which the logarithm
     knows; a loss far from zero varies little, which the loss itself knows. The spread is no less than what the digits
     of a rounded log can tell apart. It must rise by ``rise`` of the median, and by ``share`` of the initial loss, and
-    three times as far above the median as 95 % of those before it. One that stands alone (the loss before it is low,
-    and the next 5 come down) is a spike; a level that stays is a step up, which is information, as is a spike of a signed
-    loss: a log-likelihood has no bound, and one sample that was told with confidence and is not so can be any height.
+    three times as far above the median as 95 % of those before it, and twice as far as any of the 200 before it was
+    above its own level, other spikes left out. One that stands alone (the loss before it is low, and the next 5 come
+    down) is a spike; a level that stays is a step up, which is information, as is a spike of a signed loss: a
+    log-likelihood has no bound, and one sample that was told with confidence and is not so can be any height.
 
     Args:
         view: what to judge.

@@ -28,6 +28,11 @@ class LateMetrics:
     def __init__(self, run: Any, sinks: NoSinks, reserved: set[str]) -> None:
         self._run, self._sinks, self._reserved = run, sinks, reserved
         self._names: set[str] = set()
+        self._of_steps: set[str] = set()
+
+    def leave_to_steps(self, names: Iterable[str]) -> None:
+        """Take names for those of steps: of a training that goes on, none of whose steps has been taken yet."""
+        self._of_steps.update(names)
 
     def checked(self, metrics: Mapping[str, Any], of_steps: Iterable[str]) -> dict[str, float]:
         """Return metrics as numbers, without those that are None. Waits for values on a device.
@@ -41,7 +46,7 @@ class LateMetrics:
             InvalidValueError: its name is that of what is recorded on each step, or its value cannot be read.
         """
         values = {name: _number(repr(name), value) for name, value in metrics.items() if value is not None}
-        taken = {*of_steps, *(self._reserved - self._names)}
+        taken = {*of_steps, *self._of_steps, *(self._reserved - self._names)}
         for name in values:
             if name in taken:
                 raise InvalidValueError(f"{name!r} is recorded on each step already; give this value another name")

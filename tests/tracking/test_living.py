@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from pytracker import Run, Tracker, load_run
-from pytracker.errors import ParameterError
+from pytracker.errors import InvalidValueError, ParameterError
 
 NAMES = ("grad_norm", "loss")
 
@@ -124,6 +125,21 @@ def test_a_checkpoint_brings_home_what_it_counts(weight, tmp_path) -> None:
         tracker.load_state_dict({"steps": 20, "epochs": 0})
         train(tracker, weight, 5)
     assert load_run(tmp_path / "run").history["loss"].steps.tolist() == list(range(25))
+
+
+def test_a_training_that_goes_on_logs_nothing_into_a_series_of_its_steps(weight) -> None:
+    with Tracker([("w", weight)], diagnosis=None) as tracker:
+        train(tracker, weight, 5)
+        tracker.log(val_loss=1.0)
+    state = json.loads(json.dumps(tracker.state_dict()))
+    with Tracker([("w", weight)], diagnosis=None) as tracker:
+        tracker.load_state_dict(state)
+        with pytest.raises(InvalidValueError, match="'loss' is recorded on each step already"):
+            tracker.log(loss=9.0)
+        tracker.log(val_loss=2.0)
+        train(tracker, weight, 1)
+    assert tracker.history["loss"].steps.tolist() == [5]
+    assert tracker.history["val_loss"].steps.tolist() == [4]
 
 
 @pytest.mark.parametrize(
