@@ -20,6 +20,7 @@ from .._cell import running_cell
 from .._checks import by_name, flag, function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
+from .._rank import rank_here
 from .._warn import warn_user
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
 from ..history import (
@@ -57,6 +58,9 @@ class Run(Recorder):
     Where a cell of a notebook runs again and makes a run in the same directory, the one that it made before is
     finished, with its tracker, and a warning says so: it would stay open until the kernel ends, and grow no more.
 
+    Every rank of a job may make the same run: one is written, by the rank whose tracker records, which is the first. On
+    the other ranks it is not opened.
+
     Args:
         directory: the folder that holds the runs.
         name: the run's name and the name of its folder; a readable one that is free by default.
@@ -71,6 +75,7 @@ class Run(Recorder):
             first, then the oldest metrics; both are counted in the file.
         snapshot: keep with each session's facts what differs from the commit in git (``git_diff``, of tracked files,
             at most a million characters), and the versions of all installed packages (``packages``).
+        every_rank: open it whatever rank this is; for runs of single ranks, with names of their own.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -101,13 +106,14 @@ class Run(Recorder):
         flush_seconds: float = 2.0,
         max_pending_bytes: int = 256 * 2**20,
         snapshot: bool = False,
+        every_rank: bool = False,
     ) -> None:
-        """Open the run and start its writer."""
+        """Keep what the run is to be, and open it where this is the first rank."""
         super().__init__()
         by_name("Run", unnamed, 'directory, name="first"')
         resume, self.every_step = flag("resume", resume), flag("every_step", every_step)
-        snapshot = flag("snapshot", snapshot)
-        flush_seconds = seconds("flush_seconds", flush_seconds)
+        self._snapshot, every_rank = flag("snapshot", snapshot), flag("every_rank", every_rank)
+        self._flush_seconds = seconds("flush_seconds", flush_seconds)
         max_pending_bytes = whole_number("max_pending_bytes", max_pending_bytes)
         if resume and name is None:
             raise InvalidValueError("resume: say which run to go on with: Run(name=..., resume=True)")
@@ -116,24 +122,41 @@ class Run(Recorder):
         self.state = "running"
         self._owner = os.getpid()
         self._pending = Pending(max_pending_bytes)
+        self._is_named, self._resume = name is not None, resume
         self.name = readable_name() if name is None else checked_name(name)
         self._encoded_config = encode(self.config, "config")
         self._max_row_bytes = whole_number("max_row_bytes", max_row_bytes)
         self._cell = running_cell()
+        self._ending = self._is_handed_over = self._truncate_at_first = False
+        self._ends: list[Callable[[str | None], None]] = []
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._is_open = self._has_warned = False
+        self._file: RunFile
+        self._writer: Writer
+        if every_rank or rank_here() == 0:
+            self.open()
+
+    def open(self) -> None:
+        """Open the file and start its writer, where that isn't done: on a later rank that writes all the same.
+
+        Raises:
+            ClosedError: the run is finished.
+            StoreError: the run exists, or can't be opened.
+        """
+        if self._is_open:
+            return
+        self._check_open()
         self._close_stale()
-        resumed = name is not None and (self.path / FILE_NAME).exists()
-        if resumed and not resume:
+        resumed = self._is_named and (self.path / FILE_NAME).exists()
+        if resumed and not self._resume:
             raise StoreError(
                 f"run {self.name!r} exists in {self.directory}: resume=True goes on with it; or choose another name"
             )
         if resumed and (earlier := _open.get(self.path)) is not None and earlier.state == "running":
             warn_user(f"run {self.name!r} was still open in this process; that Run and its tracker are closed now")
             earlier.finish()
-        self._ending = self._is_handed_over = False
-        self._ends: list[Callable[[str | None], None]] = []
-        self._seconds_before = 0.0
         self._truncate_at_first = resumed
-        file, problem = self._open_file(named=name is not None)
+        file, problem = self._open_file()
         try:
             if resumed:
                 self._load()
@@ -144,15 +167,16 @@ class Run(Recorder):
                 file,
                 self._pending,
                 self._everything,
-                flush_seconds=flush_seconds,
+                flush_seconds=self._flush_seconds,
                 working_directory=os.getcwd(),
-                snapshot=snapshot,
+                snapshot=self._snapshot,
             )
             if problem is not None:
                 self._writer.fail(problem)
             self._writer.start()
             atexit.register(self._at_exit)
             _open[self.path] = self
+            self._is_open = True
         except BaseException:
             file.close()
             file.release()
@@ -169,11 +193,11 @@ class Run(Recorder):
                 )
                 run.finish()
 
-    def _open_file(self, *, named: bool) -> tuple[RunFile, Exception | None]:
+    def _open_file(self) -> tuple[RunFile, Exception | None]:
         """Open the file; a folder that can't be written now is the writer's to try again."""
         for _ in range(_NAME_TRIES):
             try:
-                self.path.mkdir(parents=True, exist_ok=named)
+                self.path.mkdir(parents=True, exist_ok=self._is_named)
                 break
             except FileExistsError:
                 self.name = readable_name()
@@ -216,12 +240,12 @@ class Run(Recorder):
     @property
     def dropped_points(self) -> int:
         """Metric values that were given up: the disk failed for too long, or SQLite can't take them."""
-        return self._pending.dropped_points + self._file.points_set_aside
+        return self._pending.dropped_points + (self._file.points_set_aside if self._is_open else 0)
 
     @property
     def dropped_blobs(self) -> int:
         """Per-parameter records and documents that were given up, likewise."""
-        return self._pending.dropped_blobs + self._file.blobs_set_aside
+        return self._pending.dropped_blobs + (self._file.blobs_set_aside if self._is_open else 0)
 
     def flush(self, timeout: float = 30.0) -> None:
         """Wait until everything logged is on disk.
@@ -237,7 +261,7 @@ class Run(Recorder):
         self._order(lambda: None, "flushed", timeout)
 
     def _order(self, action: Callable[[], None], done: str, timeout: float = 30.0) -> None:
-        error = self._writer.order(action, timeout)
+        error = self._writer.order(action, timeout) if self._is_open else None
         if error is not None:
             raise StoreError(f"run {self.name!r} could not be {done}: {error}") from error
 
@@ -271,7 +295,7 @@ class Run(Recorder):
         with self._lock:
             self._carry_out()
             self._ending = True
-        problem = self._note_end(state, error, time.monotonic() + timeout)
+        problem = self._note_end(state, error, time.monotonic() + timeout) if self._is_open else None
         atexit.unregister(self._at_exit)
         self.state = state
         if problem is not None:
@@ -338,7 +362,8 @@ class Run(Recorder):
 
     def __repr__(self) -> str:
         """Say which run it is and how it stands."""
-        return f"Run({str(self.path)!r}, {self.state}, last step {self.history.last_step})"
+        state = self.state if self._is_open else f"not opened on rank {rank_here()}"
+        return f"Run({str(self.path)!r}, {state}, last step {self.history.last_step})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Refuse to be pickled or copied: a run has one writer.
@@ -391,11 +416,21 @@ class Run(Recorder):
         return replace(document, rows=((document.key, *map(_plain, columns), encoded),))
 
     def _pass_on(self, entry: Entry) -> None:
-        if isinstance(entry, Truncation):
+        if not self._is_open:
+            self._say_unopened()
+        elif isinstance(entry, Truncation):
             self._order(lambda: self._file.truncate(entry.step), "truncated")
             self._truncate_at_first = False
         elif not isinstance(entry, ExactRows) or self.every_step or self._max_row_bytes:
             self._pending.add(entry)
+
+    def _say_unopened(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn_user(
+                f"run {self.name!r} is written by the first rank alone, and this is rank {rank_here()}: what is logged "
+                "to it here is not kept. For a run of each rank: Run(..., every_rank=True), with names of their own"
+            )
 
     def _everything(self) -> Batch:
         """Return all that is in memory, and forget what waits, which is a part of it. The writer asks for it."""

@@ -23,7 +23,10 @@ def opened(run: Any) -> Any:
         return Run(path("run", run))
     if not hasattr(run, "log_many"):
         raise wrong_type("run", run, "a Run or a directory")
-    if isinstance(run, Run) and run.hand_over():
+    if not isinstance(run, Run):
+        return run
+    run.open()
+    if run.hand_over():
         warn_user(
             f"run {run.name!r} had a tracker, as where a notebook's cell runs again: that one is closed, and what it "
             "recorded moves into the run's archive"

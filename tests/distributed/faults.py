@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -386,17 +387,24 @@ def first_writes(rank: int, world: int, folder: str) -> None:
         def close(self, error):
             self.written += 1000
 
-    for number, wrap in enumerate((nn.parallel.DistributedDataParallel, fully_shard)):
+    def of_a_folder(folder: str) -> str:
+        return folder
+
+    def made_alike(folder: str) -> pytracker.Run:
+        return pytracker.Run(folder, name="one", config={"lr": 0.1})
+
+    wraps = (nn.parallel.DistributedDataParallel, fully_shard)
+    for number, (wrap, given) in enumerate(product(wraps, (of_a_folder, made_alike))):
         sink, told = Counting(), []
         model = wrap(nn.Linear(4, 4))
-        with pytracker.Tracker(
-            model, every=5, run=f"{folder}/{number}", sinks=[sink], on_finding=told.append
-        ) as tracker:
+        run = given(f"{folder}/{number}")
+        with pytracker.Tracker(model, every=5, run=run, sinks=[sink], on_finding=told.append) as tracker:
             for _ in range(60):
                 model(torch.full((1, 4), float("nan"))).sum().backward()
                 tracker.step(loss=float("nan"))
         dist.barrier()
-        assert len(pytracker.list_runs(f"{folder}/{number}")) == 1
+        (stored,) = pytracker.list_runs(f"{folder}/{number}")
+        assert (stored.state, stored.load_history(parameters=False).last_step) == ("finished", 59)
         assert (sink.written > 1000) == (rank == 0)
         assert bool(told) == bool(tracker.findings) == (rank == 0)
 

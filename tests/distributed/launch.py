@@ -7,9 +7,11 @@ module and a case each, and answers whether they ended well.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -56,7 +58,11 @@ class Pool:
         return well
 
     def said(self) -> str:
-        """Return what all ranks have printed."""
+        """Return what all ranks have printed, and where those that live are at."""
+        for rank in self._ranks:
+            if rank.is_alive():
+                os.kill(rank.pid, signal.SIGUSR1)
+        time.sleep(1)
         logs = [Path(f"{self._folder.name}/{rank}.log").read_text(errors="replace") for rank in range(len(self._ranks))]
         return "\n".join(f"rank {rank} said:\n{log}" for rank, log in enumerate(logs))
 
@@ -86,7 +92,6 @@ def run(module: str, case: str, world: int) -> None:
     if pool.run(module, case, set(range(world))) == set(range(world)):
         return
     del _pools[world]
-    time.sleep(1)  # for the others to say what they met
     said = pool.said()
     pool.close()
     raise AssertionError(f"{module} {case}:\n{said}")
@@ -105,8 +110,8 @@ def run_alone(module: str, case: str, world: int, survivors: set[int]) -> None:
 def end_pools() -> None:
     """End all ranks, which must end well."""
     for pool in list(_pools.values()):
-        said, codes = pool.said(), pool.close()
-        assert not codes, f"ranks ended with {codes}\n{said}"
+        codes = pool.close()
+        assert not codes, f"ranks ended with {codes}\n{pool.said()}"
     _pools.clear()
 
 
@@ -123,6 +128,7 @@ def serve(rank: int, world: int, folder: str, pipe: Connection) -> None:
     with open(f"{folder}/{rank}.log", "wb") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1)
     import torch  # not by the tests' own process, which has no use for it
     import torch.distributed as dist
 
