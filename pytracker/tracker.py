@@ -75,7 +75,8 @@ class Tracker(Closing):
     A tracker that nobody closes is closed at the end of the program, as by ``close``.
 
     Args:
-        model: a module, an iterable of parameters, or of (name, parameter) pairs.
+        model: a module, or an iterable of modules (a rank's stages of a pipeline, say), of parameters, or of (name,
+            parameter) pairs. Parameters of several modules go by their names in these, unless two have the same.
         optimizer: its learning rates are recorded on every step: ``lr`` is that of the first group, and of several each
             has a series ``lr/NAME`` (its ``name``, or else its index).
         run: where to keep the training on disk: a ``Run``, or a directory in which to start one; in memory only
@@ -157,7 +158,8 @@ class Tracker(Closing):
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
         scale = LossScale(grad_scaler, optimizer)
-        tracked = track(watchable(model))
+        model = watchable(model)
+        tracked = track(model)
         warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
         source = GradientSource(self._plan, gradient)

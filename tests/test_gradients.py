@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 import weakref
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -200,6 +201,34 @@ def test_a_gradient_may_change_its_layout_between_two_calls() -> None:
     parameter.data = torch.zeros(2, 2, dtype=torch.float64)
     parameter.grad = torch.randn(2, 2, dtype=torch.float64)
     assert_as_the_loop([parameter])
+
+
+def test_several_modules_are_measured_as_one_whichever_way_they_are_given() -> None:
+    whole = nn.Sequential(OrderedDict(a=nn.Linear(3, 4), b=nn.Linear(4, 2)))
+    whole(torch.ones(1, 3)).sum().backward()
+    parts = [nn.Sequential(OrderedDict(a=whole.a)), nn.Sequential(OrderedDict(b=whole.b))]
+    expected = pytracker.gradient_stats(whole)
+    for target in (parts, tuple(parts), iter(parts), nn.ModuleList(parts)):
+        stats = pytracker.gradient_stats(target)
+        assert (stats.names, stats.norms.tolist()) == (expected.names, expected.norms.tolist())
+    assert pytracker.compute_gradient_stats(parts) == pytracker.compute_gradient_stats(whole)
+    with pytracker.Tracker(parts, diagnosis=None) as tracker:
+        tracker.step()
+    assert tracker.history.parameters.names == list(expected.names)
+    norm = pytracker.clip_grad_norm_(parts, 1e-3)
+    assert norm == pytest.approx(expected.total_norm)
+    assert pytracker.gradient_stats(whole).total_norm == pytest.approx(1e-3)
+
+
+def test_modules_whose_parameters_have_the_same_names_go_by_their_places() -> None:
+    layers = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    nn.Sequential(*layers)(torch.ones(1, 2)).sum().backward()
+    assert list(pytracker.gradient_stats(layers).names) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+
+
+def test_modules_and_parameters_are_not_mixed() -> None:
+    with pytest.raises(InvalidTypeError, match=r"element 0 of the target is .*modules alone"):
+        pytracker.Tracker([nn.Linear(2, 2), nn.Parameter(torch.ones(2))])
 
 
 def test_a_model_that_was_measured_can_be_freed() -> None:

@@ -162,5 +162,6 @@ def _tensors_of(target: Any) -> list[Tensor]:
         return list(target.parameters())
     if isinstance(target, Tensor):
         return [target]
-    tensors = [item[1] if isinstance(item, tuple) else item for item in target]
+    items = [each for item in target for each in (item.parameters() if isinstance(item, torch.nn.Module) else [item])]
+    tensors = [item[1] if isinstance(item, tuple) else item for item in items]
     return list({id(tensor): tensor for tensor in tensors}.values())

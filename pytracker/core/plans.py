@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +20,7 @@ from ..errors import InvalidTypeError, ParameterError
 from . import native
 from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 
-Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]"
+Target: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[torch.nn.Module]"
 
 _KEPT_LISTS = 4  # plans of the latest lists of parameters; a training has one or two
 
@@ -66,8 +67,11 @@ def parameters_of(target: Target) -> list[LocalParameter]:
         ParameterError: two parameters have the same name.
         LayoutError: it cannot be told which piece of a parameter this rank holds.
     """
+    target = _in_one(target)
     if isinstance(target, torch.nn.Module):
         found = parameters_of_module(target)
+        if isinstance(target, torch.nn.ModuleList):
+            found = _named_in_their_parts(found)
     else:
         named = [("0", target)] if isinstance(target, Tensor) else _named(target)
         unique = {id(parameter): (name, parameter) for name, parameter in reversed(named)}
@@ -76,6 +80,24 @@ def parameters_of(target: Target) -> list[LocalParameter]:
         if count > 1:
             raise ParameterError(f"the name {name!r} is used for {count} parameters; give each its own")
     return found
+
+
+def _in_one(target: Any) -> Any:
+    """Return several modules as one; any other target as it is, an iterator as the list of what it gives."""
+    if isinstance(target, (torch.nn.Module, Tensor)):
+        return target
+    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    are_modules = bool(items) and all(isinstance(item, torch.nn.Module) for item in items)
+    return torch.nn.ModuleList(items) if are_modules else items
+
+
+def _named_in_their_parts(found: list[LocalParameter]) -> list[LocalParameter]:
+    """Return the parameters of a list of modules by their names there, unless two have the same.
+
+    The parts of a model that a rank of a pipeline has have other numbers in its list than in the model.
+    """
+    inside = [replace(each, name=re.sub(r"^\d+\.", "", each.name)) for each in found]
+    return inside if len({each.name for each in inside}) == len(inside) else found
 
 
 def make_plan(parameters: list[LocalParameter], source: str = "gradient") -> Plan:
@@ -94,7 +116,9 @@ def _named(target: Any) -> list[tuple[str, Tensor]]:
     for index, item in enumerate(_iterable(target)):
         name, parameter = item if isinstance(item, tuple) and len(item) == 2 else (str(index), item)
         if not isinstance(name, str) or not isinstance(parameter, Tensor):
-            raise wrong_type(f"element {index} of the target", item, "a parameter or a (name, parameter) pair")
+            raise wrong_type(
+                f"element {index} of the target", item, "a parameter or a (name, parameter) pair, or modules alone"
+            )
         named.append((name, parameter))
     return named
 
@@ -128,6 +152,7 @@ def planned(target: Target) -> Iterator[PlannedParameters]:
     Raises:
         InvalidTypeError, ParameterError, LayoutError: as for ``track``.
     """
+    target = _in_one(target)
     known = _of_module(target) if isinstance(target, torch.nn.Module) else _of_list(target)
     try:
         yield known
@@ -150,7 +175,7 @@ def _of_module(target: torch.nn.Module) -> PlannedParameters:
 
 
 def _of_list(target: Any) -> PlannedParameters:
-    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    items = [target] if isinstance(target, Tensor) else target
     for known in _list_plans:
         if known.plan.hold_for(items):
             return known
@@ -174,9 +199,8 @@ def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
         InvalidTypeError: parameters and gradients are mixed, or the target is nothing of the kind.
         ParameterError, LayoutError: as for ``track``.
     """
-    items: Any = target
-    if not isinstance(target, (torch.nn.Module, list, tuple)):
-        items = list(_iterable(target))
+    items = _in_one(target)
+    items = [items] if isinstance(items, Tensor) else items
     if isinstance(items, torch.nn.Module) or not are_gradients(items):
         if not isinstance(items, torch.nn.Module) and (found := [*_named_gradients(items)]):
             raise InvalidTypeError(
@@ -193,16 +217,17 @@ def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
 
 
 def watchable(target: Target) -> Target:
-    """Return a target whose parameters have other gradients on each step; an iterator as the list of what it gives.
+    """Return a target whose parameters have other gradients on each step; modules as one, an iterator as a list.
 
     A frozen tensor among them is one without a gradient. What was computed from others never has one.
 
     Raises:
         InvalidTypeError: it is nothing of the kind, or some of its tensors are gradients themselves.
     """
-    if isinstance(target, torch.nn.Module):
-        return target
-    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    items = _in_one(target)
+    if isinstance(items, torch.nn.Module):
+        return items
+    items = [items] if isinstance(items, Tensor) else items
     advice = (
         "what is measured on each step is the .grad of parameters. Give the module or its parameters; "
         "gradient_stats(gradients) measures gradients once"
@@ -262,6 +287,6 @@ def _iterable(target: Any) -> Iterable[Any]:
     if isinstance(target, Tensor):
         return [target]
     if not hasattr(target, "__iter__"):
-        raise wrong_type("the target", target, "a module, its parameters, or (name, parameter) pairs")
+        raise wrong_type("the target", target, "a module, modules, parameters, or (name, parameter) pairs")
     items: Iterable[Any] = target
     return items

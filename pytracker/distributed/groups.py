@@ -38,9 +38,8 @@ def _make_devices() -> list[Any]:
     """
     gloo = _c10d.ProcessGroupGloo
     names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
-    return [gloo.create_device(interface=name, lazy_init=True) for name in names] or [
-        gloo.create_default_device(lazy_init=True)
-    ]
+    devices = [gloo.create_device(interface=name, lazy_init=True) for name in names]
+    return devices or [gloo.create_default_device(lazy_init=True)]
 
 
 def _operations() -> tuple[Any, Any]:
@@ -103,15 +102,16 @@ class HostGroup:
 
     def close(self) -> None:
         """Close the sockets: at once, or when gloo's threads have ended what is under way. Waits for nobody."""
-        _abandoned[:] = [group for group in _abandoned if not group.is_idle()]
-        if not self.is_idle():  # gloo reads and writes the tensors yet, and would wait for the others here
+        if self not in _abandoned:
             _abandoned.append(self)
-        elif hasattr(self, "_backend"):
-            del self._backend
+        for group in [each for each in _abandoned if each.is_idle()]:
+            _abandoned.remove(group)
+            group._under_way.clear()  # what is over holds on to the sockets as well
+            group.__dict__.pop("_backend", None)
 
     def __del__(self) -> None:
         """Never wait for other ranks where garbage is collected."""
-        if hasattr(self, "_backend") and not self.is_idle():
+        if "_backend" in self.__dict__ and not self.is_idle():  # gloo reads and writes the tensors, and would wait
             _abandoned.append(self)
 
 

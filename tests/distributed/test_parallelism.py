@@ -84,6 +84,11 @@ def test_stages_that_are_replicated_or_sharded_count_once(beside: str) -> None:
     run("trainings", f"pipeline:1f1b:{beside}", 4)
 
 
+@pytest.mark.parametrize("kind", ["list", "module_list"])
+def test_several_stages_of_a_rank_go_by_their_names_in_the_model(kind: str) -> None:
+    run("trainings", f"interleaved:{kind}", 2)
+
+
 def test_a_zero_redundancy_optimizer_changes_no_statistic() -> None:
     run("trainings", "zero_optimizer", 2)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
@@ -37,7 +37,11 @@ class Stage(nn.Module):
         return x
 
 
-CUTS = {2: [["first"], ["second", "norm", "last"]], 3: [["first"], ["second"], ["norm", "last"]]}
+CUTS = {
+    2: [["first"], ["second", "norm", "last"]],
+    3: [["first"], ["second"], ["norm", "last"]],
+    4: [["first"], ["second"], ["norm"], ["last"]],
+}
 MICRO = 4
 
 
@@ -68,6 +72,33 @@ def pipeline(rank: int, world: int, schedule: str, beside: str = "alone") -> Non
             optimizer.step()
             optimizer.zero_grad()
     if len(tracker.history.parameters.names) or rank == 0:
+        check(tracker.history, shapes_of(reference), names, expected, weights)
+
+
+def interleaved(rank: int, world: int, kind: str) -> None:
+    """Two ranks have two stages each, as torchtitan's model_parts: a list of modules, or a ModuleList."""
+    torch.manual_seed(0)
+    reference = Network().double()
+    numbers = range(rank, 2 * world, world)
+    parts = [Stage(copy.deepcopy(reference), CUTS[2 * world][number]) for number in numbers]
+    stages = [
+        PipelineStage(part, number, 2 * world, torch.device("cpu"))
+        for part, number in zip(parts, numbers, strict=True)
+    ]
+    run = ScheduleInterleaved1F1B(stages, MICRO, loss_fn=lambda output, target: output.square().mean())
+    optimizer = torch.optim.SGD([each for part in parts for each in part.parameters()], lr=RATE)
+    names, expected, weights = expected_rows(reference, 1, 1)
+    target = {"list": parts, "module_list": nn.ModuleList(parts)}[kind]
+    with pytracker.Tracker(
+        target, optimizer=optimizer, every=EVERY, diagnosis=None, process_group=dist.group.WORLD
+    ) as tracker:
+        for step in range(STEPS):
+            x = batch(step, 0)
+            run.step(*([x] if rank == 0 else []), **({"target": x} if rank == world - 1 else {}))
+            tracker.step()
+            optimizer.step()
+            optimizer.zero_grad()
+    if rank == 0:
         check(tracker.history, shapes_of(reference), names, expected, weights)
 
 
