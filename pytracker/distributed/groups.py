@@ -21,7 +21,7 @@ from torch import Tensor
 
 _c10d: Any = dist  # whose stubs lack most of what is used here
 
-SUM, MAX = 0, 1  # what a reduction does, by its place in _operations()
+SUM, MAX = "SUM", "MAX"  # what a reduction does, by torch's names
 
 _abandoned: list[HostGroup] = []
 
@@ -40,10 +40,6 @@ def _make_devices() -> list[Any]:
     names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
     devices = [gloo.create_device(interface=name, lazy_init=True) for name in names]
     return devices or [gloo.create_default_device(lazy_init=True)]
-
-
-def _operations() -> tuple[Any, Any]:
-    return _c10d.ReduceOp.SUM, _c10d.ReduceOp.MAX
 
 
 class HostGroup:
@@ -69,15 +65,15 @@ class HostGroup:
         """Whether this rank is the first of the group."""
         return self.place == 0
 
-    def reduce(self, tensor: Tensor, operation: int) -> Any:
+    def reduce(self, tensor: Tensor, operation: str) -> Any:
         """Begin to reduce a tensor to the first rank, in place; elsewhere its values are lost."""
         options = _c10d.ReduceOptions()
-        options.rootRank, options.reduceOp = 0, _operations()[operation]
+        options.rootRank, options.reduceOp = 0, getattr(_c10d.ReduceOp, operation)
         return self._begin(self._backend.reduce([tensor], options), tensor)
 
-    def all_reduce(self, tensor: Tensor, operation: int) -> Any:
+    def all_reduce(self, tensor: Tensor, operation: str) -> Any:
         """Begin to reduce a tensor to all ranks, in place."""
-        return self._begin(self._backend.allreduce(tensor, _operations()[operation]), tensor)
+        return self._begin(self._backend.allreduce(tensor, getattr(_c10d.ReduceOp, operation)), tensor)
 
     def all_gather(self, tensor: Tensor) -> tuple[list[Tensor], Any]:
         """Begin to gather every rank's tensor, all of one shape; return where they will be."""
@@ -92,32 +88,35 @@ class HostGroup:
         return self._begin(self._backend.broadcast([tensor], options), tensor)
 
     def _begin(self, work: Any, memory: Any) -> Any:
-        self._under_way = [each for each in self._under_way if not each[0].is_completed()]
+        self._can_end()
         self._under_way.append((work, memory))
         return work
 
-    def is_idle(self) -> bool:
-        """Tell whether no collective is under way."""
-        return all(work.is_completed() for work, _ in self._under_way)
+    def _can_end(self) -> bool:
+        """Tell whether gloo lets go of it: not while a collective uses its tensors, nor where one has failed.
+
+        What peers send to a failed one makes gloo's thread turn for ever, and to end the group is to wait for that.
+        """
+        self._under_way = [each for each in self._under_way if not (each[0].is_completed() and each[0].is_success())]
+        return not self._under_way
 
     def close(self) -> None:
         """Close the sockets: at once, or when gloo's threads have ended what is under way. Waits for nobody."""
         if self not in _abandoned:
             _abandoned.append(self)
-        for group in [each for each in _abandoned if each.is_idle()]:
+        for group in [each for each in _abandoned if each._can_end()]:
             _abandoned.remove(group)
-            group._under_way.clear()  # what is over holds on to the sockets as well
             group.__dict__.pop("_backend", None)
 
     def __del__(self) -> None:
-        """Never wait for other ranks where garbage is collected."""
-        if "_backend" in self.__dict__ and not self.is_idle():  # gloo reads and writes the tensors, and would wait
+        """Never wait where garbage is collected."""
+        if "_backend" in self.__dict__ and not self._can_end():
             _abandoned.append(self)
 
 
 @atexit.register
 def _leave_to_the_system() -> None:
-    """Keep what is under way from being destroyed as the interpreter ends: that would wait for the other ranks."""
+    """Keep what gloo does not let go of from being destroyed as the interpreter ends: that would wait."""
     for group in _abandoned:
-        if not group.is_idle():
+        if not group._can_end():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group._backend))

@@ -64,7 +64,7 @@ class Levels:
             for level, group in enumerate(groups_of(members, dist.get_rank()))
         ]
 
-    def reduce(self, tensors: Sequence[tuple[Tensor, int]]) -> Reduction:
+    def reduce(self, tensors: Sequence[tuple[Tensor, str]]) -> Reduction:
         """Begin to reduce tensors, each by its operation, in place to the first rank of all."""
         return Reduction(self.groups, tensors)
 
@@ -94,7 +94,7 @@ class Levels:
 class Reduction:
     """Tensors on their way to the first rank of all, level by level."""
 
-    def __init__(self, groups: Sequence[HostGroup], tensors: Sequence[tuple[Tensor, int]]) -> None:
+    def __init__(self, groups: Sequence[HostGroup], tensors: Sequence[tuple[Tensor, str]]) -> None:
         self._groups, self._tensors = list(groups), tensors
         self.works: list[Any] = []
         self._climb()

@@ -43,7 +43,7 @@ class PackedRows:
         self.copies = self.sums[end:].reshape(length, copies, 2)
         self.maxima = np.zeros((length, parameters))
 
-    def tensors(self) -> list[tuple[torch.Tensor, int]]:
+    def tensors(self) -> list[tuple[torch.Tensor, str]]:
         """Return the buffers as tensors that share their memory, each with its operation."""
         return [(torch.from_numpy(self.sums), SUM), (torch.from_numpy(self.maxima), MAX)]
 
