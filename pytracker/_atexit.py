@@ -39,7 +39,7 @@ class CloseAtExit:
     """
 
     def __init__(self, closable: Closable) -> None:
-        self._reference, self._owner = weakref.ref(closable), os.getpid()
+        self._reference, self._owner, self._is_forgotten = weakref.ref(closable), os.getpid(), False
         atexit.register(self._at_exit)
 
     def close_before(self, run: Any) -> None:
@@ -52,8 +52,14 @@ class CloseAtExit:
         """Whether this is the process that it belongs to, and no fork."""
         return os.getpid() == self._owner
 
+    @property
+    def closed(self) -> bool:
+        """Whether there is nothing to close any more."""
+        return self._is_forgotten or self._reference() is None
+
     def forget(self) -> None:
-        """Leave it open."""
+        """Leave it as it is."""
+        self._is_forgotten = True
         atexit.unregister(self._at_exit)
 
     def _at_exit(self) -> None:
@@ -65,12 +71,18 @@ class CloseAtExit:
             there.close(error=error)
 
 
-def exit_on_signals() -> None:
+_guarded: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""What a signal is to close, and the process that it belongs to."""
+
+
+def exit_on_signals(*closables: Any) -> None:
     """Make SIGTERM and SIGHUP end the program by SystemExit (128 + the signal), as Ctrl-C ends it by an exception.
 
-    Their default kills the process where it stands. A signal that the program handles or ignores is left as it is; from
-    another thread than the main one, nothing can be set.
+    Their default kills the process where it stands: so they do again where all of these are ``closed``, and in a fork.
+    A signal that the program handles or ignores is left as it is; from another thread than the main one, nothing can be
+    set.
     """
+    _guarded.update((each, os.getpid()) for each in closables)
     if threading.current_thread() is not threading.main_thread():
         return
     for name in ("SIGTERM", "SIGHUP"):
@@ -80,5 +92,9 @@ def exit_on_signals() -> None:
 
 
 def _exit(number: int, frame: Any) -> None:
+    if not any(owner == os.getpid() and not each.closed for each, owner in list(_guarded.items())):
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
     _signalled.append(number)
     raise SystemExit(128 + number)

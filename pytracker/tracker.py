@@ -209,7 +209,7 @@ class Tracker(Closing):
             self._run.finish("failed", error=in_words(error))
             raise
         if close_on_signal:
-            exit_on_signals()
+            exit_on_signals(self._at_exit, self._run)
 
     def _connect(self, run: Any, sinks: NoSinks, diagnosis: Diagnosis | None, on_finding: Any) -> None:
         self._run, self._sinks = run, sinks

@@ -9,6 +9,7 @@ for nobody. When it is let go its sockets close, which the others notice at once
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import datetime
 import os
@@ -60,11 +61,6 @@ class HostGroup:
         self._backend = _c10d.ProcessGroupGloo(store, self.place, len(self.members), options)
         self._under_way: list[tuple[Any, Any]] = []
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank is the first of the group."""
-        return self.place == 0
-
     def reduce(self, tensor: Tensor, operation: str) -> Any:
         """Begin to reduce a tensor to the first rank, in place; elsewhere its values are lost."""
         options = _c10d.ReduceOptions()
@@ -88,35 +84,39 @@ class HostGroup:
         return self._begin(self._backend.broadcast([tensor], options), tensor)
 
     def _begin(self, work: Any, memory: Any) -> Any:
-        self._can_end()
-        self._under_way.append((work, memory))
+        self._under_way = [each for each in self._under_way if not _is_well_over(each[0])] + [(work, memory)]
         return work
-
-    def _can_end(self) -> bool:
-        """Tell whether gloo lets go of it: not while a collective uses its tensors, nor where one has failed.
-
-        What peers send to a failed one makes gloo's thread turn for ever, and to end the group is to wait for that.
-        """
-        self._under_way = [each for each in self._under_way if not (each[0].is_completed() and each[0].is_success())]
-        return not self._under_way
 
     def close(self) -> None:
         """Close the sockets: at once, or when gloo's threads have ended what is under way. Waits for nobody."""
         if self not in _abandoned:
             _abandoned.append(self)
-        for group in [each for each in _abandoned if each._can_end()]:
+        for group in [each for each in _abandoned if each._end()]:
             _abandoned.remove(group)
-            group.__dict__.pop("_backend", None)
+
+    def _end(self) -> bool:
+        """Close the sockets if gloo does: not while a collective uses its tensors, nor where one has failed."""
+        # What peers send to a failed one makes gloo's thread turn for ever, and to end the group is to wait for that.
+        self._under_way = [each for each in self._under_way if not _is_well_over(each[0])]
+        if not self._under_way:
+            self.__dict__.pop("_backend", None)
+        return not self._under_way
 
     def __del__(self) -> None:
         """Never wait where garbage is collected."""
-        if "_backend" in self.__dict__ and not self._can_end():
+        if "_backend" in self.__dict__ and not self._end():
             _abandoned.append(self)
+
+
+def _is_well_over(work: Any) -> bool:
+    with contextlib.suppress(RuntimeError):  # of one that has failed
+        return bool(work.is_completed() and work.wait())
+    return False
 
 
 @atexit.register
 def _leave_to_the_system() -> None:
     """Keep what gloo does not let go of from being destroyed as the interpreter ends: that would wait."""
     for group in _abandoned:
-        if not group._can_end():
+        if not group._end():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group._backend))

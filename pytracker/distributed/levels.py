@@ -125,7 +125,7 @@ class Announcement:
         self._tensor = tensor
         *self._below, top = groups
         self.work = top.broadcast(tensor)
-        self._is_here = top.is_first
+        self._is_here = top.place == 0
         if self._is_here:
             self._pass_on()
 

@@ -238,6 +238,11 @@ class Run(Recorder):
         return self.directory / self.name
 
     @property
+    def closed(self) -> bool:
+        """Whether it has finished."""
+        return self.state != "running"
+
+    @property
     def dropped_points(self) -> int:
         """Metric values that were given up: the disk failed for too long, or SQLite can't take them."""
         return self._pending.dropped_points + (self._file.points_set_aside if self._is_open else 0)

@@ -37,6 +37,8 @@ def opened(run: Any) -> Any:
 class InMemoryRun(Recorder):
     """Stands in for a run where there is none: keeps what a ``Run`` would, in memory only."""
 
+    closed = True  # as far as the disk goes
+
     def flush(self, timeout: float = 30.0) -> None:
         return None
 

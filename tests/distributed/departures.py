@@ -24,7 +24,7 @@ def goes_on(rank: int, world: int, end: str, folder: str) -> None:
     """By default a rank that is killed, stops or leaves ends no training: a warning says who, and the run is marked."""
     model = fully_shard(nn.Linear(4, 4))
     model(torch.ones(1, 4)).sum().backward()
-    tracker = pytracker.Tracker(model, every=2, run=folder, diagnosis=None, rank_timeout=2.0)
+    tracker = pytracker.Tracker(model, every=2, run=folder, diagnosis=None, rank_timeout=10.0)
     for step in range(4):
         tracker.step(loss=step)
     tracker.flush()

@@ -225,7 +225,7 @@ def again(rank: int, world: int) -> None:
     """What a failed tracker has left under way is not taken for that of the next."""
     model = sharded(8)
     for fault in (ZeroDivisionError, None):
-        tracker = made(model, every=4, rank_timeout=3.0)
+        tracker = made(model, every=4, rank_timeout=20.0)
         for _ in range(3 if rank else 8):
             tracker.step()
         if fault and rank:
@@ -237,7 +237,7 @@ def again(rank: int, world: int) -> None:
             ):
                 tracker.close()
         dist.barrier()
-    with made(model, every=4, rank_timeout=3.0) as tracker:
+    with made(model, every=4, rank_timeout=20.0) as tracker:
         for _ in range(8):
             tracker.step()
     if rank == 0:

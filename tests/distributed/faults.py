@@ -80,7 +80,7 @@ def train_until(rank: int, leave: int, folder: str, end_of_leaver) -> None:
     """Train on all ranks; rank ``leave`` goes away at step 3. The others are told at the next drain or at close."""
     model = fully_shard(nn.Linear(4, 4))
     model(torch.ones(1, 4)).sum().backward()
-    tracker = pytracker.Tracker(model, every=2, run=folder, diagnosis=None, on_rank_fault="raise", rank_timeout=2.0)
+    tracker = pytracker.Tracker(model, every=2, run=folder, diagnosis=None, on_rank_fault="raise", rank_timeout=10.0)
     for step in range(3):
         tracker.step(loss=step)
     until_merged(tracker)

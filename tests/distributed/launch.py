@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import multiprocessing
 import os
@@ -143,6 +144,7 @@ def serve(rank: int, world: int, folder: str, pipe: Connection) -> None:
         function, *arguments = case.split(":")
         try:
             getattr(importlib.import_module(module), function)(rank, world, *arguments)
+            gc.collect()  # nothing that a case has left may wait for the other ranks
             pipe.send(True)
         except BaseException:
             traceback.print_exc()

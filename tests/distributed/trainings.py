@@ -82,8 +82,7 @@ def interleaved(rank: int, world: int, kind: str) -> None:
     numbers = range(rank, 2 * world, world)
     parts = [Stage(copy.deepcopy(reference), CUTS[2 * world][number]) for number in numbers]
     stages = [
-        PipelineStage(part, number, 2 * world, torch.device("cpu"))
-        for part, number in zip(parts, numbers, strict=True)
+        PipelineStage(part, number, 2 * world, torch.device("cpu")) for part, number in zip(parts, numbers, strict=True)
     ]
     run = ScheduleInterleaved1F1B(stages, MICRO, loss_fn=lambda output, target: output.square().mean())
     optimizer = torch.optim.SGD([each for part in parts for each in part.parameters()], lr=RATE)
