@@ -11,6 +11,7 @@ import datetime
 import os
 import platform
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def main() -> None:
     arguments = parser.parse_args()
     begin = time.monotonic()
     cases = [case for case in all_cases() if case.half == arguments.half and arguments.only in case.name]
-    with get_context("spawn").Pool(os.cpu_count()) as pool:
-        report = text_report(pool.map(train_and_judge, cases, chunksize=3))
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:  # which tells where a process has died
+        report = text_report(list(pool.map(train_and_judge, cases, chunksize=3)))
     which = "no threshold was set" if arguments.half == "test" else "thresholds were set"
     head = (
         f"# Diagnosis, {datetime.date.today()}\n\n"

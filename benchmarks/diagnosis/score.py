@@ -37,7 +37,12 @@ class Judged:
 
     @property
     def alarms(self) -> set[str]:
-        """The rules that named a trouble, or whose finding is told as what follows from one."""
+        """The rules that named a trouble as the training ran, by themselves or beneath a root, taken back or not."""
+        return set(self.named_at)
+
+    @property
+    def at_the_end(self) -> set[str]:
+        """Those of which it has not been taken back."""
         return {
             finding.rule for finding in self.findings if finding.rank >= SEVERITIES.index(ALARM) or finding.follows_from
         }
@@ -105,17 +110,20 @@ def train_and_judge(case: Case) -> Judged:
     return judge(train(case))
 
 
-def score(judged: Iterable[Judged], *, unplanted: bool = False, strict: bool = False) -> dict[str, Score]:
+def score(
+    judged: Iterable[Judged], *, unplanted: bool = False, strict: bool = False, at_the_end: bool = False
+) -> dict[str, Score]:
     """Count hits, misses and false alarms.
 
     ``unplanted``: what happened without being planted must be found too. ``strict``: consequences and what isn't clear
-    are false alarms as well.
+    are false alarms as well. ``at_the_end``: what was taken back was not said.
     """
     scores = {rule: Score() for rule in RULES}
     for one in judged:
+        alarms = one.at_the_end if at_the_end else one.alarms
         for rule in one.true if unplanted else one.expected:
-            (scores[rule].hits if rule in one.alarms else scores[rule].misses).append(one.case.name)
-        for rule in one.alarms - one.true - (set() if strict else one.either):
+            (scores[rule].hits if rule in alarms else scores[rule].misses).append(one.case.name)
+        for rule in alarms - one.true - (set() if strict else one.either):
             scores.setdefault(rule, Score()).false.append(one.case.name)
     return scores
 
@@ -195,7 +203,11 @@ def text_report(judged: list[Judged]) -> str:
             f"{happened} | {len(wider[rule].hits)} | {f'{wider[rule].f1:.3f}' if happened else '-'} |"
         )
     strict = overall(score(judged, unplanted=True, strict=True))
+    end = overall(score(judged, at_the_end=True))
     lines += [
+        "",
+        "Found and false alarms are what was said at any drain of the training. Of that, some was taken back later: at "
+        f"the end {len(end.hits)} are found and {len(end.false)} are false, precision {end.precision:.3f}.",
         "",
         f"Strictly, where every consequence and unclear case is a false alarm too: {len(strict.false)} false alarms, "
         f"precision {strict.precision:.3f}, F1 {strict.f1:.3f}.",

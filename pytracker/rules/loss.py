@@ -412,7 +412,7 @@ def loss_oscillating(
     if wild[-1] < len(starts) - 2 and _is_over(view, level_then):
         return
     high = bool((inside > start).mean() >= 0.1)
-    learning = view.learns and relative[worst] < threshold
+    learning = view.learns and relative[worst] < threshold and (_falls_still(view) or _is_scheduled(view))
     calm = noisy or (not high and (learning or np.isnan(ratio)))
     varies = 100 * float(relative[worst])
     share = f" by {varies:.0f} % of its level" if np.isfinite(varies) else ""
@@ -435,6 +435,18 @@ def loss_oscillating(
         ),
         numbers=finite_only(relative=relative[worst], start=start, update_ratio=ratio, level=level_then),
     )
+
+
+def _falls_still(view: View) -> bool:
+    """Tell whether the later half of the levels falls for sure."""
+    half = len(view.course.levels) // 2
+    return bool(theil_sen(view.course.steps[half:], view.course.levels[half:]).high < 0)
+
+
+def _is_scheduled(view: View) -> bool:
+    """Tell whether a schedule has moved a learning rate by a tenth within the last 50 losses, and so may yet lower it."""
+    recent = [rates.tail(50).values for rates in view.learning_rates.values()]
+    return any(values.max(initial=0.0) > 1.1 * values.min(initial=np.inf) for values in recent)
 
 
 def _is_over(view: View, level: float) -> bool:
