@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from launch import run
+from launch import run, run_alone
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -37,6 +37,10 @@ def test_ranks_in_two_dimensions_have_the_statistics_of_one(layout: str) -> None
 
 def test_gradients_of_dtensors_are_read_as_they_are_however_they_were_on_the_step_before() -> None:
     run("layouts", "changing", 2)
+
+
+def test_sixteen_ranks_count_each_shard_and_copy_once() -> None:
+    run_alone("layouts", "compare:hsdp", 16, survivors=set(range(16)))
 
 
 def test_a_mesh_of_three_dimensions_counts_each_element_once() -> None:
@@ -87,6 +91,12 @@ def test_stages_that_are_replicated_or_sharded_count_once(beside: str) -> None:
 @pytest.mark.parametrize("kind", ["list", "module_list"])
 def test_several_stages_of_a_rank_go_by_their_names_in_the_model(kind: str) -> None:
     run("trainings", f"interleaved:{kind}", 2)
+
+
+@pytest.mark.parametrize("compared", ["alone", "compared"])
+@pytest.mark.parametrize("batches", ["9+5", "5+9", "6+6"])
+def test_uneven_batches_within_join_lose_no_row_of_the_first_rank(batches: str, compared: str) -> None:
+    run("trainings", f"joined:{batches}:{compared}", 2)
 
 
 def test_a_zero_redundancy_optimizer_changes_no_statistic() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from layouts import EVERY, RATE, STEPS, Network, batch, check, expected_rows
 from torch import nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -99,6 +101,50 @@ def interleaved(rank: int, world: int, kind: str) -> None:
             optimizer.zero_grad()
     if rank == 0:
         check(tracker.history, shapes_of(reference), names, expected, weights)
+
+
+def joined(rank: int, world: int, batches: str, compared: str) -> None:
+    """torch's Join: a rank without batches goes on answering the others. The first rank has what its own steps give."""
+    torch.manual_seed(0)
+    reference = Network().double()
+    counts = [int(count) for count in batches.split("+")]
+    model = DistributedDataParallel(copy.deepcopy(reference))
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytracker.Tracker(
+            model, optimizer, every=EVERY, diagnosis=None, check_replicas=compared == "compared", rank_timeout=10.0
+        ) as tracker:
+            with Join([model]):
+                for step in range(counts[rank]):
+                    model(batch(step, rank)).square().mean().backward()
+                    tracker.step(loss=step)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            dist.barrier()
+    told = [str(each.message) for each in caught if "no longer work together" in str(each.message)]
+    assert len(told) == (compared == "compared" and counts[0] != counts[1]), told
+    if rank:
+        return
+    copies = [copy.deepcopy(reference) for _ in range(world)]
+    expected = []
+    for step in range(counts[0]):
+        there = [number for number in range(world) if step < counts[number]]
+        for each in copies:
+            each.zero_grad()
+        for number in there:
+            copies[number](batch(step, number)).square().mean().backward()
+        for each in copies:
+            each.load_state_dict(copies[0].state_dict())
+        grads = [[parameter.grad for parameter in copies[number].parameters()] for number in there]
+        means = [sum(pieces) / world for pieces in zip(*grads, strict=True)]  # by all ranks, as Join does by default
+        expected.append(sum(mean.square().sum().item() for mean in means) ** 0.5)
+        with torch.no_grad():
+            for each in copies:
+                for parameter, mean in zip(each.parameters(), means, strict=True):
+                    parameter -= RATE * mean
+    assert tracker.history["loss"][:] == list(range(counts[0]))
+    np.testing.assert_allclose(tracker.history["grad_norm"].values, expected, rtol=1e-6)
 
 
 def zero_optimizer(rank: int, world: int) -> None:
