@@ -14,6 +14,7 @@ import os
 import platform
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -136,16 +137,17 @@ def main() -> None:
         for seed in arguments.seeds
         if arguments.only in kind.name
     ]
-    with get_context("spawn").Pool(arguments.processes) as pool:
-        text = report(pool.map(train_and_judge, tasks, chunksize=2))
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+        text = report(list(pool.map(train_and_judge, tasks, chunksize=2)))
+    others = "" if tuple(arguments.seeds) == SEEDS else f" --seeds {' '.join(map(str, arguments.seeds))}"
     head = (
         f"# Trainings of the kinds that users have, {datetime.date.today()}\n\n"
-        f"Command: `python -m benchmarks.diagnosis.users`. {len(tasks)} trainings, those in italics with a trouble "
-        f"planted; {time.monotonic() - begin:.0f} s on {os.cpu_count()} cores of {platform.machine()}, torch "
+        f"Command: `python -m benchmarks.diagnosis.users{others}`. {len(tasks)} trainings, those in italics with a "
+        f"trouble planted; {time.monotonic() - begin:.0f} s on {os.cpu_count()} cores of {platform.machine()}, torch "
         f"{torch.__version__}.\n\n"
     )
     print(head + text)
-    if not arguments.only and tuple(arguments.seeds) == SEEDS:
+    if not arguments.only and not others:
         (RESULTS / f"{datetime.date.today()}-diagnosis-users.md").write_text(head + text + "\n", encoding="utf-8")
 
 

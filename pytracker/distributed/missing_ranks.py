@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+T = TypeVar("T")
+
 PATIENCE = 5.0  # seconds in which a rank that is still there notices too
+ANSWER = 5.0  # seconds for the store to answer
 _PAUSE = 0.05  # seconds between two looks
 _NOTICE = 0.2  # seconds that a rank which leaves spends on saying so
 SHOWN = 20  # ranks that a message names
@@ -45,7 +48,7 @@ class RollCall:
     """What some ranks tell each other, in a store, of being here and of leaving."""
 
     def __init__(self, store: Any, members: Sequence[int]) -> None:
-        self._store, self._members = store, tuple(members)
+        self._store, self._members, self._is_silent = store, tuple(members), False
 
     def leave(self, reason: str, *, at_once: bool) -> None:
         """Say that this rank leaves, and why. Unless ``at_once`` waits a moment: a process that ends says no more."""
@@ -60,16 +63,20 @@ class RollCall:
         saying.join(0.0 if at_once else _NOTICE)
 
     def left(self) -> tuple[int, str] | None:
-        """Return the rank that was the first to say that it left, and why; None where none has."""
-        with contextlib.suppress(Exception):  # the store went with the process that held it
-            if self._store.check(["left"]):
-                rank, _, reason = self._store.get("left").decode().partition(" ")
-                return int(rank), reason
-        return None
+        """Return the rank that was the first to say that it left, and why; None where none has, or nothing answers."""
+
+        def ask() -> tuple[int, str] | None:
+            if not self._store.check(["left"]):
+                return None
+            rank, _, reason = self._store.get("left").decode().partition(" ")
+            return int(rank), reason
+
+        return None if self._is_silent else self._in_time(ask, ANSWER, None)
 
     def who(self, patience: float) -> str:
         """Say that this rank has noticed, and return in words which have not. Waits for those that have not left."""
-        try:
+
+        def ask() -> str:
             self._store.set(f"here/{dist.get_rank()}", "")
             missing = [rank for rank in self._members if rank != dist.get_rank()]
             end = time.monotonic() + patience
@@ -77,6 +84,21 @@ class RollCall:
                 if time.monotonic() > end or not absent(self._store, "left", missing):
                     break
                 time.sleep(_PAUSE)
-        except Exception as gone:
-            return f"their store does not answer either ({type(gone).__name__}), so the rank that held it is gone"
-        return f"no answer from {in_few_words(missing)}" if missing else "every rank is there and noticed it too"
+            return f"no answer from {in_few_words(missing)}" if missing else "every rank is there and noticed it too"
+
+        gone = "their store does not answer either, so the rank that held it, or the network, is gone"
+        return self._in_time(ask, patience + ANSWER, gone)
+
+    def _in_time(self, ask: Callable[[], T], seconds: float, otherwise: T) -> T:
+        """Return what the store answers, or ``otherwise``: over a network that fails, torch would wait for minutes."""
+        answers: list[T] = []
+
+        def note() -> None:
+            with contextlib.suppress(Exception):  # the store went with the process that held it
+                answers.append(ask())
+
+        asking = threading.Thread(target=note, daemon=True)
+        asking.start()
+        asking.join(seconds)
+        self._is_silent = asking.is_alive()
+        return answers[0] if answers else otherwise

@@ -444,7 +444,7 @@ def _falls_still(view: View) -> bool:
 
 
 def _is_scheduled(view: View) -> bool:
-    """Tell whether a schedule has moved a learning rate by a tenth within the last 50 losses, and so may yet lower it."""
+    """Tell whether a schedule has moved a learning rate by a tenth within the last 50 losses, and may yet lower it."""
     recent = [rates.tail(50).values for rates in view.learning_rates.values()]
     return any(values.max(initial=0.0) > 1.1 * values.min(initial=np.inf) for values in recent)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from hooks import until_merged, waits_forbidden
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import pytracker
-from pytracker.distributed.testing import until_merged, waits_forbidden
 from pytracker.errors import RankMismatchError
 
 

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from hooks import waits_forbidden
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from waiting import train_two_more_steps
 
 import pytracker
-from pytracker.distributed.testing import waits_forbidden
 from pytracker.errors import InvalidValueError, LayoutError, RankMismatchError
 
 PATIENCE = 20.0

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from disagreeing import fill_gradients
+from hooks import until_merged, waits_forbidden
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from waiting import train_two_more_steps
@@ -24,7 +25,6 @@ from waiting import train_two_more_steps
 import pytracker
 from pytracker.columns import COLUMNS
 from pytracker.distributed.testing import collectives as counted_collectives
-from pytracker.distributed.testing import until_merged, waits_forbidden
 from pytracker.errors import InvalidTypeError, LayoutError, ParameterError, RankMismatchError
 
 

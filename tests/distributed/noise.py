@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hooks import until_merged
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
 from pytracker.distributed.testing import collectives as counted_collectives
-from pytracker.distributed.testing import until_merged
 from pytracker.errors import InvalidTypeError, InvalidValueError, LayoutError
 
 BATCH, STEPS, EVERY = 4, 9, 4

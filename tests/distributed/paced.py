@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
+from hooks import until_merged, waits_forbidden
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -21,7 +22,6 @@ from pytracker.core import Rows
 from pytracker.distributed import pace
 from pytracker.distributed.levels import Announcement
 from pytracker.distributed.row_merger import RowMerger
-from pytracker.distributed.testing import until_merged, waits_forbidden
 
 EVERY = 50
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from hooks import until_merged
+
 import pytracker
-from pytracker.distributed.testing import until_merged
 
 
 def train_two_more_steps(tracker: pytracker.Tracker) -> None:
