@@ -73,7 +73,7 @@ def parameters_of(target: Target) -> list[LocalParameter]:
         if isinstance(target, torch.nn.ModuleList):
             found = _named_in_their_parts(found)
     else:
-        named = [("0", target)] if isinstance(target, Tensor) else _named(target)
+        named = _named(target)
         unique = {id(parameter): (name, parameter) for name, parameter in reversed(named)}
         found = [local_parameter(name, parameter) for name, parameter in reversed(unique.values())]
     for name, count in Counter(each.name for each in found).items():
@@ -83,10 +83,13 @@ def parameters_of(target: Target) -> list[LocalParameter]:
 
 
 def _in_one(target: Any) -> Any:
-    """Return several modules as one; any other target as it is, an iterator as the list of what it gives."""
-    if isinstance(target, (torch.nn.Module, Tensor)):
+    """Return a module, several as one, or the list of what is in any other target."""
+    if isinstance(target, torch.nn.Module):
         return target
-    items = target if isinstance(target, (list, tuple)) else list(_iterable(target))
+    if not isinstance(target, Tensor) and not hasattr(target, "__iter__"):
+        raise wrong_type("the target", target, "a module, modules, parameters, or (name, parameter) pairs")
+    items: Any = [target] if isinstance(target, Tensor) else target
+    items = items if isinstance(items, (list, tuple)) else list(items)
     are_modules = bool(items) and all(isinstance(item, torch.nn.Module) for item in items)
     return torch.nn.ModuleList(items) if are_modules else items
 
@@ -113,7 +116,7 @@ def make_plan(parameters: list[LocalParameter], source: str = "gradient") -> Pla
 
 def _named(target: Any) -> list[tuple[str, Tensor]]:
     named = []
-    for index, item in enumerate(_iterable(target)):
+    for index, item in enumerate(target):
         name, parameter = item if isinstance(item, tuple) and len(item) == 2 else (str(index), item)
         if not isinstance(name, str) or not isinstance(parameter, Tensor):
             raise wrong_type(
@@ -174,8 +177,7 @@ def _of_module(target: torch.nn.Module) -> PlannedParameters:
     return known
 
 
-def _of_list(target: Any) -> PlannedParameters:
-    items = [target] if isinstance(target, Tensor) else target
+def _of_list(items: Any) -> PlannedParameters:
     for known in _list_plans:
         if known.plan.hold_for(items):
             return known
@@ -200,7 +202,6 @@ def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
         ParameterError, LayoutError: as for ``track``.
     """
     items = _in_one(target)
-    items = [items] if isinstance(items, Tensor) else items
     if isinstance(items, torch.nn.Module) or not are_gradients(items):
         if not isinstance(items, torch.nn.Module) and (found := [*_named_gradients(items)]):
             raise InvalidTypeError(
@@ -216,7 +217,7 @@ def planned_gradients(target: Target) -> Iterator[PlannedParameters]:
     yield PlannedParameters([each.layout for each in parameters], make_plan(parameters, "tensor"))
 
 
-def watchable(target: Target) -> Target:
+def watchable(target: Target) -> Any:
     """Return a target whose parameters have other gradients on each step; modules as one, an iterator as a list.
 
     A frozen tensor among them is one without a gradient. What was computed from others never has one.
@@ -224,10 +225,9 @@ def watchable(target: Target) -> Target:
     Raises:
         InvalidTypeError: it is nothing of the kind, or some of its tensors are gradients themselves.
     """
-    items = _in_one(target)
+    items: Any = _in_one(target)
     if isinstance(items, torch.nn.Module):
         return items
-    items = [items] if isinstance(items, Tensor) else items
     advice = (
         "what is measured on each step is the .grad of parameters. Give the module or its parameters; "
         "gradient_stats(gradients) measures gradients once"
@@ -281,12 +281,3 @@ def _named_gradients(items: Iterable[Any]) -> Iterator[tuple[str, Tensor]]:
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
-
-
-def _iterable(target: Any) -> Iterable[Any]:
-    if isinstance(target, Tensor):
-        return [target]
-    if not hasattr(target, "__iter__"):
-        raise wrong_type("the target", target, "a module, modules, parameters, or (name, parameter) pairs")
-    items: Iterable[Any] = target
-    return items
