@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -184,6 +185,27 @@ def test_mlflow_runs_are_read_by_its_own_client(tmp_path, monkeypatch):
     (history,) = read_log(tmp_path / "mlruns")
     assert history["loss"] == pytest.approx([1.0, 0.9, 0.8, 0.7])
     assert history.meta["log"]["run"] == "first"
+
+
+TRACKIO = """
+import trackio
+for name in ("first", "second"):
+    trackio.init(project="digits", name=name)
+    for step in range(4):
+        trackio.log({"train_loss": 1.0 - step / 10, "val_loss": 2.0}, step=step)
+    trackio.finish()
+"""
+
+
+def test_trackio_projects_are_read_by_its_own_storage(tmp_path):
+    pytest.importorskip("trackio")
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", TRACKIO], env=environment, check=True, capture_output=True)
+    histories = read_log(tmp_path / "digits.db")
+    assert sorted(history.meta["log"]["run"] for history in histories) == ["first", "second"]
+    for history in histories:
+        assert history["loss"] == pytest.approx([1.0, 0.9, 0.8, 0.7])
+        assert history["val_loss"][:] == [2.0] * 4
 
 
 def test_two_players_have_losses_that_are_not_meant_to_fall(tmp_path):
