@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .control import MaxNorm as MaxNorm
     from .control import ZClip as ZClip
     from .control import clip_grad_norm_ as clip_grad_norm_
+    from .control import locate_nonfinite as locate_nonfinite
     from .diagnostics import Diagnosis as Diagnosis
     from .diagnostics import Finding as Finding
     from .diagnostics import diagnose as diagnose
@@ -93,6 +94,7 @@ _HOMES = {
     "gradient_stats": "gradients",
     "list_runs": "store",
     "load_run": "store",
+    "locate_nonfinite": "control",
     "read_log": "logs",
     "report": "view",
 }
@@ -133,6 +135,7 @@ __all__ = [
     "gradient_stats",
     "list_runs",
     "load_run",
+    "locate_nonfinite",
     "read_log",
     "report",
 ]

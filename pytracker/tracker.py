@@ -40,6 +40,7 @@ from .tracking import (
     LiveDiagnosis,
     MicroBatches,
     ModelWatch,
+    OriginWatch,
     check_arguments,
     explain_scalars,
     facts_for_rules,
@@ -106,6 +107,8 @@ class Tracker(Closing):
             other rank is recorded: the scalars, and under DDP everything. "raise": a RankMismatchError, at each call.
         close_on_signal: end the program by SystemExit at SIGTERM and SIGHUP, so that it is closed as by Ctrl-C. A
             signal that the program handles or ignores is left as it is.
+        on_nonfinite: "locate": once a gradient that is not finite has come, the next steps run with hooks on the model,
+            until a finding says which module made the first NaN or Inf (``nonfinite_origin``). ``model`` is a module.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -152,13 +155,17 @@ class Tracker(Closing):
         rank_timeout: float = 300.0,
         on_rank_fault: Literal["warn", "raise"] = "warn",
         close_on_signal: bool = True,
+        on_nonfinite: Literal["locate"] | None = None,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
         check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
+        if on_nonfinite not in (None, "locate"):
+            raise wrong_value("on_nonfinite", on_nonfinite, 'None or "locate"')
         scale = LossScale(grad_scaler, optimizer)
         model = watchable(model)
+        self._origins = OriginWatch(model, lambda each: self._judge.add(each)) if on_nonfinite else None
         tracked = track(model)
         warn_of_untrained(tracked.parameters, optimizer)
         self._held, self._plan = tracked.parameters, tracked.plan
@@ -301,6 +308,8 @@ class Tracker(Closing):
             scalars, n = self._micro_batches.take(scalars, n)
             self._delivery.means.weigh(step, n)
             self._sinks.stamp(step)
+            if self._origins is not None:
+                self._origins.step(step)
             try:
                 self._steering.step(self._append, step, scalars, asked, gradients)
             except InvalidTypeError:
@@ -456,6 +465,8 @@ class Tracker(Closing):
         """Hand rows of the whole model to everyone who wants them, and then let the rules see them."""
         self._delivery.put(rows)
         self._judge.evaluate(self.history)
+        if self._origins is not None and not self._closed:
+            self._origins.see(self.history)
 
     def _regroup(self, optimizer: Any) -> None:
         """Note in which group of the optimizer each parameter is; ranks that merge keep what they agreed on."""

@@ -253,6 +253,10 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         f"{name}.load_state_dict": lambda _, rule=rule: (rule().load_state_dict, {"state": rule().state_dict()})
         for name, rule in CLIP_RULES.items()
     },
+    "locate_nonfinite": lambda _: (
+        pytracker.locate_nonfinite,
+        {"model": model_with_gradients(), "step_function": lambda: None},
+    ),
     "clip_grad_norm_": lambda _: (
         pytracker.clip_grad_norm_,
         {

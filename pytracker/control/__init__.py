@@ -1,9 +1,10 @@
-"""What a training does about its gradients: clipping, by a constant or by the norms so far, and skipping steps."""
+"""What a training does about its gradients: clipping, by a constant or by the norms so far, skipping, locating NaN."""
 
 from __future__ import annotations
 
 from .clipping import clip_grad_norm_
 from .loss_scale import LossScale
+from .nonfinite import NonfiniteOrigin, NonfiniteSearch, locate_nonfinite
 from .optimizers import unwrapped
 from .rules import AGC, AutoClip, ClipRule, MaxNorm, ZClip
 from .sources import GradientSource
@@ -17,8 +18,11 @@ __all__ = [
     "GradientSource",
     "LossScale",
     "MaxNorm",
+    "NonfiniteOrigin",
+    "NonfiniteSearch",
     "Steering",
     "ZClip",
     "clip_grad_norm_",
+    "locate_nonfinite",
     "unwrapped",
 ]

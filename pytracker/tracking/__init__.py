@@ -10,6 +10,7 @@ from .late_metrics import LateMetrics
 from .live_diagnosis import LiveDiagnosis
 from .micro_batches import MicroBatches
 from .model_watch import ModelWatch
+from .origin_watch import OriginWatch
 from .recorder import InMemoryRun, opened
 from .series import facts_for_rules, parameter_infos, weight_moments
 
@@ -22,6 +23,7 @@ __all__ = [
     "LiveDiagnosis",
     "MicroBatches",
     "ModelWatch",
+    "OriginWatch",
     "check_arguments",
     "explain_scalars",
     "facts_for_rules",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .live_diagnosis import LiveDiagnosis
     from .model_watch import ModelWatch
+    from .origin_watch import OriginWatch
 
 
 class Closing:
@@ -41,6 +42,7 @@ class Closing:
     _sinks: NoSinks
     _run: Any
     _steering: Steering
+    _origins: OriginWatch | None
 
     @property
     def history(self) -> History:
@@ -106,6 +108,8 @@ class Closing:
             if error is None:
                 self._team.close()
             self._steering.close()
+            if self._origins is not None:
+                self._origins.close()
             self._sinks.close(error)
             self._run.finish("finished" if error is None else "failed", error=error)
             self._at_exit.forget()

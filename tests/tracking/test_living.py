@@ -84,7 +84,8 @@ def signalled(folder: Path, name: str, before: str = "", argument: str = "") -> 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_that_would_kill_ends_the_program_as_ctrl_c_does(name, tmp_path) -> None:
-    done = signalled(tmp_path, name)
+    default = f"signal.signal(signal.{name}, signal.SIG_DFL)"  # nohup would have it ignored
+    done = signalled(tmp_path, name, before=default)
     assert (done.returncode, done.stdout) == (128 + getattr(signal, name), "")
     run = load_run(tmp_path / "run")
     assert run.history["loss"][:] == [0, 1, 2, 3, 4]
