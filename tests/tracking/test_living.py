@@ -106,7 +106,7 @@ def test_signals_can_be_left_as_they_are(tmp_path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("before", ["tracker.close()", "if os.fork(): sys.exit(os.wait()[1])"])
+@pytest.mark.parametrize("before", ["tracker.close()", "pid = os.fork()\nif pid: sys.exit(os.waitpid(pid, 0)[1])"])
 def test_a_signal_is_as_it_was_where_nothing_is_left_to_close_and_in_a_fork(before, tmp_path) -> None:
     code = SIGNALLED.format(name="SIGTERM", before="", argument="").replace("os.kill(", f"{before}\nos.kill(", 1)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
