@@ -1,4 +1,4 @@
-"""The end of what nobody closes: when the interpreter ends, runs and trackers are closed as it ends."""
+"""Closes runs and trackers at interpreter exit, or at a signal, if the user did not."""
 
 from __future__ import annotations
 

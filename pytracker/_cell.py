@@ -1,4 +1,4 @@
-"""Which cell of a notebook, or of IPython, runs now: what it made is stale once it runs again. Needs no IPython."""
+"""Which cell of a notebook is running: what it made before is stale once it runs again. Needs no IPython."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON that any program can read, of whatever a config holds. No torch here."""
+"""Encodes whatever a config holds as JSON that any program can read. No torch here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used."""
+"""Imports a package's names when they are first used."""
 
 from __future__ import annotations
 

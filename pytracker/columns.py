@@ -1,4 +1,4 @@
-"""What each column of a row is: its unit, its power of the gradient, and the rule by which ``moments.py`` merges it.
+"""The columns of a row: unit, power of the gradient, and the rule by which ``moments.py`` merges each.
 
 The native core holds the same order in ``csrc/accumulator.h``; the two are compared when it is loaded.
 No torch here: the functions take NumPy arrays, and torch tensors as well.

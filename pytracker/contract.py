@@ -1,4 +1,4 @@
-"""What the native core and the reference both are: the types of the seam between Python and C++.
+"""The contract of the native core and of the reference: the types between Python and C++.
 
 The classes of one side work with their own only: a reader, a plan or a watch that they are given is of that side.
 mypy compares the reference with these protocols, and a test the native core.

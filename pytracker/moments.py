@@ -1,4 +1,4 @@
-"""Raw moments: which are missing, how two are merged, what all tensors have together.
+"""Raw moments: which are missing, how two are merged, and the totals over all tensors.
 
 The only place in Python that merges moments, as ``csrc/accumulator.h`` is in the native core; ``columns.py`` declares
 each column's rule. Arrays are NumPy's or torch's, float64, and the result is of the same kind. Nothing waits for a

@@ -1,4 +1,4 @@
-"""Which row belongs to which step, where replays of CUDA graphs write rows too, which the host does not see.
+"""Matches rows to steps where replays of CUDA graphs write rows that the host does not see.
 
 Every row is marked with its number and who asked for it: the number of an eager step's note, or the capture. And
 ``replayed()`` notes how many rows there were by then, the last of which is its own.

@@ -73,7 +73,7 @@ class Tracker(Closing):
                 optimizer.step()
                 optimizer.zero_grad()
 
-    A tracker that nobody closes is closed at the end of the program, as by ``close``.
+    A tracker that is left open is closed at interpreter exit, as by ``close``.
 
     Args:
         model: a module, or an iterable of modules (a rank's stages of a pipeline, say), of parameters, or of (name,
@@ -263,7 +263,7 @@ class Tracker(Closing):
         """How often the host had to wait because the device was more than ``every`` steps behind."""
         return self._log.waits
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # its counters would be compiled anew on each call
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # its counters would be recompiled on each call
     def step(
         self,
         *unnamed: Any,
@@ -304,7 +304,7 @@ class Tracker(Closing):
             if not flag("when", when):
                 self._micro_batches.add(scalars, n)
                 return
-            step, self._steps = self._steps, self._steps + 1  # also where it cannot be recorded: the step is missing
+            step, self._steps = self._steps, self._steps + 1  # even if it cannot be recorded: the step is missing then
             scalars, n = self._micro_batches.take(scalars, n)
             self._delivery.means.weigh(step, n)
             self._sinks.stamp(step)
@@ -352,7 +352,7 @@ class Tracker(Closing):
 
         Call it after each replay: of one that is not announced nothing is recorded, and a warning says so. The current
         stream then waits, on the device, for the replay's kernel. Numbers among the scalars are those of the capture,
-        tensors are read anew. It is an InvalidValueError, and nothing is recorded, where no step was captured.
+        tensors are read again. It is an InvalidValueError, and nothing is recorded, where no step was captured.
         """
         with self._lock:
             self._check_open()

@@ -1,4 +1,4 @@
-"""A small training with a Tracker on, to look at: `python -m pytracker demo`.
+"""A small training with a Tracker, to try it out: `python -m pytracker demo`.
 
 Trains a convolutional network on the handwritten digits that scikit-learn brings along, and prints what was tracked and
 what the tracking cost, beside the cost of the loop that it replaces. Both are measured in the run itself.

@@ -1,4 +1,4 @@
-"""What RUN stands for on the command line: a run, or the log of another tool, which becomes runs for the while."""
+"""Resolves RUN on the command line: a run, or another tool's log, which is converted to temporary runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: verbs only. What they do is in the modules that they name, imported when a verb runs."""
+"""The verbs of the command line. Each imports the module that does its work when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clipping: the gradients scaled so that their norm is at most a limit, from one read and without a wait."""
+"""Scales gradients so that their norm is at most a limit, with one read and no wait."""
 
 from __future__ import annotations
 

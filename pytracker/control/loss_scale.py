@@ -1,4 +1,4 @@
-"""The scale of a GradScaler, as a step finds it: on the device, and only where it is still in the gradients."""
+"""Finds a GradScaler's scale on the device, if the gradients still contain it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where NaN or Inf came from first: which module, forward or backward, from what was finite before."""
+"""Locates the first NaN or Inf of a step: which module made it, forward or backward, and from what."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers that take a factor and a flag by themselves: torch's fused ones, made for a GradScaler."""
+"""Recognises optimizers that take a factor and a flag: torch's fused ones, made for a GradScaler."""
 
 from __future__ import annotations
 

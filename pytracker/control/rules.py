@@ -1,4 +1,4 @@
-"""How far gradients may go: rules that give the largest norm allowed, from a constant or from the norms so far."""
+"""Clip rules: the largest norm allowed, a constant or computed from the norms so far."""
 
 from __future__ import annotations
 

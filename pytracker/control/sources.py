@@ -1,4 +1,4 @@
-"""Where the gradients are: in .grad, in another attribute of the parameters, or given with the step."""
+"""Where the gradients come from: .grad, another attribute of the parameters, or the call of step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tracker does about the gradients that it has just read: scales them, or lets the optimizer do so."""
+"""Acts on the gradients that a tracker has just read: scales them, or has the optimizer do it."""
 
 from __future__ import annotations
 

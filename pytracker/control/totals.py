@@ -1,4 +1,4 @@
-"""The norm of all gradients together, on the device: over devices, and over the ranks that hold pieces."""
+"""Computes the norm of all gradients on the device, over several devices and over the ranks that hold shards."""
 
 from __future__ import annotations
 

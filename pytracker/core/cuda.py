@@ -1,4 +1,4 @@
-"""Kernels for each CUDA device: from what is shipped, from PTX, or compiled here and kept; else a reason why not.
+"""Loads the kernels of each CUDA device: shipped machine code, PTX, or compiled here and cached; or says why not.
 
 The CUDA back end is a library of its own, ``pytracker._C_cuda``, and holds no kernels. They lie beside this file, a
 pack for each architecture, and the driver loads them when a device is first used. What fits is tried in this order:

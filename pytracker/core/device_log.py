@@ -35,7 +35,7 @@ from . import native
 from .reference import CAPTURED, RENEW
 from .rows import Rows, arrays, unpack
 
-FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is made anew with twice as many when they run out
+FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is rebuilt with twice as many when they run out
 
 
 @dataclass
@@ -269,13 +269,13 @@ class DeviceLog:
         return self._ring.log.latest()
 
     def _append_to_new(self, step: int, scalars: dict[str, Any], clip: Any, hold: bool) -> None:
-        """Append after making the log anew: with more slots, or where the parameters are now."""
+        """Append after rebuilding the log: with more slots, or where the parameters are now."""
         slots = self._ring.log.slots
         if self._ring.log.capturing:
             raise InvalidValueError(
                 f"step() is captured in a CUDA graph with {len(scalars)} scalars, {sorted(scalars)}, and the log has "
                 f"room for {slots} different ones, or the parameters have moved to another device; take a step with "
-                "the same scalars before the capture, which makes the log anew"
+                "the same scalars before the capture, which rebuilds the log"
             )
         self.flush()
         if self._ring.generation == self._plan.generation:  # nothing moved: there are more scalars than slots
@@ -321,7 +321,7 @@ class DeviceLog:
         if not log.captures:
             raise InvalidValueError(
                 "replayed() was called, and step() has not been captured in a CUDA graph since the tracker's log was "
-                "made (with the tracker, and anew where `every` changes, where there are more scalars than it has room "
+                "made (with the tracker, or again where `every` changes, where there are more scalars than it has room "
                 "for, and where the parameters move); call step() on each step, or capture it with the backward"
             )
         if log.capturing:

@@ -1,4 +1,4 @@
-"""Gradients that lie on the ranks otherwise than their parameters do: brought into the same layout."""
+"""Brings gradients that are laid out differently from their parameters into the parameters' layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native core, or what stands in for it: everything above takes plans, step logs and operators from here.
+"""The native core or its stand-in: every module above takes plans, step logs and operators from here.
 
 The core is compiled against one version of torch. Where it is missing or does not load, the reference implementation
 in plain torch does the same work more slowly, and a warning says so once, with the reason.

@@ -1,4 +1,4 @@
-"""The operators torch.ops.pytracker.*: their fake kernels, and a stand-in for devices without native ones."""
+"""The operators torch.ops.pytracker.*: fake kernels, and an implementation for devices without native kernels."""
 
 from __future__ import annotations
 

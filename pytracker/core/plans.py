@@ -1,4 +1,4 @@
-"""From what the user points at (a module, parameters, named parameters) to a plan, made once and kept."""
+"""Makes plans from the user's target (modules, parameters, named parameters), once for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From rows as the device writes them to what the host does with them: moments, scalars and learning rates by name."""
+"""Decodes the device's rows on the host: moments, scalars and learning rates by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diagnosis: the rules over a training that grows, and ``diagnose``: the same over one that is over."""
+"""``Diagnosis`` runs the rules on a growing history, ``diagnose`` on a finished one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Diagnosis:
 
     Each rule has at most one finding, which grows. A rule that raises is reported as ``rule_failed:NAME`` and not asked
     again. Nothing of the history is copied, and an update costs the same at step 100 as at step 1,000,000. Another
-    history, or one that went back to an earlier step (``History.truncate``), is judged anew: no finding stays that
+    history, or one that went back to an earlier step (``History.truncate``), is judged again: no finding stays that
     rests on what is no longer there.
 
     Args:

@@ -1,4 +1,4 @@
-"""One root first: of several findings, which one the others are likely to follow from."""
+"""Finds the likely root: the finding that the others follow from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what goes by one name on several ranks are copies, as merging takes them to be: told from their moments.
+"""Checks by their moments that parameters of one name on several ranks are copies, as merging assumes.
 
 Nothing in a plain tensor says whether that of the same name on another rank is a copy of it, another piece of the same
 parameter, or another parameter. Nor do DTensors say it of several meshes that have a parameter of one name each. Copies

@@ -1,4 +1,4 @@
-"""Groups of ranks on the host, that ``torch.distributed`` does not know.
+"""Groups of ranks on the host that ``torch.distributed`` does not know about.
 
 A group is gloo's, made on a part of the store that the ranks share. Its collectives neither mix with those of the
 training nor touch the device; no counter, name or limit of torch's own groups changes; and it outlives

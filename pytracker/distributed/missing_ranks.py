@@ -1,4 +1,4 @@
-"""Which ranks are missing: those that do not say, in the store that all share, that they have noticed it too.
+"""Finds the missing ranks: those that leave no sign in the shared store after a fault.
 
 gloo's errors name a neighbour at best, and a rank that waits for a missing one fails as that one does. So each rank
 that notices leaves a sign, and after some seconds those without one are the missing.

@@ -1,4 +1,4 @@
-"""Intervals that are the same on every rank, as long as the steps are fast or slow.
+"""Chooses intervals that are the same on every rank, by how fast the steps are.
 
 Ranks merge rows of the same steps, and none may wait for another on a step. So how many steps an interval has is known
 before it begins, or told while it is under way: as each is cut, the first rank tells the others, by a broadcast of one

@@ -1,6 +1,6 @@
-"""Where ranks find each other: every tracker's ranks come to a round of their own, in the store that all share.
+"""Brings a tracker's ranks together, in a round of their own in the shared store.
 
-Nothing is counted on a rank, so that ranks of which one failed earlier, gave up, or began anew still come to the same
+Nothing is counted on a rank, so that ranks of which one failed earlier, gave up, or started over still come to the same
 round: the first that is neither over nor given up. A round costs a rank the same few requests, however many there are.
 """
 

@@ -1,4 +1,4 @@
-"""Replicas watched: ranks that should hold the same gradient or weight are compared, and one that drifted is named.
+"""Compares ranks that should hold the same gradient or weight, and names one that has drifted.
 
 At each drain the ranks that hold copies of a piece take the largest and the smallest ``sum_sq`` of every row in one
 asynchronous all-reduce. What it says is looked at when the next drain begins, so nothing waits. Only where it shows a

@@ -1,4 +1,4 @@
-"""Intervals of rows on their way to the first rank: merged one after the other, handed on in order.
+"""Merges the rows of all ranks, interval by interval, and delivers them in order on the first rank.
 
 Nothing happens on a step. When an interval's rows have reached the host, asynchronous collectives reduce them, level by
 level, to the first rank; a later step that finds them done hands the merged rows on. What is merged, and how, is said

@@ -1,4 +1,4 @@
-"""Moments of sharded parameters, merged over the ranks at once: what one call wants to know of the gradients now."""
+"""Merges the moments of sharded parameters over the ranks immediately, for calls that need them now."""
 
 from __future__ import annotations
 

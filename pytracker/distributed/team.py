@@ -185,7 +185,7 @@ class Team:
         Raises:
             RankMismatchError: one has not, and that is to be raised.
         """
-        self.poll()  # what is here is safe, also where a rank is missing below
+        self.poll()  # what is here is safe, even if a rank is missing below
         self._together(lambda: self._check_steps(steps))
 
     def _check_steps(self, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""How things look in a notebook: small tables with curves in them, built by a template that escapes every cell."""
+"""Notebook views: small tables with curves, from a template that escapes every cell."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Tracking(TrainerCallback):  # type: ignore[misc, unused-ignore]  # Any whe
         """Make the tracker where there is none, and go to the Trainer's step."""
         if self.tracker is None or self.tracker.closed:
             self.tracker = Tracker(_trained(self._trainer), **self._all_options(args))
-        # The Trainer begins anew after a failed try of `auto_find_batch_size`. A second `train()` goes on counting.
+        # The Trainer starts over after a failed try of `auto_find_batch_size`. A second `train()` goes on counting.
         begins_again = self._is_training or state.global_step
         if begins_again and state.global_step != self.tracker.steps:
             self.tracker.load_state_dict({"steps": state.global_step, "epochs": int(state.epoch or 0)})

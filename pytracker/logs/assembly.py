@@ -1,4 +1,4 @@
-"""From the rows of a table to the histories of its runs: steps, where a run ends, sums, names."""
+"""Assembles the histories of runs from the rows of a table: steps, ends of runs, sums, names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a series comes to: a few numbers that are kept beside it, and can be added up batch by batch."""
+"""The summary of a series: a few numbers kept beside it, updated batch by batch."""
 
 from __future__ import annotations
 

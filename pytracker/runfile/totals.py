@@ -1,4 +1,4 @@
-"""What each table comes to: its number of rows, and the sum of their checksums.
+"""The totals of each table: its number of rows and the sum of their checksums.
 
 The writer keeps it, by triggers that are temporary: they belong to its connection and not to the file, so a row that
 goes or changes in any other way shows in a check.

@@ -1,4 +1,4 @@
-"""What a sink has not taken yet, and the thread that delivers it."""
+"""The queue of a sink and the thread that delivers it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Sink(Protocol):
         parameters(interval: Interval)         what a drain says of every parameter
         finding(finding: Finding)              a new finding, or one that has grown
         flush()                                a good moment to write what is buffered
-        close(error: str | None)               always called once, also where ``open`` failed; ``error`` ended the run
+        close(error: str | None)               always called once, even if ``open`` failed; ``error`` ended the run
 
     All are called on one thread of the sink's own, never on the training's. A call that raises is tried again, with the
     same arguments, so what it did before it raised should bear repeating.

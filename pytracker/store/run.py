@@ -385,7 +385,7 @@ class Run(Recorder):
         return self._seconds_before + time.monotonic() - self._started
 
     def _begin(self, step: Any, expected: str = "a whole number") -> int:
-        """Check that ``step`` can be recorded now; the first one of a resumed run takes it back to there."""
+        """Check that ``step`` can be recorded now. The first step after a resume truncates the run to that step."""
         at = super()._begin(step, expected)
         if self._truncate_at_first:
             intervals = self._history.parameters.last_step

@@ -1,4 +1,4 @@
-"""How a tracker brings home what is pending, and how it ends."""
+"""How a tracker flushes what is pending, and how it closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where rows that have arrived go: to the means, the run and the sinks, once each."""
+"""Delivers the rows that have arrived to the means, the run and the sinks, once each."""
 
 from __future__ import annotations
 

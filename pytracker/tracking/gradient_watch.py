@@ -1,4 +1,4 @@
-"""Whether the rows that arrive can be what was meant: there are gradients, and they change."""
+"""Warns of rows that cannot be what the user meant: no gradients, or the same ones again."""
 
 from __future__ import annotations
 

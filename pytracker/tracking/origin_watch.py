@@ -1,4 +1,4 @@
-"""Finds out where NaN or Inf comes from, in the step after it was seen."""
+"""Locates NaN or Inf in the steps after it was seen."""
 
 from __future__ import annotations
 

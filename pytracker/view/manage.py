@@ -1,4 +1,4 @@
-"""What people do to runs afterwards: tags and notes beside the file, another name, and taking them away."""
+"""Manages finished runs: tags, notes, renaming, removal."""
 
 from __future__ import annotations
 
