@@ -153,13 +153,13 @@ class Diagnosis:
         return cls([name for name in names if name in RULES] if isinstance(names, list) else None, settings=known)
 
     def update(self, history: History, *, stop: int | None = None, again: bool = False) -> list[Finding]:
-        """Look at what ``history`` has gained since the last call, and return the findings that are new or grew.
+        """Evaluate what ``history`` has gained since the last call, and return the findings that are new or grew.
 
-        What has come since then is looked at as it grew: at each end of an interval at which a look is due, and at the
-        end. ``diagnose`` and a tracker so look at the same places, whenever they begin.
+        New steps are evaluated as they came: at each end of an interval at which an evaluation is due, and at the end.
+        So ``diagnose`` and a tracker evaluate at the same steps, whenever they begin.
 
-        ``stop``: one look, at the steps before it; all by default. ``again``: values have come for steps that have been
-        looked at; where the end has been, the look at it is taken once more, as if it had not been.
+        ``stop``: evaluate once, at the steps before it; all by default. ``again``: late values arrived for the last
+        step, so that its evaluation is undone and repeated.
         """
         kind_of("history", history, History, "a History, as tracker.history or load_run(path).history")
         again = flag("again", again)
