@@ -307,6 +307,7 @@ class Tracker(Closing):
             step, self._steps = self._steps, self._steps + 1  # even if it cannot be recorded: the step is missing then
             scalars, n = self._micro_batches.take(scalars, n)
             self._delivery.means.weigh(step, n)
+            self._gradient_watch.look(step)
             self._sinks.stamp(step)
             if self._origins is not None:
                 self._origins.step(step)

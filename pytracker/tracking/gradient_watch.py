@@ -1,4 +1,4 @@
-"""Warns of rows that cannot be what the user meant: no gradients, or the same ones again."""
+"""Warns of rows that cannot be what the user meant: no gradients, the same ones again, or those of one rank alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USUAL: Final = (
 
 
 class GradientWatch:
-    """Warns, once each, of steps without any gradient, and of steps that repeat the one before.
+    """Warns, once each, of steps without any gradient, of steps that repeat the one before, and of steps in no_sync.
 
     Args:
         model: what the user gave; a module says more of itself than its parameters do.
@@ -30,6 +30,23 @@ class GradientWatch:
         self._model, self._parameters = model, parameters
         self._warned_of_none = self._warned_of_same = not parameters
         self._last: tuple[int, bytes] = (-1, b"")
+        modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+        ddp = "DistributedDataParallel"
+        self._replicating: list[Any] = [
+            module for module in modules if any(kind.__name__ == ddp for kind in type(module).__mro__)
+        ]
+
+    def look(self, step: int) -> None:
+        """Look at the model as a step is made: within DDP's no_sync() its gradients are those of this rank alone."""
+        for module in self._replicating:
+            if not getattr(module, "require_backward_grad_sync", True):
+                self._replicating = []
+                warn_user(
+                    f"step {step} is made within no_sync(), so its gradients are those of this rank's micro-batch, and "
+                    "recorded as they are; call tracker.step() once for each optimizer.step(), or "
+                    "tracker.step(when=...) on each micro-batch"
+                )
+                return
 
     def check(self, rows: Rows) -> None:
         """Look at rows that have arrived."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -354,6 +355,23 @@ def unreduced(rank: int, world: int) -> None:
             tracker.step()
         if rank == 0:
             np.testing.assert_allclose(tracker.history["grad_norm"][:], [np.sqrt(4 * 3 + 3) * 2])
+
+
+def unreduced_by_ddp(rank: int, world: int) -> None:
+    """DDP leaves a rank's own gradients in no_sync: they are recorded, and a warning says once whose they are."""
+    model = nn.parallel.DistributedDataParallel(nn.Linear(4, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytracker.Tracker(model, every=2, diagnosis=None) as tracker:
+            for step in range(6):
+                with model.no_sync() if step in (2, 3) else contextlib.nullcontext():
+                    model(torch.ones(1, 4)).sum().backward()
+                    tracker.step(loss=step)
+    told = [str(each.message) for each in caught if "no_sync" in str(each.message)]
+    assert len(told) == 1, told
+    assert told[0].startswith("step 2 is made within no_sync()"), told
+    if rank == 0:
+        assert len(tracker.history["grad_norm"]) == 6
 
 
 def refused(rank: int, world: int) -> None:
