@@ -136,6 +136,7 @@ def serve(rank: int, world: int, folder: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     stop_the_clock()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    gc.freeze()  # what is imported is no garbage of any case
     while True:
         try:
             module, case = pipe.recv()

@@ -23,7 +23,7 @@ FIRST_HOST, PORT = "10.77.0.1", 29577
 
 def main() -> None:
     rank, folder = int(sys.argv[1]), sys.argv[2]
-    ranks.PATIENCE = missing_ranks.ANSWER = 1.0
+    ranks.PATIENCE, missing_ranks.ANSWER = 1.0, 4.0
     patience = datetime.timedelta(seconds=120)
     store = dist.TCPStore(FIRST_HOST, PORT, 2, is_master=rank == 0, timeout=patience)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)

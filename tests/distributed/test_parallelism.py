@@ -93,8 +93,9 @@ def test_several_stages_of_a_rank_go_by_their_names_in_the_model(kind: str) -> N
     run("trainings", f"interleaved:{kind}", 2)
 
 
-@pytest.mark.parametrize("compared", ["alone", "compared"])
-@pytest.mark.parametrize("batches", ["9+5", "5+9", "6+6"])
+@pytest.mark.parametrize(
+    ("batches", "compared"), [("9+5", "alone"), ("5+9", "alone"), ("5+9", "compared"), ("6+6", "compared")]
+)
 def test_uneven_batches_within_join_lose_no_row_of_the_first_rank(batches: str, compared: str) -> None:
     run("trainings", f"joined:{batches}:{compared}", 2)
 
