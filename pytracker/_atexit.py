@@ -82,7 +82,9 @@ def exit_on_signals(*closables: Any) -> None:
     A signal that the program handles or ignores is left as it is; from another thread than the main one, nothing can be
     set.
     """
-    _guarded.update((each, os.getpid()) for each in closables)
+    _guarded.update(
+        (each, os.getpid()) for each in closables if hasattr(each, "closed")
+    )  # a run of the user's may lack it
     if threading.current_thread() is not threading.main_thread():
         return
     for name in ("SIGTERM", "SIGHUP"):

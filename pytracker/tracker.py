@@ -108,7 +108,8 @@ class Tracker(Closing):
         close_on_signal: end the program by SystemExit at SIGTERM and SIGHUP, so that it is closed as by Ctrl-C. A
             signal that the program handles or ignores is left as it is.
         on_nonfinite: "locate": once a gradient that is not finite has come, the next steps run with hooks on the model,
-            until a finding says which module made the first NaN or Inf (``nonfinite_origin``). ``model`` is a module.
+            which wait for each output, until a finding says which module made the first NaN or Inf
+            (``nonfinite_origin``). ``model`` is a module.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.

@@ -177,9 +177,15 @@ def _floating(values: Any) -> Iterator[Tensor]:
 
 
 def _counts(tensor: Tensor) -> tuple[int, int] | None:
-    """Return how many elements are NaN and how many Inf; None where there is none."""
+    """Return how many elements are NaN and how many Inf; None where there is none, or the kind can't be asked.
+
+    Of a DTensor, those of this rank: the others may not search, and so would not answer.
+    """
     with torch.no_grad():
-        values = tensor.detach()
-        values = values.coalesce().values() if values.layout == torch.sparse_coo else values
-        nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+        values = getattr(tensor, "_local_tensor", tensor).detach()
+        try:
+            values = values.coalesce().values() if values.layout == torch.sparse_coo else values
+            nan, inf = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+        except RuntimeError:  # CSR, say: what cannot be looked at must not end the training
+            return None
     return (nan, inf) if nan or inf else None

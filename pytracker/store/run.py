@@ -20,7 +20,6 @@ from .._cell import running_cell
 from .._checks import by_name, flag, function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
-from .._rank import rank_here
 from .._warn import warn_user
 from ..errors import ClosedError, InvalidTypeError, InvalidValueError, StoreError, in_words
 from ..history import (
@@ -38,6 +37,7 @@ from ..runfile import FILE_NAME
 from .file import RunFile
 from .names import checked_name, readable_name
 from .pending import Batch, Pending
+from .rank import rank_here
 from .reading import read_run
 from .writer import Writer
 

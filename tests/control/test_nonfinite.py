@@ -141,6 +141,15 @@ def test_a_batch_that_was_bad_once_leaves_no_finding_and_no_hook() -> None:
     assert not model._forward_hooks  # closed in between
 
 
+def test_a_tensor_that_cannot_be_asked_is_passed_by() -> None:
+    class Compressed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to_sparse_csr()
+
+    model = nn.Sequential(Compressed())
+    assert locate_nonfinite(model, lambda: model(torch.eye(3))) is None
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     weight = nn.Parameter(torch.ones(2))
     with pytest.raises(InvalidTypeError, match="on_nonfinite"):

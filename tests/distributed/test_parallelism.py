@@ -100,6 +100,10 @@ def test_uneven_batches_within_join_lose_no_row_of_the_first_rank(batches: str, 
     run("trainings", f"joined:{batches}:{compared}", 2)
 
 
+def test_nan_among_dtensors_is_located_by_one_rank_alone() -> None:
+    run("trainings", "searched_by_one", 2)
+
+
 def test_a_zero_redundancy_optimizer_changes_no_statistic() -> None:
     run("trainings", "zero_optimizer", 2)
 

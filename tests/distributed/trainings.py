@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.tensor import DTensor, Partial
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
@@ -145,6 +146,17 @@ def joined(rank: int, world: int, batches: str, compared: str) -> None:
                     parameter -= RATE * mean
     assert tracker.history["loss"][:] == list(range(counts[0]))
     np.testing.assert_allclose(tracker.history["grad_norm"].values, expected, rtol=1e-6)
+
+
+def searched_by_one(rank: int, world: int) -> None:
+    """One rank alone looks for NaN among DTensors: the others are not asked."""
+    mesh = init_device_mesh("cpu", (world,))
+    model = nn.Identity()
+    value = DTensor.from_local(torch.full((2, 2), float("nan")), mesh, [Partial()])
+    if rank == 0:
+        origin = pytracker.locate_nonfinite(model, lambda: model(value))
+        assert (origin.phase, origin.nan, origin.bad_inputs) == ("forward", 4, (0,))
+    dist.barrier()
 
 
 def zero_optimizer(rank: int, world: int) -> None:
