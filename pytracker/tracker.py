@@ -449,6 +449,7 @@ class Tracker(Closing):
                 self._run.truncate(steps)
             self._sinks.truncate(steps)
             self._steps, self._epochs = steps, epochs
+            self._micro_batches.forget()
             self._late.leave_to_steps(scalars)
             self._delivery.restart(steps)
             self._steering.load_state_dict(state.get("clip", {}))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..sinks import NoSinks
     from .delivery import Delivery
     from .live_diagnosis import LiveDiagnosis
+    from .micro_batches import MicroBatches
     from .model_watch import ModelWatch
     from .origin_watch import OriginWatch
 
@@ -37,6 +38,7 @@ class Closing:
     _log: DeviceLog
     _team: Any
     _delivery: Delivery
+    _micro_batches: MicroBatches
     _judge: LiveDiagnosis
     _watch: ModelWatch
     _sinks: NoSinks
@@ -98,7 +100,11 @@ class Closing:
     def _end(self, error: str | None) -> None:
         """Bring everything home and close what was opened. After an interruption it can be called again."""
         try:
-            self.flush() if error is None else self._flush_alone(error)
+            if error is None:
+                self._warn_of_micro_batches()
+                self.flush()
+            else:
+                self._flush_alone(error)
         except BaseException as problem:  # ^C too, while other ranks are waited for
             error = error or in_words(problem)
             with contextlib.suppress(Exception):
@@ -114,6 +120,15 @@ class Closing:
             self._run.finish("finished" if error is None else "failed", error=error)
             self._at_exit.forget()
             self._ended = True
+
+    def _warn_of_micro_batches(self) -> None:
+        if count := self._micro_batches.count:
+            self._micro_batches.forget()
+            which = "the last micro-batch" if count == 1 else f"the last {count} micro-batches"
+            warn_user(
+                f"{which}, given with when=False, came to no step, and what was given there is not recorded; the last "
+                "call for a step has when=True, also where the data end before the accumulation is full"
+            )
 
     def _flush_alone(self, error: str) -> None:
         """Bring home what needs no other rank: they may not know of the fault, so nobody is waited for."""

@@ -15,8 +15,13 @@ class MicroBatches:
     """Keeps the scalars of micro-batches until the step. Never waits: values on a device are averaged there."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a step."""
         self._values: dict[str, list[tuple[float, Any]]] = {}
         self._weight = 0.0
+        self.count = 0  # that were added to no step yet
 
     def add(self, scalars: Mapping[str, Any], n: float) -> None:
         """Keep what a micro-batch was given; ``grad_scale`` is the step's own.
@@ -30,6 +35,7 @@ class MicroBatches:
         for name, value in known.items():
             self._values.setdefault(name, []).append((n, value))
         self._weight += n
+        self.count += 1
 
     def take(self, scalars: dict[str, Any], n: float) -> tuple[dict[str, Any], float]:
         """Return the step's scalars, each the mean weighted by ``n`` over the micro-batches that had it, and its n.
@@ -37,7 +43,7 @@ class MicroBatches:
         Raises:
             InvalidTypeError, InvalidValueError: a value is no number; the step's micro-batches are forgotten.
         """
-        if not self._values and not self._weight:
+        if not self.count:
             return scalars, number_of_samples("n", n)
         try:
             self.add(scalars, n)
@@ -46,7 +52,7 @@ class MicroBatches:
                 means["grad_scale"] = scalars["grad_scale"]
             return means, self._weight
         finally:
-            self._values, self._weight = {}, 0.0
+            self.forget()
 
 
 def _kept(name: str, value: Any) -> Any:

@@ -103,6 +103,28 @@ def test_a_micro_batch_without_samples_counts_for_nothing_unless_none_has_some()
     assert tracker.history["loss"][:] == [2.0, 1.5]
 
 
+def test_micro_batches_that_come_to_no_step_are_told_of_at_the_end(recwarn) -> None:
+    with Tracker([], diagnosis=None) as tracker:
+        tracker.step(loss=1.0)
+        tracker.step(loss=2.0, when=False)
+        tracker.step(loss=3.0, when=False)
+    assert tracker.history["loss"][:] == [1.0]
+    (warning,) = recwarn.list
+    assert "the last 2 micro-batches, given with when=False, came to no step" in str(warning.message)
+
+
+def test_a_checkpoint_goes_on_without_the_micro_batches_of_the_step_that_it_cut_off(recwarn) -> None:
+    with Tracker([], diagnosis=None) as tracker:
+        tracker.step(loss=1.0)
+        state = tracker.state_dict()
+        tracker.step(loss=90.0, when=False)
+        tracker.load_state_dict(state)
+        tracker.step(loss=2.0, when=False)
+        tracker.step(loss=4.0)
+    assert tracker.history["loss"][:] == [1.0, 3.0]
+    assert not recwarn.list
+
+
 def test_a_value_that_is_none_is_refused_at_its_micro_batch() -> None:
     with Tracker([], diagnosis=None) as tracker:
         tracker.step(loss=1.0, when=False)
