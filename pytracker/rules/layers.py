@@ -21,19 +21,21 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
 
     The first step, and the first parameter: backward runs from the loss to the inputs, and what isn't finite spoils
     everything after it, so of the parameters that are not finite in that step the one nearest to the loss (the last of
-    the model's order) is the origin. No threshold. Where later gradients are finite the step was skipped, as a
-    GradScaler does while it finds its scale: a few of those are information.
+    the model's order) is the origin. No threshold. Steps that were skipped, as a GradScaler does while it finds its
+    scale, are information where they are few: those of which ``step_skipped`` says so, and those after which the
+    gradients are finite.
     """
-    found = view.previous
-    if found is None:
-        found = _first_seen(view)
-        since = view.since - 1 if found is None else found.first_step
-    else:
-        since = view.since - 1
+    known = view.previous
+    found = _first_seen(view) if known is None else known
     if found is None:
         return
-    grown = _grown(view, found, since)
-    severity = _severity(view, grown)
+    first = found.first_step if known is None else view.since
+    grown = _grown(view, found, found.first_step if known is None else view.since - 1)
+    spared = (known is None or known.severity != "critical") and _were_skipped(view, first)
+    severity = _severity(view, grown, spared)
+    if severity == "critical" and grown.severity != severity:  # what was harmless at first, and is not now
+        yield replace(_first_seen(view) or grown, severity=severity, numbers=grown.numbers)
+        return
     if severity != grown.severity:
         view.withdraw("the steps were skipped: later gradients are finite")
         grown = replace(grown, severity=severity, action="look at the batches of these steps")
@@ -44,19 +46,32 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
     yield grown
 
 
-_SKIPPED: Final = "a GradScaler that finds its scale, which skips such steps: the gradients after them are finite"
+_SKIPPED: Final = "a GradScaler that finds its scale, or a clip, and skips such steps"
+_STUCK: Final = 20  # steps in a row without a finite gradient; a GradScaler halves 65,536 to 1 in 16
 
 
-def _severity(view: View, found: Finding) -> str:
+def _were_skipped(view: View, since: int) -> bool:
+    """Whether each step from ``since`` on whose norm isn't finite is recorded as one that the optimizer left out."""
+    skipped = view["step_skipped"]
+    if not len(skipped):
+        return False
+    start = skipped.index(since)
+    left_out = skipped.steps[start:][skipped.values[start:] > 0]
+    return bool(np.isin(_steps_not_finite(view, since), left_out).all())
+
+
+def _severity(view: View, found: Finding, spared: bool) -> str:
     """Return "info" for a few steps that were skipped: had the optimizer taken them, no later gradient were finite.
 
-    A "warning" where they were many, or the loss wasn't finite either.
+    A "warning" where they were many, or the loss wasn't finite either. ``spared``: all are recorded as skipped.
     """
     norms = view["grad_norm"]
     after = norms.values[norms.index(found.last_step + 1) :]
     bad = found.numbers.get("later_steps", 0.0) + 1
     losses = view.loss.values[view.loss.index(found.last_step + 1) :]
-    if len(after) >= 3 and np.isfinite(after).all() and np.isfinite(losses).all():
+    recovered = len(after) >= 3 and np.isfinite(after).all() and np.isfinite(losses).all()
+    stuck = len(norms) >= _STUCK and not np.isfinite(norms.values[-_STUCK:]).any()
+    if recovered or (spared and not stuck):
         usual = bad <= max(20.0, 0.02 * len(norms)) and np.isfinite(found.numbers.get("loss", np.nan))
         return "info" if usual else "warning"
     return "critical"

@@ -94,6 +94,38 @@ def test_steps_that_are_skipped_too_often_are_a_warning():
     assert judge("gradient_nonfinite", History(loss=healthy_loss(), grad_norm=norms)).severity == "warning"
 
 
+def recorded_as_skipped(bad, skipped, steps=100):
+    norms, left_out = np.ones(steps), np.zeros(steps)
+    norms[bad], left_out[skipped] = np.inf, 1.0
+    return History(loss=healthy_loss(steps), grad_norm=norms, step_skipped=left_out)
+
+
+def test_a_step_that_is_recorded_as_skipped_is_no_alarm_before_a_finite_one_has_come():
+    assert judge("gradient_nonfinite", recorded_as_skipped([99], [99])).severity == "info"
+    assert judge("gradient_nonfinite", recorded_as_skipped([90, 99], [90, 99])).severity == "info"
+    assert judge("gradient_nonfinite", recorded_as_skipped([99], [])).severity == "critical"
+    assert judge("gradient_nonfinite", recorded_as_skipped([90, 99], [90])).severity == "critical"
+
+
+def test_twenty_skipped_steps_in_a_row_train_nothing():
+    last = list(range(81, 100))
+    assert judge("gradient_nonfinite", recorded_as_skipped(last, last)).severity == "info"
+    last = list(range(80, 100))
+    assert judge("gradient_nonfinite", recorded_as_skipped(last, last)).severity == "critical"
+
+
+def test_a_step_that_was_taken_after_skipped_ones_is_told_in_words_of_its_own():
+    history = recorded_as_skipped([5, 150], [5], steps=151)
+    diagnosis = Diagnosis(["gradient_nonfinite"])
+    (finding,) = diagnosis.update(history, stop=60)
+    assert (finding.severity, finding.first_step) == ("info", 5)
+    (finding,) = diagnosis.update(history)
+    assert (finding.severity, finding.first_step, finding.last_step) == ("critical", 5, 150)
+    assert "at step 150" in finding.evidence
+    assert "GradScaler" not in finding.cause
+    assert not diagnosis.withdrawn
+
+
 def test_a_loss_of_zero_beside_a_gradient_that_is_not_finite_is_called_an_overflow():
     loss = healthy_loss(200)
     loss[50] = 0.0
