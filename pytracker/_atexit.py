@@ -82,9 +82,8 @@ def exit_on_signals(*closables: Any) -> None:
     A signal that the program handles or ignores is left as it is; from another thread than the main one, nothing can be
     set.
     """
-    _guarded.update(
-        (each, os.getpid()) for each in closables if hasattr(each, "closed")
-    )  # a run of the user's may lack it
+    ours = [each for each in closables if hasattr(each, "closed")]  # a run of the user's may lack it
+    _guarded.update((each, os.getpid()) for each in ours)
     if threading.current_thread() is not threading.main_thread():
         return
     for name in ("SIGTERM", "SIGHUP"):

@@ -29,12 +29,12 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
     found = _first_seen(view) if known is None else known
     if found is None:
         return
-    first = found.first_step if known is None else view.since
     grown = _grown(view, found, found.first_step if known is None else view.since - 1)
-    spared = (known is None or known.severity != "critical") and _were_skipped(view, first)
+    spared = (known is None or known.severity != "critical") and _were_skipped(view, view.since)
     severity = _severity(view, grown, spared)
-    if severity == "critical" and grown.severity != severity:  # what was harmless at first, and is not now
-        yield replace(_first_seen(view) or grown, severity=severity, numbers=grown.numbers)
+    news = _first_seen(view) if severity == "critical" and grown.severity != severity else None
+    if news is not None:  # it was harmless up to here
+        yield replace(news, numbers=grown.numbers)
         return
     if severity != grown.severity:
         view.withdraw("the steps were skipped: later gradients are finite")
@@ -46,7 +46,7 @@ def gradient_nonfinite(view: View) -> Iterator[Finding]:
     yield grown
 
 
-_SKIPPED: Final = "a GradScaler that finds its scale, or a clip, and skips such steps"
+_SKIPPED: Final = "a GradScaler that finds its scale, or a clip with a fused optimizer: both skip such steps"
 _STUCK: Final = 20  # steps in a row without a finite gradient; a GradScaler halves 65,536 to 1 in 16
 
 

@@ -89,6 +89,8 @@ class Closing:
             self._closed = self._ending = True
             try:
                 self._end(error or self._team.error)
+                if error is None:  # the training was not cut off
+                    self._warn_of_micro_batches()
             except BaseException as problem:  # what is left of the end is done all the same
                 if not self._ended:
                     with contextlib.suppress(Exception):  # the first says more
@@ -100,11 +102,7 @@ class Closing:
     def _end(self, error: str | None) -> None:
         """Bring everything home and close what was opened. After an interruption it can be called again."""
         try:
-            if error is None:
-                self._warn_of_micro_batches()
-                self.flush()
-            else:
-                self._flush_alone(error)
+            self.flush() if error is None else self._flush_alone(error)
         except BaseException as problem:  # ^C too, while other ranks are waited for
             error = error or in_words(problem)
             with contextlib.suppress(Exception):
@@ -122,8 +120,8 @@ class Closing:
             self._ended = True
 
     def _warn_of_micro_batches(self) -> None:
+        """Say what was given for a step that never came; last of all, since a warning may be made an error."""
         if count := self._micro_batches.count:
-            self._micro_batches.forget()
             which = "the last micro-batch" if count == 1 else f"the last {count} micro-batches"
             warn_user(
                 f"{which}, given with when=False, came to no step, and what was given there is not recorded; the last "
