@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from .._atexit import uncaught
-from .._cell import running_cell
 from .._checks import by_name, flag, function, seconds, whole_number, wrong_type, wrong_value
 from .._checks import path as checked_path
 from .._json import decode, encode
@@ -34,6 +33,7 @@ from ..history import (
     finding_key,
 )
 from ..runfile import FILE_NAME
+from .cell import running_cell
 from .file import RunFile
 from .names import checked_name, readable_name
 from .pending import Batch, Pending
