@@ -25,8 +25,8 @@ from ._atexit import CloseAtExit, exit_on_signals
 from ._checks import by_name, flag, items, number_of_samples, text, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
-from .control import CLIP_SERIES, ClipRule, GradientSource, LossScale, Steering
-from .core import FIRST_SLOTS, DeviceLog, Rows, Target, track, watchable
+from .control import CLIP_SERIES, ClipRule
+from .core import FIRST_SLOTS, DeviceLog, Rows, Target
 from .diagnostics import Diagnosis, Finding
 from .distributed import NOISE_SERIES, team_of
 from .errors import InvalidTypeError, InvalidValueError, StoreError, in_words
@@ -36,17 +36,16 @@ from .tracking import (
     Delivery,
     GradientWatch,
     InMemoryRun,
+    Lanes,
     LateMetrics,
     LiveDiagnosis,
-    MicroBatches,
-    ModelWatch,
     OriginWatch,
+    Players,
+    WhoseSteps,
     check_arguments,
     explain_scalars,
     facts_for_rules,
     opened,
-    parameter_infos,
-    warn_of_untrained,
     weight_moments,
 )
 
@@ -138,8 +137,8 @@ class Tracker(Closing):
 
     def __init__(
         self,
-        model: Target,
-        optimizer: torch.optim.Optimizer | None = None,
+        model: Target | Mapping[str, Target],
+        optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | None = None,
         *unnamed: Any,
         run: Run | str | Path | None = None,
         every: int = 50,
@@ -161,22 +160,19 @@ class Tracker(Closing):
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
-        check_arguments(optimizer, diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, flags)
+        check_arguments(
+            diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, gradient, grad_scaler, flags
+        )
         if on_nonfinite not in (None, "locate"):
             raise wrong_value("on_nonfinite", on_nonfinite, 'None or "locate"')
-        scale = LossScale(grad_scaler, optimizer)
-        model = watchable(model)
-        self._origins = OriginWatch(model, lambda each: self._judge.add(each)) if on_nonfinite else None
-        tracked = track(model)
-        warn_of_untrained(tracked.parameters, optimizer)
-        self._held, self._plan = tracked.parameters, tracked.plan
-        source = GradientSource(self._plan, gradient)
-        self._watch = ModelWatch(None if tracked.rewritten else model, self._held, optimizer, self._regroup)
+        self._players = players = Players(model, optimizer)
+        target, self._held, self._plan = players.all.model, players.all.parameters, players.tracked.plan
+        self._origins = OriginWatch(target, lambda each: self._judge.add(each)) if on_nonfinite else None
+        self._watches = players.watches(self._regroup)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
-        infos = parameter_infos(self._held, optimizer)
         self._team = team_of(
-            tracked,
-            infos,
+            players.tracked,
+            players.infos(),
             every=every,
             seconds=seconds,
             group=process_group,
@@ -190,11 +186,10 @@ class Tracker(Closing):
         )
         self._lock = threading.RLock()
         self._steps = self._epochs = 0
-        self._micro_batches = MicroBatches()
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
-        self._gradient_watch = GradientWatch(model, self._held)
-        self._reserved = set(_RESERVED)
+        self._gradient_watch = GradientWatch(target, self._held)
+        self._reserved = {f"{prefix}{name}" for prefix in players.prefixes for name in _RESERVED}
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
             self._log = DeviceLog(
@@ -202,13 +197,15 @@ class Tracker(Closing):
                 every,
                 self._team.take,
                 seconds=seconds,
-                optimizer=optimizer,
+                optimizer=players.all.optimizer,
+                rates=players.name_rates,
                 reserved=self._reserved,
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
-            self._steering = Steering(self._log, self._plan, self._held, optimizer, process_group, scale, source)
-            self._begin(run, optimizer, diagnosis, on_finding, sinks, meta)
+            self._lanes = Lanes(players, self._log, gradient, grad_scaler, process_group)
+            self._lane = self._lanes.all  # of the latest step
+            self._begin(run, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
             self._closed = self._ended = True
             self._at_exit.forget()
@@ -222,17 +219,18 @@ class Tracker(Closing):
     def _connect(self, run: Any, sinks: NoSinks, diagnosis: Diagnosis | None, on_finding: Any) -> None:
         self._run, self._sinks = run, sinks
         self._judge = LiveDiagnosis(diagnosis, run, on_finding, sinks.finding)
-        self._delivery = Delivery(run, sinks, self._gradient_watch, len(self._team.infos))
+        whose_steps = WhoseSteps(self._players, self._team.infos)
+        self._delivery = Delivery(run, sinks, self._gradient_watch, whose_steps, len(self._team.infos))
         self._late = LateMetrics(run, sinks, self._reserved)
 
-    def _begin(self, run: Any, optimizer: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any) -> None:
+    def _begin(self, run: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any) -> None:
         """Open the run and the sinks, which only the first rank does, and say what is recorded."""
         diagnosis = Diagnosis() if isinstance(diagnosis, str) else diagnosis
         if self._team.is_first:
             self._connect(opened(run), mirrors_of(sinks, is_first=True), diagnosis, on_finding)
             self._at_exit.close_before(self._run)
         self._run.set_parameters(self._team.infos)
-        facts = facts_for_rules(optimizer, self._held, self._team.infos, diagnosis, self.history.meta)
+        facts = facts_for_rules(self._players.facts(), self._held, self._team.infos, diagnosis, self.history.meta)
         self._run.set_meta(**{**facts, **(meta or {}), "every": self.every})
         self._sinks.begin(self._run)
         self._measure_weights()
@@ -268,6 +266,7 @@ class Tracker(Closing):
     def step(
         self,
         *unnamed: Any,
+        only: str | None = None,
         n: float = 1,
         when: bool = True,
         gradients: Sequence[torch.Tensor | None] | None = None,
@@ -278,6 +277,8 @@ class Tracker(Closing):
 
         Args:
             unnamed: an error, which says how values are given.
+            only: the player whose step it is, by name: its gradients alone are read, and all that is recorded goes by
+                its name (``D/loss``, ``D/grad_norm``); None: a step of all together, of which each has its share.
             n: how many samples the step stands for: the weight of its scalars in the means that ``epoch`` returns.
             when: whether the gradients are those of a step; False for a micro-batch that more are added to. Nothing is
                 read then, and the scalars are kept: the step's are the means over its micro-batches, weighted by n.
@@ -294,31 +295,34 @@ class Tracker(Closing):
         Raises:
             ClosedError: the tracker is closed.
             InvalidTypeError, InvalidValueError: a scalar is nothing that can be recorded, or has the name of a metric
-                of ``log`` or ``epoch``. Nothing of the step is recorded.
+                of ``log`` or ``epoch``; or there is no such player. Nothing of the step is recorded.
             ParameterError: a gradient cannot be read; or each ``every`` steps, and in flush and epoch, the model
                 has got other parameters.
         """
         by_name("tracker.step", unnamed, "loss=loss, n=len(x)")
         with self._lock:  # several threads may step one tracker
             self._check_open()
-            asked = None if clip is None else self._steering.ask(clip)
+            lane = self._lanes.of(only)
+            asked = None if clip is None else lane.steering.ask(clip)
             if not flag("when", when):
-                self._micro_batches.add(scalars, n)
+                lane.micro_batches.add(scalars, n)
                 return
             step, self._steps = self._steps, self._steps + 1  # even if it cannot be recorded: the step is missing then
-            scalars, n = self._micro_batches.take(scalars, n)
-            self._delivery.means.weigh(step, n)
+            self._lane = lane
+            scalars, n = lane.micro_batches.take(scalars, n)
+            self._delivery.expect(step, n, lane.player)
             self._gradient_watch.look(step)
             self._sinks.stamp(step)
             if self._origins is not None:
                 self._origins.step(step)
             try:
-                self._steering.step(self._append, step, scalars, asked, gradients)
+                lane.steering.step(self._append, step, lane.named(scalars), asked, gradients)
             except InvalidTypeError:
                 explain_scalars(scalars)
                 raise
             if self._steps % self._log.every == 0:  # at the same step on every rank
-                self._watch.check(closed=False)
+                for watch in self._watches:
+                    watch.check(closed=False)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def clip(self, max_norm: float | str | ClipRule, norm_type: float | str = 2.0) -> torch.Tensor:
@@ -341,16 +345,17 @@ class Tracker(Closing):
             self._check_open()
             if self._steps == 0:
                 raise InvalidValueError("clip() goes by the norm of the latest step, and there was none: call step()")
-            return self._steering.clip(self._steering.ask(max_norm, norm_type, "max_norm"), self._record_decision)
+            steering = self._lane.steering
+            return steering.clip(steering.ask(max_norm, norm_type, "max_norm"), self._record_decision)
 
     def _record_decision(self, results: dict[str, float]) -> None:
         """Record what was decided on the latest step, whose row has left. Waits: the rows before it come first."""
         if not self._team.talks:  # rows that ranks merge arrive when they will
             self._log.flush()
-            self._late.record(self._steps - 1, results)
+            self._late.record(self._steps - 1, self._lane.named(results))
 
-    def replayed(self, n: float = 1) -> None:
-        """Say that a CUDA graph in which ``step`` was captured has been replayed once. Never waits.
+    def replayed(self, n: float = 1, only: str | None = None) -> None:
+        """Say that a CUDA graph in which ``step`` was captured, with the same ``only``, was replayed once. Never waits.
 
         Call it after each replay: of one that is not announced nothing is recorded, and a warning says so. The current
         stream then waits, on the device, for the replay's kernel. Numbers among the scalars are those of the capture,
@@ -359,8 +364,10 @@ class Tracker(Closing):
         with self._lock:
             self._check_open()
             self._log.check_captured()
+            lane, n = self._lanes.of(only), number_of_samples("n", n)
             step, self._steps = self._steps, self._steps + 1
-            self._delivery.means.weigh(step, number_of_samples("n", n))
+            self._lane = lane
+            self._delivery.expect(step, n, lane.player)
             self._sinks.stamp(step)
             self._log.replayed(step)
             self._follow(step)
@@ -426,9 +433,8 @@ class Tracker(Closing):
             if not self._closed:
                 with contextlib.suppress(StoreError):  # the run warns of it, and tries again
                     self._run.flush()
-            clip = self._steering.state_dict()
             counts = {"steps": self._steps, "epochs": self._epochs, "scalars": self._log.names}
-            return {**counts, **({"clip": clip} if clip else {})}
+            return {**counts, **self._lanes.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: what has been recorded after it is taken out of the run. Waits for the disk.
@@ -449,10 +455,9 @@ class Tracker(Closing):
                 self._run.truncate(steps)
             self._sinks.truncate(steps)
             self._steps, self._epochs = steps, epochs
-            self._micro_batches.forget()
             self._late.leave_to_steps(scalars)
             self._delivery.restart(steps)
-            self._steering.load_state_dict(state.get("clip", {}))
+            self._lanes.load_state_dict(state)
 
     def _append_and_poll(self, step: int, scalars: dict[str, Any], clip: Any = None, *, hold: bool = False) -> None:
         """Append, where ranks meet at a drain: also what they measured; and hand on what has been merged meanwhile."""
@@ -471,10 +476,10 @@ class Tracker(Closing):
         if self._origins is not None and not self._closed:
             self._origins.see(self.history)
 
-    def _regroup(self, optimizer: Any) -> None:
-        """Note in which group of the optimizer each parameter is; ranks that merge keep what they agreed on."""
+    def _regroup(self) -> None:
+        """Note in which group of its optimizer each parameter is; ranks that merge keep what they agreed on."""
         if not self._team.talks:
-            self._run.set_parameters(parameter_infos(self._held, optimizer))
+            self._run.set_parameters(self._players.infos())
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .._checks import wrong_type
+from ..errors import InvalidValueError
 from .optimizers import unwrapped
 
 
@@ -16,17 +16,12 @@ class LossScale:
 
     Args:
         scaler: a GradScaler, or one derived from it; None for none.
-        optimizer: the one whose gradients it unscales.
-
-    Raises:
-        InvalidTypeError: ``scaler`` is no GradScaler.
+        optimizers: those whose gradients it unscales.
     """
 
-    def __init__(self, scaler: Any, optimizer: Any) -> None:
-        if scaler is not None and not isinstance(scaler, torch.amp.GradScaler):
-            raise wrong_type("grad_scaler", scaler, "a torch.amp.GradScaler")
+    def __init__(self, scaler: Any, optimizers: Sequence[Any]) -> None:
         self._scaler: Any = scaler
-        self._optimizer = optimizer
+        self._optimizers = optimizers
 
     @property
     def is_on(self) -> bool:
@@ -34,12 +29,24 @@ class LossScale:
         return self._scaler is not None and bool(self._scaler.is_enabled())
 
     def of_gradients(self) -> Tensor | None:
-        """Return what the gradients are multiplied by now; None for nothing, and where ``unscale_`` has undone it."""
+        """Return what the gradients are multiplied by now; None for nothing, and where ``unscale_`` has undone it.
+
+        Raises:
+            InvalidValueError: it has for some of the optimizers.
+        """
         if not self.is_on or self._scaler._scale is None:
             return None
-        for optimizer in (self._optimizer, unwrapped(self._optimizer)):
-            state = self._scaler._per_optimizer_states.get(id(optimizer))
-            if state is not None and state["stage"].name == "UNSCALED":
-                return None
+        unscaled = [self._is_unscaled(optimizer) for optimizer in self._optimizers]
+        if any(unscaled):
+            if not all(unscaled):
+                raise InvalidValueError(
+                    "the gradients of some optimizers still contain the scale of the loss; call unscale_ for all of "
+                    "them before step(), or for none, or record the steps of each player by step(only=...)"
+                )
+            return None
         scale: Tensor = self._scaler._scale
         return scale
+
+    def _is_unscaled(self, optimizer: Any) -> bool:
+        states = [self._scaler._per_optimizer_states.get(id(each)) for each in (optimizer, unwrapped(optimizer))]
+        return any(state is not None and state["stage"].name == "UNSCALED" for state in states)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from .._checks import function, items, shown, wrong_value
+from .._checks import items, shown, wrong_value
 from ..contract import Plan
 from ..errors import InvalidTypeError, PytrackerError, in_words
 
@@ -19,15 +19,16 @@ class GradientSource:
     Args:
         plan: reads and scales the gradients.
         gradient: returns a parameter's gradient, or None where it has none; without it that is ``.grad``.
-
-    Raises:
-        InvalidTypeError: ``gradient`` is no function.
+        places: of the parameters whose gradients are read, the others are missing; none: of all. None: of all, and no
+            other source of the plan reads only some.
     """
 
-    def __init__(self, plan: Plan, gradient: Callable[[Tensor], Tensor | None] | None) -> None:
-        self._plan = plan
+    def __init__(
+        self, plan: Plan, gradient: Callable[[Tensor], Tensor | None] | None, places: Sequence[int] | None = None
+    ) -> None:
+        self._plan, self._places = plan, places
         self._now: list[Tensor | None] | None = None
-        self._gradient = None if gradient is None else function("gradient", gradient)
+        self._gradient = gradient
 
     @contextlib.contextmanager
     def given(self, gradients: Any = None) -> Iterator[bool]:
@@ -37,11 +38,13 @@ class GradientSource:
             InvalidTypeError: they are no tensors.
             InvalidValueError: there is not one for each parameter.
         """
+        if self._places is not None:
+            self._plan.select(self._places)
         found = self._found(gradients)
         if found is None:
             yield False
             return
-        self._plan.give(found)
+        self._plan.give(self._among_all(found))
         self._now = found
         try:
             yield True
@@ -51,11 +54,25 @@ class GradientSource:
 
     def present(self) -> list[Tensor]:
         """Return the gradients that there are now."""
-        now = [parameter.grad for parameter in self._plan.parameters] if self._now is None else self._now
+        now = [parameter.grad for parameter in self.parameters] if self._now is None else self._now
         return [gradient for gradient in now if gradient is not None]
 
-    def _found(self, gradients: Any) -> list[Tensor | None] | None:
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those whose gradients are read."""
         parameters = self._plan.parameters
+        return [parameters[place] for place in self._places] if self._places else parameters
+
+    def _among_all(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        if not self._places:
+            return gradients
+        everywhere: list[Tensor | None] = [None] * len(self._plan.names)
+        for place, gradient in zip(self._places, gradients, strict=True):
+            everywhere[place] = gradient
+        return everywhere
+
+    def _found(self, gradients: Any) -> list[Tensor | None] | None:
+        parameters = self.parameters
         if gradients is None:
             return None if self._gradient is None or not parameters else self._asked_for(parameters)
         expected = "one tensor for each parameter, in their order, or None where it has none"

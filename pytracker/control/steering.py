@@ -191,7 +191,7 @@ class Steering:
         self._total = TotalNorm(self._parameters, self._plan.members, self._process_group)
         device = self._plan.devices[0]
         self._outcome = torch.ones(2, dtype=torch.float64, device="cpu").to(device)
-        reason = reason_against(self._optimizer, [p for p in self._plan.parameters if p.requires_grad])
+        reason = reason_against(self._optimizer, [p for p in self._source.parameters if p.requires_grad])
         if not reason:
             self._fused = FusedOptimizer(self._optimizer, device)
         elif self._optimizer is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import native, operators
-from .device_log import FIRST_SLOTS, DeviceLog
+from .device_log import FIRST_SLOTS, DeviceLog, name_rates
 from .plans import (
     PlannedParameters,
     Target,
@@ -34,6 +34,7 @@ __all__ = [
     "joined",
     "local_parameter",
     "make_plan",
+    "name_rates",
     "native",
     "norms_of_known",
     "number_in",

@@ -179,7 +179,8 @@ class DeviceLog:
         on_rows: Callable[[Rows], None],
         *,
         seconds: float = math.inf,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Any = None,
+        rates: Callable[[list[dict[str, Any]]], list[str]] = name_rates,
         reserved: set[str] | None = None,
         slots: int = FIRST_SLOTS,
     ) -> None:
@@ -194,7 +195,7 @@ class DeviceLog:
         self._due = time.monotonic() + seconds
         self._on_rows = on_rows
         reserved = set() if reserved is None else reserved
-        self._reader = native.make_reader(plan, optimizer, name_rates, reserved)
+        self._reader = native.make_reader(plan, optimizer, rates, reserved)
         self._is_open = False  # the last row, for what is decided late
         self._decides_late = False
         self._undrained = 0  # rows that were not sent when last looked at

@@ -18,8 +18,10 @@ from ..evidence import (
     rule,
     severity_rank,
     span_of,
+    title_of,
 )
-from .engine import RULE_FAILED, Diagnosis, Findings, diagnose, diagnose_recorded
+from .engine import Diagnosis, Findings, diagnose, diagnose_recorded
+from .judge import RULE_FAILED
 
 __all__ = [
     "RULES",
@@ -37,6 +39,7 @@ __all__ = [
     "rule",
     "severity_rank",
     "span_of",
+    "title_of",
 ]
 
 del _rules

@@ -3,65 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .._checks import flag, kind_of, whole_number, writable
-from ..errors import in_words
-from ..evidence import RULES, Finding, Layout, Rule, View, most_severe_first, select
-from ..history import History
-from .roots import with_roots
+from .._checks import flag, kind_of, whole_number
+from ..evidence import RULES, Finding, Rule, beneath_their_roots, most_severe_first, select
+from ..history import GRADIENT_NORM, History, PlayerHistory, have_steps_of_their_own, players_of
+from .judge import Judge
 
 T = TypeVar("T")
-RULE_FAILED = "rule_failed"
-_DEFAULT_EVERY = 50
-_FIRST_LOOKS = 50  # so many drains are all looked at
-_GROWTH = 0.02  # later, a look is due when the training is this much longer
-
-
-@dataclass
-class _State:
-    """What a diagnosis knows: the rules in use, what they found, the steps seen, and when the next look is due."""
-
-    rules: list[Rule]
-    findings: dict[str, Finding] = field(default_factory=dict)
-    since: int = 0
-    due: int = 0
-    looks: int = 0  # that were due
-    withdrawn: dict[str, Finding] = field(default_factory=dict)
-    unjudged: dict[str, str] = field(default_factory=dict)
-
-    def seen(self, stop: int) -> None:
-        """Take note of a look at ``stop`` steps; one that wasn't due doesn't move the next one that is."""
-        self.since = stop
-        if stop >= self.due:
-            self.looks += 1
-            self.due = stop + (1 if self.looks < _FIRST_LOOKS else max(1, int(stop * _GROWTH)))
-
-    def copy(self) -> _State:
-        """Return what stays as it is when the rules go on."""
-        return replace(
-            self,
-            rules=list(self.rules),
-            findings=dict(self.findings),
-            withdrawn=dict(self.withdrawn),
-            unjudged=dict(self.unjudged),
-        )
-
-    def told(self) -> dict[str, Finding]:
-        """Return by key all findings as they are told: with their roots, and those that were withdrawn."""
-        return self.withdrawn | {each.key: each for each in with_roots(self.findings.values())}
 
 
 class Diagnosis:
     """Judges a training as it grows: ``update`` after each drain.
 
-    Each rule has at most one finding, which grows. A rule that raises is reported as ``rule_failed:NAME`` and not asked
-    again. Nothing of the history is copied, and an update costs the same at step 100 as at step 1,000,000. Another
-    history, or one that went back to an earlier step (``History.truncate``), is judged again: no finding stays that
-    rests on what is no longer there.
+    Each rule has at most one finding, which grows; where players take steps of their own, one for each of them. A rule
+    that raises is reported as ``rule_failed:NAME`` and not asked again. An update costs the same at step 100 as at step
+    1,000,000. Another history, or one that went back to an earlier step (``History.truncate``), is judged again: no
+    finding stays that rests on what is no longer there.
 
     Args:
         rules: names or rules; all known ones by default.
@@ -85,9 +45,8 @@ class Diagnosis:
     def _begin(self, history: History | None) -> None:
         self._history = history
         self._truncations = 0 if history is None else history.truncations
-        self._layout: Layout | None = None
-        self._state = _State(list(self._selected))
-        self._before: _State | None = None  # the latest look
+        self._judges: dict[str, Judge] = {}
+        self._players: dict[str, PlayerHistory] = {}
 
     def for_training(self) -> Diagnosis:
         """Return this diagnosis where it has judged nothing yet, or else another one with the same rules and settings.
@@ -99,12 +58,13 @@ class Diagnosis:
     @property
     def findings(self) -> list[Finding]:
         """All findings that hold: the most severe first, then by first step, each with what follows from it."""
-        return with_roots(self._state.findings.values())
+        found = [finding for judge in self._judges.values() for finding in judge.findings]
+        return beneath_their_roots(found, Finding.place, lambda finding: finding.root)
 
     @property
     def withdrawn(self) -> list[Finding]:
         """The findings that the training has shown to be wrong, each with the reason."""
-        return sorted(self._state.withdrawn.values(), key=Finding.place)
+        return sorted((each for judge in self._judges.values() for each in judge.withdrawn), key=Finding.place)
 
     @property
     def unjudged(self) -> dict[str, str]:
@@ -116,17 +76,18 @@ class Diagnosis:
         >>> diagnosis.unjudged
         {'overfitting': 'no validation loss; names there are loss'}
         """
-        return dict(self._state.unjudged)
+        return {rule: why for judge in self._judges.values() for rule, why in judge.unjudged.items()}
 
     @property
     def rules(self) -> list[str]:
         """The names of the rules still in use."""
-        return [rule.name for rule in self._state.rules]
+        in_use = [judge.state.rules for judge in self._judges.values()] or [self._selected]
+        return [rule.name for rule in self._selected if any(rule in rules for rules in in_use)]
 
     @property
     def due(self) -> int:
         """How long the training must be for the next look that is taken in any case."""
-        return self._state.due
+        return min((judge.state.due for judge in self._judges.values()), default=0)
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -166,49 +127,24 @@ class Diagnosis:
         stop = None if stop is None else whole_number("stop", stop)
         if self._history is not history or self._truncations != history.truncations:
             self._begin(history)
-        if self._layout is None or self._layout.infos is not history.parameters.infos:
-            self._layout = Layout(history.parameters.infos)
-        end = history.last_step + 1 if stop is None else stop
-        reported = self._state.told()
-        if again and self._before is not None and end == self._state.since:
-            self._state = self._before
-        for step in _ends(history, self._state.since, end) if stop is None else [end]:
-            if step > self._state.since and (step >= self._state.due or step == end):
-                self._look(View(history, stop=step, since=self._state.since, layout=self._layout))
-        return [each for key, each in self._state.told().items() if each != reported.get(key)]
+        judged = self._judged(history)
+        for player in judged:
+            if player and player not in self._players:
+                self._players[player] = PlayerHistory(history, player)
+            if player not in self._judges:
+                self._judges[player] = Judge(self._players.get(player, history), self._selected, player)
+        self._judges = {player: self._judges[player] for player in judged}
+        changed: list[Finding] = []
+        for player, judge in self._judges.items():
+            if player:
+                self._players[player].refresh()
+            changed += judge.update(stop, again=again)
+        return changed
 
-    def _look(self, view: View) -> None:
-        self._before = self._state.copy()
-        state = self._state
-        for rule in list(state.rules):
-            found = self._judge(rule, view)
-            if view.withdrawn and rule.name in state.findings and rule.name not in found:
-                state.withdrawn[rule.name] = state.findings.pop(rule.name).withdraw(view.withdrawn)
-            state.unjudged.pop(rule.name, None)
-            if view.unjudged and rule.name not in state.findings:
-                state.unjudged[rule.name] = view.unjudged
-            for key, finding in found.items():
-                state.withdrawn.pop(key, None)
-                if finding != state.findings.get(key):
-                    state.findings[key] = finding
-        state.seen(view.stop)
-
-    def _judge(self, rule: Rule, view: View) -> dict[str, Finding]:
-        """Return by key what the rule finds, merged with what is known of it unless the rule has taken that back."""
-        found: dict[str, Finding] = {}
-        try:
-            given = rule.judge(view.for_rule(rule.name, self._state.findings.get(rule.name)))
-            for finding in map(Finding.plain, given):
-                known = found.get(finding.key)
-                if known is None and not view.withdrawn:
-                    known = self._state.findings.get(finding.key)
-                found[finding.key] = finding if known is None else known.merge(finding)
-        except Exception as error:  # whatever a rule does wrong, the training and the other rules go on
-            self._state.rules.remove(rule)
-            view.withdrawn = view.unjudged = ""
-            failure = _failure(rule, view, error)
-            found = {failure.key: failure}
-        return found
+    def _judged(self, history: History) -> list[str]:
+        """Return which players are judged for themselves, those that step alone, and "" for what all do together."""
+        alone = [player for player in players_of(history) if have_steps_of_their_own(history, player)]
+        return alone if alone and GRADIENT_NORM not in history else ["", *alone]
 
 
 class Findings(list[T]):
@@ -219,18 +155,6 @@ class Findings(list[T]):
     def __init__(self, findings: Iterable[T] = (), unjudged: Mapping[str, str] | None = None) -> None:
         super().__init__(findings)
         self.unjudged = dict(unjudged or {})
-
-
-def _failure(rule: Rule, view: View, error: Exception) -> Finding:
-    return Finding(
-        rule=writable(f"{RULE_FAILED}:{rule.name}"),
-        severity="info",
-        first_step=view.stop - 1,
-        last_step=view.stop - 1,
-        evidence=f"the rule {rule.name!r} raised {writable(in_words(error))}",
-        cause="a bug in the rule, or a history of a kind that it was not written for",
-        action="report it with the history; the rule is off for the rest of this training",
-    )
 
 
 def diagnose(
@@ -275,26 +199,3 @@ def diagnose_recorded(history: History, *, defaults: bool = False) -> Findings[d
     known = RULES.keys() | {finding["rule"] for finding in found}
     others = [kept for kept in history.findings if kept.get("rule") not in known]
     return Findings(most_severe_first([*found, *others]), diagnosis.unjudged)
-
-
-def _ends(history: History, since: int, end: int) -> list[int]:
-    """Return where the training stood at its drains, after ``since`` steps and up to ``end``, which is one of them.
-
-    These are the ends of the intervals; where steps are in none, the multiples of ``history.meta["every"]``.
-    """
-    last = history.parameters.last_step
-    kept = slice(*np.searchsorted(last, (since, end)))
-    ends = last[kept] + 1
-    starts, stops = np.append(since, ends), np.append(history.parameters.first_step[kept], end)
-    found = set(ends.tolist())
-    for bare in np.flatnonzero(starts < stops):
-        start, stop = int(starts[bare]), int(stops[bare])
-        if any(np.diff(np.searchsorted(series.steps, (start, stop)))[0] for series in history.values()):
-            every = _every(history)
-            found.update(range(start // every * every + every, stop, every), [stop])
-    return sorted(found | {end})
-
-
-def _every(history: History) -> int:
-    known = history.meta.get("every")
-    return known if isinstance(known, int) and known > 0 else _DEFAULT_EVERY

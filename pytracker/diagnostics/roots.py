@@ -71,7 +71,7 @@ def with_roots(findings: Iterable[Finding]) -> list[Finding]:
     >>> [(each.rule, each.severity, each.follows_from) for each in with_roots(found)]
     [('loss_diverged', 'warning', ''), ('update_ratio', 'info', 'loss_diverged')]
     """
-    told = {each.key: each for each in findings}
+    told = {each.rule: each for each in findings}
     for root, consequences in ROOTS:
         above = told.get(root)
         if above is None or above.rank == 0 or (root in _LAST_STRAWS and _was_torn_before(told, above)):
@@ -84,4 +84,4 @@ def with_roots(findings: Iterable[Finding]) -> list[Finding]:
                 continue  # no step has moved the loss, so none was too long
             if one.rank and later and (root != "dead_parameter" or above.severity == "critical"):
                 told[rule] = replace(one, severity="info", follows_from=root)
-    return beneath_their_roots(told.values(), Finding.place, lambda finding: finding.follows_from)
+    return beneath_their_roots(told.values(), Finding.place, lambda finding: finding.root)

@@ -9,6 +9,7 @@ from .findings import (
     most_severe_first,
     severity_rank,
     span_of,
+    title_of,
 )
 from .registry import RULES, Rule, rule, select
 from .statistics import (
@@ -60,4 +61,5 @@ __all__ = [
     "spread",
     "theil_sen",
     "thin",
+    "title_of",
 ]

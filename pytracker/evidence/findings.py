@@ -38,6 +38,7 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)  # the numbers of the evidence, for programs
     follows_from: str = ""  # the rule whose finding is the likely root of this one; "" where there is none
     withdrawn: str = ""  # why it no longer holds; "" while it does
+    player: str = ""  # whose steps it is about, of several players in a run; "" for all
 
     def __post_init__(self) -> None:
         """Make plain values of what is given: a run keeps them, whoever made the finding.
@@ -46,7 +47,7 @@ class Finding:
             InvalidTypeError: a text, step, parameter or number is none.
             InvalidValueError: there is no such severity, the steps are not in order, or a text cannot be written.
         """
-        for name in ("rule", "severity", "evidence", "cause", "action", "follows_from", "withdrawn"):
+        for name in ("rule", "severity", "evidence", "cause", "action", "follows_from", "withdrawn", "player"):
             self._check_text(name, getattr(self, name))
         if self.severity not in SEVERITIES:
             raise self._wrong("severity", self.severity, f"one of {', '.join(SEVERITIES)}", InvalidValueError)
@@ -98,8 +99,12 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """What makes two findings the same trouble: a training has one finding for each rule."""
-        return self.rule
+        """What makes two findings the same trouble: a training has one finding for each rule, of each player.
+
+        >>> Finding("loss_spike", "warning", 10, 12, "loss 9.1 at step 12", player="D").key
+        'D/loss_spike'
+        """
+        return f"{self.player}/{self.rule}" if self.player else self.rule
 
     @property
     def rank(self) -> int:
@@ -108,7 +113,12 @@ class Finding:
 
     def place(self) -> tuple[int, int, str]:
         """Return what findings are sorted by: the most severe first, then by first step."""
-        return -self.rank, self.first_step, self.rule
+        return -self.rank, self.first_step, self.key
+
+    @property
+    def root(self) -> str:
+        """The key of the finding that this one follows from; "" where there is none."""
+        return f"{self.player}/{self.follows_from}" if self.player and self.follows_from else self.follows_from
 
     def __str__(self) -> str:
         """Say it in a line or two, for a terminal.
@@ -118,7 +128,7 @@ class Finding:
         """
         one = self.first_step == self.last_step
         span = f"step {self.last_step}" if one else f"steps {self.first_step} to {self.last_step}"
-        told = [f"{self.severity}: {self.rule}, {span}: {self.evidence}."]
+        told = [f"{self.severity}: {self.key}, {span}: {self.evidence}."]
         if self.parameters:
             more = ", ..." if len(self.parameters) > 3 else ""
             told.append(f"In {', '.join(self.parameters[:3])}{more}.")
@@ -132,7 +142,7 @@ class Finding:
         """Show it in a notebook."""
         facts = {"evidence": self.evidence, "parameters": ", ".join(self.parameters[:10])}
         facts |= {"cause": self.cause, "action": self.action}
-        title = f"{self.severity}: {self.rule}, {span_of(self.to_dict())}"
+        title = f"{self.severity}: {self.key}, {span_of(self.to_dict())}"
         return html_table(title, (), [pair for pair in facts.items() if pair[1]])
 
     def withdraw(self, why: str) -> Finding:
@@ -199,7 +209,7 @@ class Finding:
 
 def _mended(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a stored finding holds that is made otherwise today: older versions checked little of it."""
-    names = ("rule", "evidence", "cause", "action", "follows_from", "withdrawn")
+    names = ("rule", "evidence", "cause", "action", "follows_from", "withdrawn", "player")
     texts = {name: str(given[name]) for name in names if name in given}
     first, last = sorted(max(0, int(given[name])) for name in ("first_step", "last_step"))
     numbers = given.get("numbers")
@@ -235,11 +245,24 @@ def most_severe_first(findings: Iterable[dict[str, Any]]) -> list[dict[str, Any]
         return (
             -severity_rank(finding),
             float(first) if isinstance(first, (int, float)) else 0.0,
-            str(finding.get("rule")),
+            title_of(finding),
         )
 
-    listed = list(findings)
-    return beneath_their_roots(listed, place, lambda finding: str(finding.get("follows_from") or ""))
+    def root(finding: dict[str, Any]) -> str:
+        follows_from = finding.get("follows_from")
+        return title_of({**finding, "rule": follows_from}) if follows_from else ""
+
+    return beneath_their_roots(findings, place, root)
+
+
+def title_of(finding: Mapping[str, Any]) -> str:
+    """Return what a stored finding is called: its rule, and before that the player it is about.
+
+    >>> title_of({"rule": "loss_spike", "player": "D"}), title_of({"rule": "loss_spike"})
+    ('D/loss_spike', 'loss_spike')
+    """
+    player, rule = finding.get("player"), str(finding.get("rule"))
+    return f"{player}/{rule}" if player else rule
 
 
 def beneath_their_roots(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..history import History, ParameterHistory, ParameterInfo
+from ..history import History, ParameterHistory, ParameterInfo, players_of
 from .findings import Finding
 from .statistics import Course, course_of, log10, median
 
@@ -23,7 +23,8 @@ LOSS_NAMES = ("loss", "train_loss")
 VALIDATION_NAMES = ("val_loss", "valid_loss", "validation_loss", "eval_loss")
 ACCURACY_NAMES = ("val_accuracy", "val_acc", "valid_accuracy", "validation_accuracy", "eval_accuracy")
 _REWARD = re.compile(r"(^|[/_ .])(rewards?|returns?|advantages?)([/_ .]|$)", re.IGNORECASE)
-_CRITIC = re.compile(r"(^|[/_ .])(d|disc|discriminator|critic)[/_ .]?loss", re.IGNORECASE)
+_CRITICS = "(d|disc|discriminator|critic)"
+_CRITIC = re.compile(rf"(^|[/_ .])({_CRITICS}[/_ .]?loss|loss[/_ .]?{_CRITICS}($|[/_ .]))", re.IGNORECASE)
 _NAMED = 8  # names in a sentence
 
 
@@ -190,12 +191,13 @@ class View:
     def objective(self) -> str:
         """What the loss is for, where it isn't meant to fall: "adversarial", "reinforcement", or "".
 
-        ``meta["objective"]`` says it, or the names beside the loss do: rewards, or the loss of a discriminator.
+        ``meta["objective"]`` says it, or the names beside the loss do: rewards, or the loss of a discriminator; or a
+        player is one.
         """
         given = self.meta.get("objective")
         if isinstance(given, str):
             return given
-        if any(_CRITIC.search(name) for name in self.names):
+        if any(_CRITIC.search(name) for name in [*self.names, *(f"{each}/loss" for each in players_of(self._history))]):
             return "adversarial"
         return "reinforcement" if any(_REWARD.search(name) for name in self.names) else ""
 
@@ -215,9 +217,15 @@ class View:
     def learning_rates(self) -> dict[str, Points]:
         """The learning rate of each parameter group: ``lr``, or the series ``lr/<group>``.
 
-        Of several groups ``lr`` is the first one's once more, and is here only where it began before them.
+        Of several groups ``lr`` is the first one's once more, and is here only where it began before them. Of players
+        that step together each has its own, ``lr/<player>/<group>``.
         """
         groups = {name: self[name] for name in self._history if name.startswith("lr/")}
+        for player in players_of(self._history):
+            of_groups = {name: self[name] for name in self._history if name.startswith(f"{player}/lr/")}
+            groups |= {f"lr/{player}/{name.removeprefix(f'{player}/lr/')}": each for name, each in of_groups.items()}
+            if f"{player}/lr" in self._history and not of_groups:
+                groups[f"lr/{player}/0"] = self[f"{player}/lr"]
         if "lr" not in self._history:
             return groups
         whole = self["lr"]

@@ -16,6 +16,7 @@ from .intervals import (
 )
 from .notebook import Curve, html_table
 from .parameters import DEFAULT_INTERVAL_BYTES, DEFAULT_ROW_BYTES, ParameterHistory
+from .players import GRADIENT_NORM, PlayerHistory, have_steps_of_their_own, places_of, players_of
 from .recorder import Document, Entry, ExactRows, Points, Recorder, Truncation, checked_finding, finding_key
 from .series import Series
 
@@ -23,6 +24,7 @@ __all__ = [
     "DEFAULT_INTERVAL_BYTES",
     "DEFAULT_ROW_BYTES",
     "FIELDS",
+    "GRADIENT_NORM",
     "Curve",
     "Document",
     "Entry",
@@ -33,6 +35,7 @@ __all__ = [
     "Interval",
     "ParameterHistory",
     "ParameterInfo",
+    "PlayerHistory",
     "Points",
     "Recorder",
     "Series",
@@ -40,7 +43,10 @@ __all__ = [
     "checked_finding",
     "checked_steps",
     "finding_key",
+    "have_steps_of_their_own",
     "html_table",
+    "places_of",
+    "players_of",
     "says_nothing",
     "summarize",
     "to_float32",

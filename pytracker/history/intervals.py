@@ -92,7 +92,14 @@ class Interval:
     weight_norm: Float32Array  # L2 norm of the parameter itself at last_step, NaN where not measured
 
 
-def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: ArrayLike | None = None) -> Interval:
+def summarize(
+    steps: ArrayLike,
+    rows: ArrayLike,
+    numel: ArrayLike,
+    weight_norm: ArrayLike | None = None,
+    *,
+    of_steps: ArrayLike | None = None,
+) -> Interval:
     """Summarize the exact rows of a few steps into one ``Interval``.
 
     Args:
@@ -100,6 +107,7 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
         rows: float64 [n, T, 6], in the order of ``COLUMNS``.
         numel: [T], the elements of each gradient, or [n, T] where they change from step to step.
         weight_norm: float [T], the norm of each parameter at the last step; None where it was not measured.
+        of_steps: [T], in how many of the steps each gradient was to be there; None: in all.
 
     Raises:
         InvalidValueError: the shapes disagree, or there is no step.
@@ -139,7 +147,7 @@ def summarize(steps: ArrayLike, rows: ArrayLike, numel: ArrayLike, weight_norm: 
     wide[4] = shares / np.maximum(seen, 1)
     wide[:5, seen == 0] = np.nan
     wide[5:7] = counts[:, 1:].T
-    wide[7] = len(steps) - seen
+    wide[7] = (len(steps) if of_steps is None else np.asarray(of_steps)) - seen
     wide[8] = np.nan if weight_norm is None else weight_norm
     first_nonfinite = np.full(rows.shape[1], -1, np.int64)
     if wide[5:7].any():

@@ -87,7 +87,7 @@ class MLflowSink:
         self._log([(step, time, values)])
 
     def finding(self, finding: Finding) -> None:
-        self._client.set_tag(self._run_id, f"pytracker.finding.{finding.rule}", str(finding)[:_LONGEST_TAG])
+        self._client.set_tag(self._run_id, f"pytracker.finding.{_name(finding.key)}", str(finding)[:_LONGEST_TAG])
 
     def close(self, error: str | None) -> None:
         if self._client is None or self._given is not None or self._run_id is None:

@@ -72,7 +72,7 @@ class TensorBoardSink:
                 self._writer.add_histogram(f"parameters/{name}", finite, interval.last_step)
 
     def finding(self, finding: Finding) -> None:
-        self._writer.add_text(f"findings/{finding.rule}", str(finding), finding.last_step)
+        self._writer.add_text(f"findings/{finding.key}", str(finding), finding.last_step)
 
     def flush(self) -> None:
         self._writer.flush()

@@ -61,13 +61,13 @@ class TrackioSink:
         self._run.log(dict(values), step=step)
 
     def finding(self, finding: Finding) -> None:
-        if finding.rank <= self._alerted.get(finding.rule, -1):
+        if finding.rank <= self._alerted.get(finding.key, -1):
             return  # it has only grown, or become less
         from trackio import AlertLevel
 
-        self._alerted[finding.rule] = finding.rank
+        self._alerted[finding.key] = finding.rank
         level = AlertLevel[_LEVELS[finding.severity]]
-        self._run.alert(f"pytracker: {finding.rule}", str(finding), level=level, step=finding.last_step)
+        self._run.alert(f"pytracker: {finding.key}", str(finding), level=level, step=finding.last_step)
 
     def close(self, error: str | None) -> None:
         if self._run is not None:

@@ -74,10 +74,10 @@ class WandbSink:
         self._run.log({**values, "step": step, "_timestamp": time})
 
     def finding(self, finding: Finding) -> None:
-        if finding.rank <= self._alerted.get(finding.rule, -1):
+        if finding.rank <= self._alerted.get(finding.key, -1):
             return  # it has only grown, or become less
-        self._alerted[finding.rule] = finding.rank
-        self._run.alert(f"pytracker: {finding.rule}"[:63], str(finding), level=_LEVELS[finding.severity])
+        self._alerted[finding.key] = finding.rank
+        self._run.alert(f"pytracker: {finding.key}"[:63], str(finding), level=_LEVELS[finding.severity])
 
     def close(self, error: str | None) -> None:
         if self._run is None or self._given is not None:

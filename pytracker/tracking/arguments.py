@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from .._checks import flag, function, kind_of, seconds, wrong_type
@@ -18,7 +19,6 @@ from ..sinks import SINKS, check_sinks
 
 
 def check_arguments(
-    optimizer: Any,
     diagnosis: Any,
     on_finding: Any,
     sinks: Any,
@@ -26,6 +26,8 @@ def check_arguments(
     process_group: Any,
     rank_timeout: Any,
     noise_scale: Any,
+    gradient: Any,
+    grad_scaler: Any,
     flags: Mapping[str, Any],
 ) -> None:
     """Make sure that a tracker can be made of these: a mistake leaves no run behind that was begun for nothing.
@@ -35,8 +37,6 @@ def check_arguments(
         InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, a value of ``meta`` can't be
             written, or this rank isn't in ``process_group``.
     """
-    if optimizer is not None and not hasattr(optimizer, "param_groups"):
-        raise wrong_type("optimizer", optimizer, "one with param_groups")
     if not (
         diagnosis is None or isinstance(diagnosis, Diagnosis) or (isinstance(diagnosis, str) and diagnosis == "default")
     ):
@@ -51,6 +51,10 @@ def check_arguments(
     seconds("rank_timeout", rank_timeout)
     for name, value in flags.items():
         flag(name, value)
+    if gradient is not None:
+        function("gradient", gradient)
+    if grad_scaler is not None and not isinstance(grad_scaler, torch.amp.GradScaler):
+        raise wrong_type("grad_scaler", grad_scaler, "a torch.amp.GradScaler")
     if noise_scale is not None:
         kind_of("noise_scale", noise_scale, GradientNoiseScale, "a GradientNoiseScale(model, batch_size)")
     if process_group is None:

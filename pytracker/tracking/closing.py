@@ -15,13 +15,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .._atexit import CloseAtExit
-    from ..control import Steering
     from ..core import DeviceLog
     from ..history import History
     from ..sinks import NoSinks
     from .delivery import Delivery
+    from .lanes import Lanes
     from .live_diagnosis import LiveDiagnosis
-    from .micro_batches import MicroBatches
     from .model_watch import ModelWatch
     from .origin_watch import OriginWatch
 
@@ -38,12 +37,11 @@ class Closing:
     _log: DeviceLog
     _team: Any
     _delivery: Delivery
-    _micro_batches: MicroBatches
     _judge: LiveDiagnosis
-    _watch: ModelWatch
+    _watches: list[ModelWatch]
     _sinks: NoSinks
     _run: Any
-    _steering: Steering
+    _lanes: Lanes
     _origins: OriginWatch | None
 
     @property
@@ -70,7 +68,8 @@ class Closing:
             self._delivery.finish()
             self._judge.evaluate_now(self.history)
             self._sinks.flush()
-            self._watch.check(closed=self._closed)
+            for watch in self._watches:
+                watch.check(closed=self._closed)
 
     def close(self, *, error: str | None = None) -> None:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
@@ -111,7 +110,8 @@ class Closing:
         finally:
             if error is None:
                 self._team.close()
-            self._steering.close()
+            for lane in self._lanes:
+                lane.steering.close()
             if self._origins is not None:
                 self._origins.close()
             self._sinks.close(error)
@@ -121,7 +121,7 @@ class Closing:
 
     def _warn_of_micro_batches(self) -> None:
         """Say what was given for a step that never came; last of all, since a warning may be made an error."""
-        if count := self._micro_batches.count:
+        if count := sum(lane.micro_batches.count for lane in self._lanes):
             which = "the last micro-batch" if count == 1 else f"the last {count} micro-batches"
             warn_user(
                 f"{which}, given with when=False, came to no step, and what was given there is not recorded; the last "

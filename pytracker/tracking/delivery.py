@@ -15,11 +15,11 @@ from .._warn import warn_user
 from ..columns import COLUMNS
 from ..core import Rows
 from ..errors import in_words
-from ..history import Interval, summarize
+from ..history import Interval
 from ..sinks import NoSinks
 from .epoch_means import EpochMeans
 from .gradient_watch import GradientWatch
-from .series import gradient_series
+from .whose_steps import WhoseSteps
 
 
 @dataclass
@@ -42,11 +42,15 @@ class Delivery:
         run: what records them.
         sinks: what mirrors them.
         watch: what warns of gradients that cannot be what was meant.
+        whose_steps: knows which player's they are.
         parameters: how many there are.
     """
 
-    def __init__(self, run: Any, sinks: NoSinks, watch: GradientWatch, parameters: int) -> None:
+    def __init__(
+        self, run: Any, sinks: NoSinks, watch: GradientWatch, whose_steps: WhoseSteps, parameters: int
+    ) -> None:
         self.means = EpochMeans()
+        self._whose_steps = whose_steps
         self.weight_norms = np.full(parameters, np.nan)
         self._run, self._sinks, self._watch = run, sinks, watch
         reference = weakref.ref(self)
@@ -54,6 +58,11 @@ class Delivery:
         self._queue: deque[_Parcel] = deque()
         self._newest = -1  # the last step that everyone has
         self._failed: set[str] = set()
+
+    def expect(self, step: int, n: float, player: str) -> None:
+        """Take note of a step before its row can arrive: the weight of its scalars, and whose it is, "" for all."""
+        self.means.weigh(step, n)
+        self._whose_steps.note(step, player)
 
     def restart(self, step: int) -> None:
         """Go on with the row of ``step``."""
@@ -64,12 +73,12 @@ class Delivery:
         """Take rows, unless they have been taken, and hand on all that waits."""
         newest = self._queue[-1].rows.steps[-1] if self._queue else self._newest
         if len(rows.steps) and rows.steps[-1] > newest:
-            everywhere = np.arange(len(rows.steps))
-            gradients = {name: (everywhere, values) for name, values in gradient_series(rows).items()}
+            rows, gradients = self._whose_steps.sorted(rows)
             interval = None
             if len(self.weight_norms) and rows.has_gradients:
-                interval = summarize(rows.steps, rows.tensors, rows.elements, self.weight_norms)
+                interval = self._whose_steps.interval(rows, self.weight_norms)
             self._queue.append(_Parcel(rows, {**gradients, **rows.scalars}, interval))
+            self._whose_steps.forget(int(rows.steps[-1]))
         self.finish()
 
     def finish(self) -> None:

@@ -20,11 +20,11 @@ class ModelWatch:
         model: what the user gave; only a module can be watched.
         parameters: those that are tracked.
         optimizer: where the parameters are grouped; None for none.
-        regrouped: called with the optimizer where tracked parameters are in other groups than before.
+        regrouped: called where tracked parameters are in other groups than before.
     """
 
     def __init__(
-        self, model: object, parameters: list[LocalParameter], optimizer: Any, regrouped: Callable[[Any], None]
+        self, model: object, parameters: list[LocalParameter], optimizer: Any, regrouped: Callable[[], None]
     ) -> None:
         self._model = model if isinstance(model, torch.nn.Module) else None
         self._before = {each.name: id(each.parameter) for each in parameters}
@@ -76,7 +76,7 @@ class ModelWatch:
             )
         if strangers:
             warn_user(f"the optimizer has {len(strangers)} parameters more than before, and they are not tracked")
-        self._regrouped(self._optimizer)
+        self._regrouped()
         return ""
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
@@ -34,11 +33,16 @@ def gradient_series(rows: Rows) -> dict[str, NDArray[np.float64]]:
     return series if some.all() else {name: np.where(some, values, np.nan) for name, values in series.items()}
 
 
-def parameter_infos(parameters: list[LocalParameter], optimizer: torch.optim.Optimizer | None) -> list[ParameterInfo]:
-    """Return what each parameter is: name, shape, dtype, elements, and its group in the optimizer."""
+def parameter_infos(parameters: list[LocalParameter], optimizers: Mapping[str, Any]) -> list[ParameterInfo]:
+    """Return what each parameter is: name, shape, dtype, elements, and its group in an optimizer.
+
+    ``optimizers``: by what the names of their groups begin with; None for none.
+    """
     groups: dict[int, str] = {}
-    for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
-        groups.update((id(parameter), str(group.get("name", index))) for parameter in group["params"])
+    for prefix, optimizer in optimizers.items():
+        for index, group in enumerate(optimizer.param_groups if optimizer is not None else []):
+            name = prefix + str(group.get("name", index))
+            groups.update((id(parameter), name) for parameter in group["params"])
     return [
         ParameterInfo(
             name=each.name,
@@ -62,7 +66,7 @@ def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
 
 
 def facts_for_rules(
-    optimizer: torch.optim.Optimizer | None,
+    of_optimizers: dict[str, Any],
     parameters: list[LocalParameter],
     infos: list[ParameterInfo],
     diagnosis: Diagnosis | None,
@@ -70,15 +74,15 @@ def facts_for_rules(
 ) -> dict[str, Any]:
     """Return what is noted in a run's meta for the rules.
 
-    Of the optimizer, of parameters that are frozen, and of the rules and settings where others were noted.
+    What there is of optimizers, of parameters that are frozen, and of the rules and settings where others were noted.
     """
     changed = diagnosis.changed if diagnosis is not None else {}
     differs = changed != (known.get("diagnosis") or {})
     frozen = {"frozen": _frozen_ranges(parameters, infos)}
-    return _optimizer_facts(optimizer) | frozen | ({"diagnosis": changed or None} if differs else {})
+    return of_optimizers | frozen | ({"diagnosis": changed or None} if differs else {})
 
 
-def _optimizer_facts(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+def facts_of_optimizer(optimizer: Any) -> dict[str, Any]:
     """Return what the rules know of the optimizer: name, kind, and momentum where it has one."""
     if optimizer is None:
         return {"optimizer": None}

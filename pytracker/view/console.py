@@ -16,7 +16,7 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from ..diagnostics import most_severe_first, span_of
+from ..diagnostics import most_severe_first, span_of, title_of
 from ..store import StoredRun
 from .comparison import Comparison, flatten
 from .formatting import age, duration, number, sparkline, visible
@@ -221,7 +221,7 @@ def findings(found: Iterable[dict[str, Any]]) -> RenderableType:
     parts: list[RenderableType] = [Text("\nFindings", style="bold")]
     for finding in most_severe_first(found):
         severity = str(finding.get("severity", "info"))
-        rest = literal(f" {finding.get('rule')}, {span_of(finding)}")
+        rest = literal(f" {title_of(finding)}, {span_of(finding)}")
         head = Text.assemble(literal(severity, _SEVERITY_STYLES.get(severity, "")), rest)
         facts = {"evidence": finding.get("evidence"), "parameters": named(finding)}
         facts |= {name: finding.get(name) for name in ("cause", "action")}

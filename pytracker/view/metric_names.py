@@ -81,8 +81,12 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def is_learning_rate(name: str) -> bool:
-    """Tell whether the series is a learning rate: ``lr``, or ``lr/<group>``."""
-    return name == "lr" or name.startswith("lr/")
+    """Tell whether the series is a learning rate: ``lr``, or ``lr/<group>``, of all or behind a player's name.
+
+    >>> is_learning_rate("lr/0"), is_learning_rate("D/lr"), is_learning_rate("D/lr_loss")
+    (True, True, False)
+    """
+    return "lr" in name.split("/")[:2]
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -46,10 +46,10 @@ def test_an_optimizer_is_known_by_what_it_is(make, name, kind):
 
 
 def test_a_wrapper_is_looked_through():
-    from pytracker.tracking.series import _optimizer_facts
+    from pytracker.tracking.series import facts_of_optimizer
 
     model = nn.Linear(2, 2)
-    facts = _optimizer_facts(Wrapped(Wrapped(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))))
+    facts = facts_of_optimizer(Wrapped(Wrapped(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))))
     assert facts == {"optimizer": "SGD", "optimizer_kind": "plain", "momentum": 0.9}
 
 

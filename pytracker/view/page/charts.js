@@ -111,7 +111,7 @@ function findingTraces(lines, unit) {
       if (!places.length) continue;
       traces.push({
         type: "scatter", mode: places.length > 1 ? "lines" : "markers",
-        name: plain(finding.rule), meta: { run: run.id, series: name, finding: finding.rule }, showlegend: false,
+        name: plain(finding.title), meta: { run: run.id, series: name, finding: finding.title }, showlegend: false,
         x: along(run.curves, places.map((at) => line.x[at]), unit), y: places.map((at) => y[at]),
         line: { color: SEVERITIES[finding.severity] || "#888888", width: 11 },
         marker: { color: SEVERITIES[finding.severity] || "#888888", size: 15 },

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...diagnostics import title_of
 from ...history import Float64Array, History, Int64Array, Series
 from ...store import jsonable
 from .parameters import parameter_maps
@@ -63,7 +64,7 @@ def _line(series: Series, points: int) -> dict[str, Any]:
 
 
 def _finding(finding: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    return {**finding, "series": concerned(finding, names)}
+    return {**finding, "title": title_of(finding), "series": concerned(finding, names)}
 
 
 def concerned(finding: dict[str, Any], names: list[str]) -> list[str]:
@@ -71,11 +72,17 @@ def concerned(finding: dict[str, Any], names: list[str]) -> list[str]:
 
     >>> concerned({"rule": "gradient_exploding"}, ["loss", "grad_norm", "lr"])
     ['grad_norm']
+    >>> concerned({"rule": "constant", "player": "D"}, ["loss", "G/loss", "D/loss", "D/grad_norm"])
+    ['D/loss']
     """
     given = finding.get("series")
     if isinstance(given, (list, tuple)):
         return [name for name in names if name in given]
-    rule = str(finding.get("rule"))
+    rule, player = str(finding.get("rule")), finding.get("player")
+    if player:
+        prefix = f"{player}/"
+        own = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        return [prefix + name for name in concerned({"rule": rule}, own)]
     if "gradient" in rule or rule.startswith(("layer", "dead", "always_clipped", "not_in_optimizer")):
         return [name for name in names if name == "grad_norm"]
     if rule.startswith(("learning_rate", "update_ratio")):

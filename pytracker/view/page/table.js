@@ -148,7 +148,7 @@ function findingCard(run, finding, named) {
   const facts = { parameters: (finding.parameters || []).join(", "), cause: finding.cause, action: finding.action };
   const shown = Object.entries(facts).filter(([, text]) => text).flatMap(([key, text]) => [make("dt", {}, key), make("dd", {}, String(text))]);
   return make("div", { className: "card finding", data: { severity: String(finding.severity) } },
-    make("h3", {}, ...who, `${finding.severity}: ${finding.rule} `, place), make("p", {}, String(finding.evidence || "")), make("dl", {}, ...shown));
+    make("h3", {}, ...who, `${finding.severity}: ${finding.title} `, place), make("p", {}, String(finding.evidence || "")), make("dl", {}, ...shown));
 }
 
 function showSteps(run, first, last) {
