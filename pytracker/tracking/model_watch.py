@@ -20,13 +20,20 @@ class ModelWatch:
         model: what the user gave; only a module can be watched.
         parameters: those that are tracked.
         optimizer: where the parameters are grouped; None for none.
+        prefix: what the parameters' names have before those in the model.
         regrouped: called where tracked parameters are in other groups than before.
     """
 
     def __init__(
-        self, model: object, parameters: list[LocalParameter], optimizer: Any, regrouped: Callable[[], None]
+        self,
+        model: object,
+        parameters: list[LocalParameter],
+        optimizer: Any,
+        regrouped: Callable[[], None],
+        prefix: str = "",
     ) -> None:
         self._model = model if isinstance(model, torch.nn.Module) else None
+        self._prefix = prefix
         self._before = {each.name: id(each.parameter) for each in parameters}
         self._modules = None if self._model is None else native.watch_module(self._model)
         self._optimizer, self._regrouped = optimizer, regrouped
@@ -50,7 +57,7 @@ class ModelWatch:
     def _change_of_model(self) -> str:
         if self._model is None or self._modules is None or self._modules.unchanged(self._model):
             return ""
-        now = {each.name: id(each.parameter) for each in parameters_of(self._model)}
+        now = {self._prefix + each.name: id(each.parameter) for each in parameters_of(self._model)}
         if now == self._before:  # another activation, say
             self._modules = native.watch_module(self._model)
             return ""

@@ -29,7 +29,7 @@ class Player:
 
     name: str
     model: Any
-    parameters: list[LocalParameter]
+    parameters: list[LocalParameter]  # by the names that it gives them
     places: list[int]  # of these among the parameters of all
     optimizers: list[Any]
 
@@ -142,7 +142,7 @@ class Players:
         """Return what notices that a model or an optimizer has got other parameters."""
         rewritten = self.tracked.rewritten
         return [
-            ModelWatch(None if rewritten else each.model, each.parameters, each.optimizer, regrouped)
+            ModelWatch(None if rewritten else each.model, each.parameters, each.optimizer, regrouped, each.prefix)
             for each in self._apart
         ]
 

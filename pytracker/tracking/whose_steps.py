@@ -32,7 +32,8 @@ class WhoseSteps:
         at = {info.name: place for place, info in enumerate(infos)}
         self._places: dict[str, NDArray[np.int64]] = {}
         for player in players.each:
-            own = [at[each.name] for each in player.parameters if each.name in at]  # shared ones included
+            names = [players.all.parameters[place].name for place in player.places]  # also of what it shares
+            own = [at[name] for name in names if name in at]
             self._places[player.name] = np.union1d(places_of(infos, player.name), own).astype(np.int64)
 
     def note(self, step: int, player: str) -> None:
