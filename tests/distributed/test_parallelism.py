@@ -112,3 +112,7 @@ def test_a_zero_redundancy_optimizer_changes_no_statistic() -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_gradients_that_only_one_rank_keeps_count_once(case: str, world: int) -> None:
     run("trainings", case, world)
+
+
+def test_players_that_are_sharded_have_the_statistics_of_their_whole_gradients() -> None:
+    run("adversaries", "sharded", 2)
