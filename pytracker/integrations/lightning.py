@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ..errors import InvalidValueError, MissingExtraError, in_words
 from ..store import Run
@@ -49,55 +48,51 @@ class PytrackerCallback(_pl.Callback):  # type: ignore[misc]
     recorded at the latest step. The step is in the trainer's checkpoints; ``run=Run(name=..., resume=True)`` continues
     the run of a training that goes on from one.
 
-    Several optimizers are players with a tracker and a run each, over the parameters that the optimizer has; ``run`` is
-    a directory then. In manual optimization, what you clip before ``optimizer.step`` is recorded clipped.
+    Several optimizers are players of one run, each called as the part of the module whose parameters it has
+    (``generator/grad_norm``), or by its number. In manual optimization, what you clip before ``optimizer.step`` is
+    recorded clipped.
 
     Args:
         options: those of ``Tracker``: ``run``, ``sinks``, ``every``, ... With a ``PytrackerLogger`` on the trainer, its
             run is the default.
-
-    Raises:
-        InvalidValueError: when training begins, several optimizers share one ``Run``.
-
-    Attributes:
-        trackers: one for each optimizer, from the begin of training on.
     """
 
     def __init__(self, **options: Any) -> None:
-        self.trackers: list[Tracker] = []
         self._options = options
+        self._tracker: Tracker | None = None
+        self._players: list[str | None] = []  # whose each optimizer is; None where there is only one
         self._loss: torch.Tensor | None = None  # of the micro-batches since the last step
-        self._state: list[dict[str, Any]] = []
+        self._state: dict[str, Any] | None = None
         self._before: dict[str, Any] = {}  # what had been logged when validation began
         self._logger: PytrackerLogger | None = None
 
     @property
     def tracker(self) -> Tracker:
-        """The tracker of the first optimizer.
+        """The tracker.
 
         Raises:
             InvalidValueError: training has not begun.
         """
-        if not self.trackers:
+        if self._tracker is None:
             raise InvalidValueError("there is no tracker yet; it is made when training begins")
-        return self.trackers[0]
+        return self._tracker
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the steps and epochs of the trackers, for a checkpoint."""
-        return {"trackers": [tracker.state_dict() for tracker in self.trackers]}
+        """Return the steps and epochs of the tracker, for a checkpoint."""
+        return {} if self._tracker is None else {"tracker": self._tracker.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint says until training begins."""
-        self._state = list(state_dict.get("trackers", []))
+        self._state = state_dict.get("tracker")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Make the trackers, of the model as the strategy has wrapped it."""
-        if all(tracker.closed for tracker in self.trackers):
+        """Make the tracker, of the model as the strategy has wrapped it."""
+        if self._tracker is None or self._tracker.closed:
             self._logger = next((each for each in trainer.loggers if isinstance(each, PytrackerLogger)), None)
-            self.trackers = list(self._made(trainer, trainer.optimizers))
-        for tracker, state in zip(self.trackers, self._state, strict=False):
-            tracker.load_state_dict(state)
-        self._state, self._loss = [], None
+            self._tracker = self._made(trainer, pl_module)
+        if self._state is not None:
+            self._tracker.load_state_dict(self._state)
+        self._state = self._loss = None
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         """Add up the loss."""
@@ -107,7 +102,7 @@ class PytrackerCallback(_pl.Callback):  # type: ignore[misc]
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         """Record a step of this optimizer."""
         place = next((i for i, each in enumerate(trainer.optimizers) if each is optimizer), 0)
-        self.trackers[place].step(loss=self._loss)
+        self.tracker.step(only=self._players[place], loss=self._loss)
         self._loss = None
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -121,52 +116,49 @@ class PytrackerCallback(_pl.Callback):  # type: ignore[misc]
         logged = {
             name: value for name, value in trainer.callback_metrics.items() if value is not self._before.get(name)
         }
-        for tracker in self._open:
-            tracker.log(**loggable(logged))
+        if self._is_open:
+            self.tracker.log(**loggable(logged))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """End an epoch of the trackers."""
-        for tracker in self._open:
-            tracker.epoch()
+        """End an epoch of the tracker."""
+        if self._is_open:
+            self.tracker.epoch()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close with the error: the runs have failed."""
-        for tracker in self.trackers:
-            tracker.close(error=in_words(exception))
+        """Close with the error: the run has failed."""
+        if self._tracker is not None:
+            self._tracker.close(error=in_words(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close at the end of ``fit``; with a ``PytrackerLogger`` its run stays open, for a test that is to come."""
-        if stage != "fit":
+        if stage != "fit" or not self._is_open:
             return
-        for tracker in self._open:
-            if self._logger is None:
-                tracker.close()
-            else:
-                tracker.flush()
+        if self._logger is None:
+            self.tracker.close()
+        else:
+            self.tracker.flush()
 
     @property
-    def _open(self) -> list[Tracker]:
-        return [tracker for tracker in self.trackers if not tracker.closed]
+    def _is_open(self) -> bool:
+        return self._tracker is not None and not self._tracker.closed
 
-    def _made(self, trainer: Any, optimizers: list[torch.optim.Optimizer]) -> list[Tracker]:
+    def _made(self, trainer: Any, pl_module: torch.nn.Module) -> Tracker:
         options = dict(self._options)
         if self._logger is not None and trainer.is_global_zero:
             options.setdefault("run", self._logger.experiment)
         meta = {"clip_threshold": float(trainer.gradient_clip_val)} if trainer.gradient_clip_val else {}
         options["meta"] = {**meta, "scheduler": bool(trainer.lr_scheduler_configs), **(options.get("meta") or {})}
-        model = trainer.strategy.model
-        if len(optimizers) == 1:
-            tracker = Tracker(model, **{"optimizer": optimizers[0], **options})
-            if self._logger is not None:
-                self._logger.tracker = tracker
-            return [tracker]
-        if isinstance(options.get("run"), Run):
-            raise InvalidValueError(
-                f"run is one Run for {len(optimizers)} optimizers, each of which has its own; give the directory"
-            )
-        if trainer.world_size > 1:
-            options.setdefault("process_group", dist.group.WORLD)
-        return [Tracker(_parameters_of(optimizer, model), optimizer=optimizer, **options) for optimizer in optimizers]
+        optimizers = trainer.optimizers
+        if len(optimizers) > 1:
+            names = _names_of(optimizers, pl_module)
+            self._players, known = [*names], dict(zip(names, optimizers, strict=True))
+            tracker = Tracker(trainer.strategy.model, **{"optimizer": known, **options})
+        else:
+            self._players = [None]
+            tracker = Tracker(trainer.strategy.model, **{"optimizer": next(iter(optimizers), None), **options})
+        if self._logger is not None:
+            self._logger.tracker = tracker
+        return tracker
 
 
 class PytrackerLogger(_pl.loggers.logger.Logger):  # type: ignore[misc]
@@ -236,8 +228,11 @@ class PytrackerLogger(_pl.loggers.logger.Logger):  # type: ignore[misc]
             self._run.finish("failed", error=f"the training ended as {status}")
 
 
-def _parameters_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Return the names and parameters that an optimizer has."""
-    its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    module = getattr(model, "module", model)  # without DDP's wrapper
-    return [(name, parameter) for name, parameter in module.named_parameters() if id(parameter) in its]
+def _names_of(optimizers: list[torch.optim.Optimizer], module: torch.nn.Module) -> list[str]:
+    """Return the part of the module that each optimizer trains; their numbers where that is no name for each."""
+    parts = {name: {id(parameter) for parameter in part.parameters()} for name, part in module.named_children()}
+    names = []
+    for number, optimizer in enumerate(optimizers):
+        its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        names.append(next((name for name, known in parts.items() if its <= known), str(number)))
+    return names if len(set(names)) == len(names) else [str(number) for number in range(len(names))]

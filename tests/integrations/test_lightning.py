@@ -104,7 +104,7 @@ def test_a_training_resumed_from_a_checkpoint_after_a_crash_goes_on_from_its_ste
     np.testing.assert_allclose(norms[:], [*before.norms[:4], *after.norms], **EXACT)
 
 
-def test_several_optimizers_are_players_with_a_run_each(tmp_path: Path) -> None:
+def test_several_optimizers_are_players_of_one_run(tmp_path: Path) -> None:
     class Players(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -125,15 +125,15 @@ def test_several_optimizers_are_players_with_a_run_each(tmp_path: Path) -> None:
         def configure_optimizers(self) -> list[torch.optim.Optimizer]:
             return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.a, self.b)]
 
-    model, callback = Players(), PytrackerCallback(run=str(tmp_path / "runs"), diagnosis=None)
+    model, callback = Players(), PytrackerCallback(run=Run(tmp_path / "runs", name="two"), diagnosis=None)
     trainer(tmp_path, callback, max_epochs=1).fit(model, pl_model.loader())
-    for name, tracker in zip("ab", callback.trackers, strict=True):
-        np.testing.assert_allclose(tracker.history["grad_norm"][:], model.norms[name], **EXACT)
-        assert [info.name for info in tracker.history.parameters.infos] == [f"{name}.weight", f"{name}.bias"]
+    history = pytracker.load_run(tmp_path / "runs" / "two").history
+    for name, norms in model.norms.items():
+        np.testing.assert_allclose(history[f"{name}/grad_norm"][:], norms, **EXACT)
+        assert len(history[f"{name}/loss"]) == len(history[f"{name}/lr"]) == len(norms)
     assert (len(model.norms["a"]), len(model.norms["b"])) == (6, 3)
-    assert len(pytracker.list_runs(tmp_path / "runs")) == 2
-    with pytest.raises(pytracker.InvalidValueError, match="2 optimizers"):
-        trainer(tmp_path, PytrackerCallback(run=Run(tmp_path / "one")), max_epochs=1).fit(Players(), pl_model.loader())
+    assert history["b/grad_norm"].steps.tolist() == [1, 4, 7]
+    assert "grad_norm" not in history
 
 
 def test_the_logger_writes_what_lightning_logs_by_itself_and_into_the_callback_s_run(tmp_path: Path) -> None:
