@@ -76,9 +76,10 @@ class Tracker(Closing):
 
     Args:
         model: a module, or an iterable of modules (a rank's stages of a pipeline, say), of parameters, or of (name,
-            parameter) pairs. Parameters of several modules go by their names in these, unless two have the same.
+            parameter) pairs. Parameters of several modules go by their names in these, unless two have the same. Or
+            the players of a run, each one of these: ``{"G": generator, "D": discriminator}``. See :doc:`players`.
         optimizer: its learning rates are recorded on every step: ``lr`` is that of the first group, and of several each
-            has a series ``lr/NAME`` (its ``name``, or else its index).
+            has a series ``lr/NAME`` (its ``name``, or else its index). By name those of the players, or of one model's.
         run: where to keep the training on disk: a ``Run``, or a directory in which to start one; in memory only
             (``tracker.history``) without it. Of several ranks only the first writes.
         every: steps from one copy to the host to the next, at most. Findings come, and the disk is written, as often.
@@ -109,6 +110,8 @@ class Tracker(Closing):
         on_nonfinite: "locate": once a gradient that is not finite has come, the next steps run with hooks on the model,
             which wait for each output, until a finding says which module made the first NaN or Inf
             (``nonfinite_origin``). ``model`` is a module.
+        each_closure: where ``step`` is called in the closure of an LBFGS optimizer, record every evaluation as a step;
+            otherwise only the first of each ``optimizer.step``, where that begins.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -156,10 +159,11 @@ class Tracker(Closing):
         on_rank_fault: Literal["warn", "raise"] = "warn",
         close_on_signal: bool = True,
         on_nonfinite: Literal["locate"] | None = None,
+        each_closure: bool = False,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
-        flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal}
+        flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal, "each_closure": each_closure}
         check_arguments(
             diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, gradient, grad_scaler, flags
         )
@@ -203,7 +207,7 @@ class Tracker(Closing):
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
-            self._lanes = Lanes(players, self._log, gradient, grad_scaler, process_group)
+            self._lanes = Lanes(players, self._log, gradient, grad_scaler, process_group, each_closure)
             self._lane = self._lanes.all  # of the latest step
             self._begin(run, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
@@ -303,12 +307,15 @@ class Tracker(Closing):
         with self._lock:  # several threads may step one tracker
             self._check_open()
             lane = self._lanes.of(only)
-            asked = None if clip is None else lane.steering.ask(clip)
+            asked = None if clip is None else lane.ask(clip)
+            if lane.closures.are_recorded:
+                return
             if not flag("when", when):
                 lane.micro_batches.add(scalars, n)
                 return
             step, self._steps = self._steps, self._steps + 1  # even if it cannot be recorded: the step is missing then
             self._lane = lane
+            lane.closures.record()
             scalars, n = lane.micro_batches.take(scalars, n)
             self._delivery.expect(step, n, lane.player)
             self._gradient_watch.look(step)
@@ -345,8 +352,8 @@ class Tracker(Closing):
             self._check_open()
             if self._steps == 0:
                 raise InvalidValueError("clip() goes by the norm of the latest step, and there was none: call step()")
-            steering = self._lane.steering
-            return steering.clip(steering.ask(max_norm, norm_type, "max_norm"), self._record_decision)
+            asked = self._lane.ask(max_norm, norm_type, "max_norm")
+            return self._lane.steering.clip(asked, self._record_decision)
 
     def _record_decision(self, results: dict[str, float]) -> None:
         """Record what was decided on the latest step, whose row has left. Waits: the rows before it come first."""

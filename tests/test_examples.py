@@ -99,9 +99,11 @@ def test_the_run_of_the_plain_loop_has_its_validation(tmp_path: Path, run_here: 
     assert kept.history["accuracy"][-1] > 0.9
 
 
-def test_each_player_of_the_gan_has_its_run(tmp_path: Path, run_here: Callable[[str], str]) -> None:
+def test_the_players_of_the_gan_share_a_run(tmp_path: Path, run_here: Callable[[str], str]) -> None:
     assert re.findall(r"^(\w+) +400 steps", run_here("gan.py"), re.MULTILINE) == ["generator", "critic"]
-    assert {kept.name for kept in pytracker.list_runs(tmp_path / "runs")} == {"generator", "critic"}
+    (kept,) = pytracker.list_runs(tmp_path / "runs")
+    assert len(kept.history["generator/loss"]) == len(kept.history["critic/lr"]) == 400
+    assert not [each for each in kept.history.findings if each["severity"] != "info"]
 
 
 def test_the_replaced_loop_shows_every_parameter(run_here: Callable[[str], str]) -> None:

@@ -111,7 +111,7 @@ class Closing:
             if error is None:
                 self._team.close()
             for lane in self._lanes:
-                lane.steering.close()
+                lane.close()
             if self._origins is not None:
                 self._origins.close()
             self._sinks.close(error)

@@ -9,6 +9,7 @@ from typing import Any
 from ..control import GradientSource, LossScale, Steering
 from ..core import DeviceLog
 from ..errors import InvalidValueError
+from .closures import Closures
 from .micro_batches import MicroBatches
 from .players import Player, Players
 
@@ -16,12 +17,23 @@ from .players import Player, Players
 class Lane:
     """Where the steps of a player go along: its micro-batches, its clip, and the names of what it records."""
 
-    def __init__(self, player: Player, steering: Steering) -> None:
+    def __init__(self, player: Player, steering: Steering, closures: Closures) -> None:
         self.player = player.name
+        self.closures = closures
         self._prefix = player.prefix
         self.steering = steering
         self.micro_batches = MicroBatches()
         self._names: dict[str, str] = {"grad_scale": "grad_scale"}
+
+    def ask(self, clip: Any, norm_type: Any = 2.0, name: str = "clip") -> Any:
+        """Return what is asked of the step's row for a clip; see ``Steering.ask``."""
+        self.closures.check_clip()
+        return self.steering.ask(clip, norm_type, name)
+
+    def close(self) -> None:
+        """Leave the optimizers alone."""
+        self.closures.close()
+        self.steering.close()
 
     def named(self, scalars: dict[str, Any]) -> dict[str, Any]:
         """Return scalars by the names that they are recorded under; the same strings on each step."""
@@ -41,10 +53,17 @@ class Lanes:
         gradient: returns the gradient of a parameter; None: it is in ``.grad``.
         scaler: a GradScaler, or None.
         process_group: the ranks over which plain parameters are spread.
+        each_closure: record every closure of a step as one of its own.
     """
 
     def __init__(
-        self, players: Players, log: DeviceLog, gradient: Callable[[Any], Any] | None, scaler: Any, process_group: Any
+        self,
+        players: Players,
+        log: DeviceLog,
+        gradient: Callable[[Any], Any] | None,
+        scaler: Any,
+        process_group: Any,
+        each_closure: bool,
     ) -> None:
         tracked = players.tracked
 
@@ -53,7 +72,7 @@ class Lanes:
             source = GradientSource(tracked.plan, gradient, player.places if players else None)
             optimizer = player.optimizer if len(player.optimizers) == 1 else None
             steering = Steering(log, tracked.plan, tracked.parameters, optimizer, process_group, scale, source)
-            return Lane(player, steering)
+            return Lane(player, steering, Closures(player.optimizers, each_closure))
 
         self.all = lane(players.all)
         self._of_players = {player.name: lane(player) for player in players.each}
