@@ -28,9 +28,10 @@ function chartsOf(names) {
   for (const [name, known] of Object.entries(names)) {
     if (name === "epoch") continue;
     const rate = known.group === "Learning rate";
-    const norm = name === "grad_norm" || name === "grad_max";
-    const key = rate ? "lr" : norm ? "grad_norm" : `${known.group}/${known.subject.toLowerCase()}`;
-    const title = rate ? "Learning rate" : norm ? TITLES.grad_norm : TITLES[name] || known.subject;
+    const plain = name.split("/").slice(0, 2).pop(); // without the name of a player
+    const norm = plain === "grad_norm" || plain === "grad_max";
+    const key = rate ? "lr" : norm ? name.replace(/grad_max$/, "grad_norm") : `${known.group}/${known.subject.toLowerCase()}`;
+    const title = rate ? "Learning rate" : norm ? TITLES.grad_norm : TITLES[plain] || known.subject;
     if (!charts.has(key)) charts.set(key, { id: key, title, group: known.group, names: [] });
     charts.get(key).names.push(name);
   }

@@ -68,7 +68,7 @@ function buildCharts() {
 // Whether a series is more than zeros, as the count of elements that are not finite is in a sound training.
 const moves = (run, name) => {
   const line = run.curves.series[name];
-  return line && (pageNames[name].group !== "Gradients" || line.bad || line.low !== 0 || line.high !== 0);
+  return line && (!/(^|\/)grad_\w+$/.test(name) || line.bad || line.low !== 0 || line.high !== 0);
 };
 
 function parallelSection() {
