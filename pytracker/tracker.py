@@ -170,8 +170,11 @@ class Tracker(Closing):
         if on_nonfinite not in (None, "locate"):
             raise wrong_value("on_nonfinite", on_nonfinite, 'None or "locate"')
         self._players = players = Players(model, optimizer)
+        if players and noise_scale is not None:
+            raise InvalidValueError("noise_scale is of one model whose every step is recorded, and there are players")
         target, self._held, self._plan = players.all.model, players.all.parameters, players.tracked.plan
-        self._origins = OriginWatch(target, lambda each: self._judge.add(each)) if on_nonfinite else None
+        find = lambda finding: self._judge.add(finding)  # noqa: E731  # of what is made below
+        self._origins = OriginWatch(target, players.prefixes, find) if on_nonfinite else None
         self._watches = players.watches(self._regroup)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
         self._team = team_of(
@@ -184,7 +187,7 @@ class Tracker(Closing):
             noise_scale=noise_scale,
             timeout=rank_timeout,
             receive=self._receive,
-            find=lambda finding: self._judge.add(finding),
+            find=find,
             mark=lambda fault: self._run.set_meta(rank_fault=fault),
             on_fault=on_rank_fault,
         )
@@ -192,7 +195,7 @@ class Tracker(Closing):
         self._steps = self._epochs = 0
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
-        self._gradient_watch = GradientWatch(target, self._held)
+        self._gradient_watch = GradientWatch(target, self._held, {each.name: each.model for each in players.each})
         self._reserved = {f"{prefix}{name}" for prefix in players.prefixes for name in _RESERVED}
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
@@ -318,7 +321,7 @@ class Tracker(Closing):
             lane.closures.record()
             scalars, n = lane.micro_batches.take(scalars, n)
             self._delivery.expect(step, n, lane.player)
-            self._gradient_watch.look(step)
+            self._gradient_watch.look(step, lane.player)
             self._sinks.stamp(step)
             if self._origins is not None:
                 self._origins.step(step)

@@ -89,23 +89,19 @@ class PlayerHistory(History):
         return [[i, i + 1] for i, place in enumerate(self._places.tolist()) if place in known]
 
     def _take(self) -> None:
-        """Take the intervals and the rows in which the player has taken a step."""
+        """Take the rows in which the player has taken a step, and intervals from its first to its last step in each."""
         base, norms = self._run.parameters, self.get(GRADIENT_NORM)
         steps = np.empty(0, np.int64) if norms is None else norms.steps
         places = range(int(np.searchsorted(base.first_step, self._next)), len(base))
         for place in places:
             first, last = int(base.first_step[place]), int(base.last_step[place])
-            if np.diff(np.searchsorted(steps, (first, last + 1)))[0]:
-                self.parameters.append(_columns(base, place, self._places))
+            own = steps[slice(*np.searchsorted(steps, (first, last + 1)))]
+            if len(own):
+                fields = {name: base.field(name)[place, self._places] for name in FIELDS}
+                self.parameters.append(Interval(int(own[0]), int(own[-1]), **fields))
             self._next = last + 1
         newest = self.parameters.newest_row
         for where, rows in base.blocks():
             if where[-1] > newest:
-                own = np.isin(where, steps) & (where > newest)
-                self.parameters.put_rows(where[own], rows[own][:, self._places])
-
-
-def _columns(parameters: ParameterHistory, place: int, columns: Int64Array) -> Interval:
-    """Return what an interval says of some parameters."""
-    first, last = int(parameters.first_step[place]), int(parameters.last_step[place])
-    return Interval(first, last, **{name: parameters.field(name)[place, columns] for name in FIELDS})
+                mine = np.isin(where, steps) & (where > newest)
+                self.parameters.put_rows(where[mine], rows[mine][:, self._places])

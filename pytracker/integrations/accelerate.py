@@ -28,7 +28,9 @@ except ImportError as error:
 
 
 def step(tracker: Tracker, accelerator: Any, n: float = 1, **scalars: Any) -> None:
-    """Record a step if this micro-batch completes one; an fp16 scale is taken out. Never waits.
+    """Record a step if this micro-batch completes one, with the means of its scalars. Never waits.
+
+    An fp16 scale is taken out.
 
     Call it between ``accelerator.backward`` and ``accelerator.clip_grad_norm_`` or ``optimizer.step``.
 
@@ -36,13 +38,13 @@ def step(tracker: Tracker, accelerator: Any, n: float = 1, **scalars: Any) -> No
         tracker: of the model that ``accelerator.prepare`` returned.
         accelerator: whose ``sync_gradients`` says whether a step is due.
         n: as in ``Tracker.step``.
-        scalars: as in ``Tracker.step``; of the last micro-batch alone.
+        scalars: as in ``Tracker.step``, and so ``only`` and ``clip``.
 
     Raises:
         ClosedError, InvalidTypeError, InvalidValueError, ParameterError: as ``Tracker.step``.
     """
-    if accelerator.sync_gradients:
-        tracker.step(n=n, grad_scale=getattr(accelerator.scaler, "_scale", None), **scalars)
+    scale = getattr(accelerator.scaler, "_scale", None)
+    tracker.step(n=n, when=accelerator.sync_gradients, grad_scale=scale, **scalars)
 
 
 class PytrackerTracker(GeneralTracker):  # type: ignore[misc, unused-ignore]  # Any where accelerate has no types

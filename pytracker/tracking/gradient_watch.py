@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -24,23 +25,20 @@ class GradientWatch:
     Args:
         model: what the user gave; a module says more of itself than its parameters do.
         parameters: those that are tracked.
+        models: those of players.
     """
 
-    def __init__(self, model: object, parameters: list[LocalParameter]) -> None:
+    def __init__(self, model: object, parameters: list[LocalParameter], models: Mapping[str, object]) -> None:
         self._model, self._parameters = model, parameters
         self._warned_of_none = self._warned_of_same = not parameters
         self._last: tuple[int, bytes] = (-1, b"")
-        modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-        ddp = "DistributedDataParallel"
-        self._replicating: list[Any] = [
-            module for module in modules if any(kind.__name__ == ddp for kind in type(module).__mro__)
-        ]
+        self._replicating = {name: _replicating(each) for name, each in {"": model, **models}.items()}
 
-    def look(self, step: int) -> None:
-        """Look at the model as a step is made: within DDP's no_sync() its gradients are those of this rank alone."""
-        for module in self._replicating:
+    def look(self, step: int, player: str) -> None:
+        """Look at the model whose step is made: within DDP's no_sync() its gradients are those of this rank alone."""
+        for module in self._replicating.get(player, ()):
             if not getattr(module, "require_backward_grad_sync", True):
-                self._replicating = []
+                self._replicating = {}
                 warn_user(
                     f"step {step} is made within no_sync(), so its gradients are those of this rank's micro-batch, and "
                     "recorded as they are; call tracker.step() once for each optimizer.step(), or "
@@ -94,3 +92,9 @@ class GradientWatch:
         if any(kind.__name__ == "FSDPModule" for module in modules for kind in type(module).__mro__):
             return f"FSDP2 keeps those of a step without gradient sync apart; or {_USUAL}"
         return _USUAL
+
+
+def _replicating(model: object) -> list[Any]:
+    """Return the modules of DDP in a model."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return [each for each in modules if any(kind.__name__ == "DistributedDataParallel" for kind in type(each).__mro__)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,30 @@ class OriginWatch:
 
     Args:
         model: the modules to look at.
+        prefixes: what the names of the series of all, and of players, begin with.
         find: told where it came from, once.
 
     Raises:
         InvalidTypeError: the model is no module.
     """
 
-    def __init__(self, model: Any, find: Callable[[Finding], None]) -> None:
+    def __init__(self, model: Any, prefixes: Sequence[str], find: Callable[[Finding], None]) -> None:
         if not isinstance(model, torch.nn.Module):
             raise wrong_type("model", model, 'a torch.nn.Module, for on_nonfinite="locate"')
-        self._model, self._find = model, find
+        self._model, self._prefixes, self._find = model, prefixes, find
         self._search: NonfiniteSearch | None = None
         self._seen = -1  # the latest step that was looked at
         self._is_told = False
 
     def see(self, history: History) -> None:
         """Begin to search where the latest rows have such a gradient."""
-        counts = history.get("grad_nonfinite")
-        if counts is None or self._is_told or not len(counts):
+        counts = [history.get(f"{prefix}grad_nonfinite") for prefix in self._prefixes]
+        known = [each for each in counts if each is not None and len(each)]
+        if self._is_told or not known:
             return
-        new = counts.values[counts.steps > self._seen]
-        self._seen = int(counts.steps[-1])
-        if self._search is None and np.nansum(new) > 0:
+        new = [np.nansum(each.values[each.steps > self._seen]) for each in known]
+        self._seen = max(int(each.steps[-1]) for each in known)
+        if self._search is None and max(new) > 0:
             self._search = NonfiniteSearch(self._model)
 
     def step(self, step: int) -> None:

@@ -40,7 +40,7 @@ def test_a_step_is_recorded_before_the_clip_where_micro_batches_complete_it_and_
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
     batches = torch.utils.data.DataLoader(torch.randn(20, 4), 4)  # five micro-batches: the last step has one
     model, optimizer, batches = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1), batches)
-    norms = []
+    norms, losses = [], []
     run = accelerator.get_tracker("pytracker", unwrap=True)
     with Tracker(model, optimizer=optimizer, run=run, diagnosis=None) as tracker:
         for x in batches:
@@ -48,6 +48,7 @@ def test_a_step_is_recorded_before_the_clip_where_micro_batches_complete_it_and_
                 loss = model(x).square().mean()
                 accelerator.backward(loss)
                 step(tracker, accelerator, loss=loss)
+                losses.append(loss.item())
                 if accelerator.sync_gradients:
                     norms.append(gradients.total(model) / 256)
                     nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
@@ -58,6 +59,8 @@ def test_a_step_is_recorded_before_the_clip_where_micro_batches_complete_it_and_
     kept = pytracker.load_run(tmp_path / "a")
     np.testing.assert_allclose(kept.history["grad_norm"][:], norms, rtol=1e-12)
     assert len(norms) == 3
+    means = [np.mean(losses[:2]), np.mean(losses[2:4]), losses[4]]
+    np.testing.assert_allclose(kept.history["loss"][:], means, rtol=1e-6)
     assert kept.history["lr"][:] == [0.1] * 3
     assert (kept.history["accuracy"].steps.tolist(), kept.history["accuracy"][:]) == ([3], [0.5])
     assert kept.history.meta["config"] == {"lr": 0.1}

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pytracker import Run, Tracker, diagnose, load_run
+from pytracker import GradientNoiseScale, Run, Tracker, diagnose, load_run
 from pytracker.errors import InvalidTypeError, InvalidValueError, ParameterError
 from pytracker.history import PlayerHistory
 
@@ -338,6 +338,32 @@ def test_a_player_that_pauses_has_no_intervals_of_the_pause():
 def test_what_does_not_go_together_is_refused_by_name(model, optimizer, kind, message):
     with pytest.raises(kind, match=message):
         Tracker(model, optimizer=optimizer)
+
+
+def test_the_noise_scale_of_players_is_refused():
+    players = models()
+    scale = object.__new__(GradientNoiseScale)
+    with pytest.raises(InvalidValueError, match="there are players"):
+        Tracker(players, noise_scale=scale)
+
+
+class Broken(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(x * 0)
+
+
+def test_where_nan_began_is_found_in_the_player_that_made_it():
+    players = models()
+    players["D"] = nn.Sequential(nn.Linear(2, 2), Broken(), nn.Linear(2, 1))
+    with Tracker(players, every=2, on_nonfinite="locate", on_finding=lambda finding: None) as tracker:
+        for step in range(8):
+            turn = "DG"[step % 2]
+            players[turn].zero_grad()
+            players[turn](torch.ones(1, 3 if turn == "G" else 2)).sum().backward()
+            tracker.step(only=turn)
+    told = {finding.key: finding for finding in tracker.findings}
+    assert "the output of 'D.1' (Broken) has 2 Inf" in told["nonfinite_origin"].evidence
+    assert told["D/gradient_nonfinite"].parameters[0] == "D/2.weight"
 
 
 def test_who_is_no_player_is_refused_and_nothing_is_lost():
