@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import moments
 from ._checks import flag, real_number, wrong_value
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .core import PlannedParameters, Target, norms_of_known, planned_gradients, root
-from .distributed import merge_shards
+from .core import ParameterLayout, PlannedParameters, Target, norms_of_known, planned_gradients, root
+from .distributed import group_named
 
 
 def compute_gradient_stats(model: Target) -> dict[str, float]:
@@ -115,7 +118,7 @@ class GradientStats:
             local = self._tensors
             counts = [math.prod(each.shape) for each in known.parameters]
             self._counts = torch.tensor(counts, dtype=torch.float64, device="cpu")
-            self._tensors = merge_shards(known.parameters, local)
+            self._tensors = _merged(known.parameters, local)
             self._totals = moments.totals(self._tensors)
             self._rows = [torch.cat([self._totals, self._tensors.flatten()])]
 
@@ -257,3 +260,22 @@ class GradientStats:
     def __repr__(self) -> str:
         """Say how many parameters there are, without waiting for a value."""
         return f"GradientStats({len(self._names)} parameters on {', '.join(str(r.device) for r in self._rows)})"
+
+
+def _merged(parameters: Sequence[ParameterLayout], tensors: Tensor) -> Tensor:
+    """Merge the moments [T, 6] of local pieces over the ranks that hold the others; waits as collectives do.
+
+    Every rank must call it. Plain parameters are taken as they are: each rank has all of them.
+    """
+    merged = tensors.clone()
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for index, each in enumerate(parameters):
+        if each.groups:
+            alike[each.groups].append(index)
+    for groups, members in alike.items():
+        sums, maxima = moments.split(tensors[members], torch.ones((), dtype=torch.bool, device=tensors.device))
+        for group in map(group_named, groups):
+            dist.all_reduce(sums, dist.ReduceOp.SUM, group=group)
+            dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group)
+        merged[members] = moments.join(sums, maxima)[0]
+    return merged

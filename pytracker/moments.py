@@ -72,7 +72,11 @@ def totals(rows: Array) -> Array:
     missing = is_missing(rows)
     if library is not np or missing.any():  # of a tensor on a device it isn't asked
         rows = library.where(missing[..., None], 0.0, rows)
-    whole[..., : len(COLUMNS)] = library.sum(rows, -2)
+    if library is np:  # a column at a time is twice as fast, and pairwise
+        for column in range(len(COLUMNS)):
+            whole[..., column] = rows[..., column].sum(axis=-1)
+    else:
+        whole[..., : len(COLUMNS)] = rows.sum(-2)
     whole[..., ABS_MAX] = library.amax(rows[..., ABS_MAX], -1)
     whole[..., len(COLUMNS)] = library.amax(rows[..., SUM_SQ], -1)
     return whole

@@ -28,7 +28,7 @@ from .columns import MAX_SCALARS, SUM_SQ
 from .control import CLIP_SERIES, ClipRule
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target
 from .diagnostics import Diagnosis, Finding
-from .distributed import NOISE_SERIES, team_of
+from .distributed import NOISE_SERIES, Receive, team_of
 from .errors import InvalidTypeError, InvalidValueError, StoreError, in_words
 from .sinks import NoSinks, SinkLike, mirrors_of
 from .tracking import (
@@ -186,7 +186,7 @@ class Tracker(Closing):
             check_replicas=check_replicas,
             noise_scale=noise_scale,
             timeout=rank_timeout,
-            receive=self._receive,
+            receive=Receive(self._receive, lambda rows: self._delivery.prepare(rows)),
             find=find,
             mark=lambda fault: self._run.set_meta(rank_fault=fault),
             on_fault=on_rank_fault,

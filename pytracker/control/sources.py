@@ -72,9 +72,11 @@ class GradientSource:
         return everywhere
 
     def _found(self, gradients: Any) -> list[Tensor | None] | None:
+        if gradients is None and self._gradient is None:
+            return None
         parameters = self.parameters
         if gradients is None:
-            return None if self._gradient is None or not parameters else self._asked_for(parameters)
+            return self._asked_for(parameters) if parameters else None
         expected = "one tensor for each parameter, in their order, or None where it has none"
         given = _tensors(items("gradients", gradients, expected))
         if len(given) != len(parameters):

@@ -155,10 +155,8 @@ class _Ring:
                     part, copied = stream.copy(self.log, group, pieces, announced, turn)
                     noted = copied if captured else None
                     events.append(stream.events[turn])
-                elif len(pieces) == 1 and self.on_host:
-                    part = pieces[0].cpu()  # unpacked at once
-                else:  # a copy: the ring is written over while the rows of other devices are on their way
-                    part = torch.cat(pieces).cpu()
+                else:  # a copy, since the ring is written over; NumPy's, since its memory is there sooner than torch's
+                    part = torch.from_numpy(np.concatenate([piece.cpu().numpy() for piece in pieces]))
                 parts.append(part)
         return parts, noted, events
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .noise_scale import NOISE_SERIES, GradientNoiseScale
 from .ranks import group_named
-from .shard_moments import merge_shards
+from .row_merger import Receive
 from .team import team_of
 
 __all__ = [
     "NOISE_SERIES",
     "GradientNoiseScale",
+    "Receive",
     "group_named",
-    "merge_shards",
     "team_of",
 ]

@@ -1,17 +1,20 @@
 """Merges the rows of all ranks, interval by interval, and delivers them in order on the first rank.
 
-Nothing happens on a step. When an interval's rows have reached the host, asynchronous collectives reduce them, level by
-level, to the first rank; a later step that finds them done hands the merged rows on. What is merged, and how, is said
-by a kind of ``RowMerger``.
+Nothing happens on a step. When an interval's rows have reached the host, they are packed, and asynchronous collectives
+reduce them, level by level, to the first rank, which unpacks them; of many megabytes, threads do that. A later step
+that finds them ready hands them on. What is merged, and how, is said by a kind of ``RowMerger``.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +30,19 @@ from .ranks import Ranks
 
 HEADER = 5  # numbers at the head of a sum: what `stamp` says of the rows
 _UNDER_WAY = 2  # intervals whose collectives have begun, at most
+_LARGE = 2**17  # moments of an interval that are a megabyte: less is packed sooner than a thread begins
 
 
 class DisagreementError(RankMismatchError):
     """The first rank has seen, from what was merged, that the ranks do not record the same."""
 
 
-Receive = Callable[[Rows], None]
+@dataclass(frozen=True)
+class Receive:
+    """Takes rows that are ready, and before that, on any thread, works out what it will want of them."""
+
+    take: Callable[[Rows], None]
+    prepare: Callable[[Rows], None]
 
 
 def stamp(steps: NDArray[np.int64], dropped: bool = False) -> tuple[float, ...]:
@@ -72,8 +81,10 @@ class PendingMerge:
     rows: Rows
     drain: int
     dropped: bool = False  # this rank had no room for them
-    reduction: Reduction | None = None  # None: it has not begun
+    packing: Future[Any] | None = None  # None: it has not begun, as of the next two
+    reduction: Reduction | None = None
     packed: Any = None  # what the collectives reduce
+    unpacking: Future[Rows] | None = None  # on the first rank
 
 
 class RowMerger:
@@ -121,7 +132,7 @@ class RowMerger:
         """Begin to merge an interval's rows, without waiting."""
         self._drains += 1
         if self._levels is None:  # this rank holds copies only
-            receive(self.without_others(rows))
+            receive.take(self.without_others(rows))
             return
         if sum(len(merge.rows.steps) for merge in self._merges) >= WAITING * self._every:
             rows = self.leave_out(rows)
@@ -139,12 +150,15 @@ class RowMerger:
         return self.without_others(rows)
 
     def _begin(self) -> None:
-        """Begin the collectives of the intervals that are next."""
+        """Begin the collectives of the intervals that are next, in their order, as far as they are packed."""
         assert self._levels is not None
+        in_order = True
         for merge in list(self._merges)[:_UNDER_WAY]:
-            if merge.reduction is None:
-                merge.packed, tensors = self.pack(merge)
+            merge.packing = merge.packing or _beside(partial(self.pack, merge), merge.rows)
+            if in_order and merge.reduction is None and merge.packing.done():
+                merge.packed, tensors = merge.packing.result()
                 merge.reduction = self._levels.reduce(tensors)
+            in_order = merge.reduction is not None
 
     def abandon(self) -> list[Rows]:
         """Give up what has not been merged, without waiting, and return this rank's rows of it."""
@@ -159,14 +173,24 @@ class RowMerger:
             RuntimeError: a collective has failed.
             RankMismatchError: the ranks have recorded different steps.
         """
-        while self._merges and self._is_done(self._merges[0]):
+        while self._merges and self._is_done(self._merges[0], receive):
             self._next(receive)
         for merge in list(self._merges)[1:_UNDER_WAY]:
-            self._is_done(merge)  # takes it to its next level
+            if merge.reduction is not None:
+                merge.reduction.is_done()  # takes it to its next level
 
-    @staticmethod
-    def _is_done(merge: PendingMerge) -> bool:
-        return merge.reduction is not None and merge.reduction.is_done()
+    def _is_done(self, merge: PendingMerge, receive: Receive) -> bool:
+        self._begin()
+        if merge.reduction is None or not merge.reduction.is_done():
+            return False
+        if merge.unpacking is None and self._ranks.is_first:
+            merge.unpacking = _beside(partial(self._unpacked, merge, receive), merge.rows)
+        return merge.unpacking is None or merge.unpacking.done()
+
+    def _unpacked(self, merge: PendingMerge, receive: Receive) -> Rows:
+        rows = self.unpack(merge)
+        receive.prepare(rows)
+        return rows
 
     def rescue(self, receive: Receive, seconds: float) -> None:
         """Hand on what all ranks have begun to merge before they disagreed, and wait for it so long at most."""
@@ -184,13 +208,29 @@ class RowMerger:
         while self._merges:
             merge = self._merges[0]
             failure = f"drain {merge.drain}, steps {span(merge.rows.steps)}, was not merged"
-            self._ranks.wait(lambda merge=merge: self._is_done(merge), failure)  # type: ignore[misc]
+            self._ranks.wait(lambda merge=merge: self._is_done(merge, receive), failure)  # type: ignore[misc]
             self._next(receive)
 
     def _next(self, receive: Receive) -> None:
         merge = self._merges[0]
-        first = self._ranks.is_first
-        rows = self.unpack(merge) if first else self.without_others(merge.rows)
+        rows = self.without_others(merge.rows) if merge.unpacking is None else merge.unpacking.result()
         self._merges.popleft()
         self._begin()
-        receive(rows)
+        receive.take(rows)
+
+
+def _beside(act: Callable[[], Any], rows: Rows) -> Future[Any]:
+    """Do something with rows: with many on a thread of its own, so that the training goes on meanwhile."""
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(act())
+        except Exception as error:
+            result.set_exception(error)  # raised where the result is asked for
+
+    if rows.tensors.size < _LARGE:
+        result.set_result(act())
+    else:
+        threading.Thread(target=run, daemon=True).start()
+    return result

@@ -40,7 +40,7 @@ class SingleRank:
     def __init__(self, infos: list[ParameterInfo], receive: Receive, *, is_first: bool | None = None) -> None:
         self.infos = infos
         self.is_first = is_first_rank() if is_first is None else is_first
-        self.take = receive
+        self.take = receive.take
 
     def merge_weights(self, step: int, moments: NDArray[np.float64]) -> NDArray[np.float64]:
         return moments
@@ -315,7 +315,7 @@ class Team:
 
     def _receive_alone(self, rows: list[Rows]) -> None:
         for each in rows:
-            self._receive(each if self._merger is None else self._merger.without_others(each))
+            self._receive.take(each if self._merger is None else self._merger.without_others(each))
 
     def _report(self) -> None:
         """Say what is wrong between the ranks: at each call where it is to be raised, or once in a warning."""

@@ -265,15 +265,18 @@ class ParameterHistory:
         if not len(steps):
             return
         self._blocks.append((steps, rows))
-        self._block_bytes += steps.nbytes + rows.nbytes
+        self._block_bytes += _held(steps, rows)
         while self.max_bytes is not None and self._block_bytes > self.max_bytes and self._blocks:
             old_steps, old_rows = self._blocks.popleft()
-            self._block_bytes -= old_steps.nbytes + old_rows.nbytes
+            self._block_bytes -= _held(old_steps, old_rows)
             self.dropped_rows += len(old_steps)
 
-    def checked_rows(self, steps: ArrayLike, rows: ArrayLike) -> tuple[Int64Array, Float64Array]:
-        """Return copies of ``steps`` and ``rows`` if ``append_rows`` can take them, and raise what it would if not."""
-        where, moments = checked_steps("steps", steps), np.array(rows, np.float64)
+    def checked_rows(self, steps: ArrayLike, rows: ArrayLike, *, copy: bool = True) -> tuple[Int64Array, Float64Array]:
+        """Return copies of ``steps`` and ``rows`` if ``append_rows`` can take them, and raise what it would if not.
+
+        Without ``copy`` the rows themselves, where they are float64.
+        """
+        where, moments = checked_steps("steps", steps), (np.array if copy else np.asarray)(rows, np.float64)
         check_rows(where, moments, len(self.infos))
         if len(where) and where[0] <= self.newest_row:
             raise InvalidValueError(f"steps: step {where[0]} doesn't come after step {self.newest_row}")
@@ -307,7 +310,7 @@ class ParameterHistory:
         self._keep_intervals(0, keep)
         kept = [(steps[steps < step], rows[steps < step]) for steps, rows in self._blocks if steps[0] < step]
         self._blocks = deque(kept)
-        self._block_bytes = sum(steps.nbytes + rows.nbytes for steps, rows in kept)
+        self._block_bytes = sum(_held(steps, rows) for steps, rows in kept)
 
     def _row_count(self) -> int:
         return sum(len(steps) for steps, _ in self._blocks)
@@ -332,6 +335,11 @@ def as_infos(infos: Iterable[ParameterInfo]) -> list[ParameterInfo]:
             raise InvalidValueError(f"parameters: the name {info.name!r} occurs twice")
         seen.add(info.name)
     return checked
+
+
+def _held(steps: Int64Array, rows: Float64Array) -> int:
+    """Return the bytes that rows keep from being freed: all of the memory of which they are a part."""
+    return steps.nbytes + int(getattr(rows.base, "nbytes", rows.nbytes))
 
 
 def _no_steps() -> GrowingTable:

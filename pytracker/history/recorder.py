@@ -195,8 +195,10 @@ class Recorder:
             self._history.parameters.check(interval)
             self._record(interval)
 
-    def log_rows(self, steps: ArrayLike, rows: ArrayLike) -> None:
+    def log_rows(self, steps: ArrayLike, rows: ArrayLike, *, copy: bool = True) -> None:
         """Record the moments of single steps, int64 [n] and float64 [n, T, 6]; those that came last are not again.
+
+        Without ``copy`` the rows are kept themselves, and must not change.
 
         Raises:
             InvalidTypeError: a step is not an integer.
@@ -209,7 +211,7 @@ class Recorder:
             self._begin(int(where[0]))
             if int(where[-1]) == self._history.parameters.newest_row:
                 return
-            self._record(ExactRows(*self._history.parameters.checked_rows(where, rows)))
+            self._record(ExactRows(*self._history.parameters.checked_rows(where, rows, copy=copy)))
 
     def log_finding(self, finding: Mapping[str, Any]) -> None:
         """Record a finding; one with the same key (its "key", or rule, first step and parameters) is replaced.

@@ -56,6 +56,7 @@ class Delivery:
         reference = weakref.ref(self)
         run.history.waiting = lambda: here.means.waiting if (here := reference()) is not None else 0
         self._queue: deque[_Parcel] = deque()
+        self._prepared: tuple[Rows | None, _Parcel | None] = None, None
         self._newest = -1  # the last step that everyone has
         self._failed: set[str] = set()
 
@@ -73,13 +74,22 @@ class Delivery:
         """Take rows, unless they have been taken, and hand on all that waits."""
         newest = self._queue[-1].rows.steps[-1] if self._queue else self._newest
         if len(rows.steps) and rows.steps[-1] > newest:
-            rows, gradients = self._whose_steps.sorted(rows)
-            interval = None
-            if len(self.weight_norms) and rows.has_gradients:
-                interval = self._whose_steps.interval(rows, self.weight_norms)
-            self._queue.append(_Parcel(rows, {**gradients, **rows.scalars}, interval))
+            prepared, parcel = self._prepared
+            self._queue.append(parcel if parcel is not None and prepared is rows else self._parcel(rows))
+            self._prepared = None, None
             self._whose_steps.forget(int(rows.steps[-1]))
         self.finish()
+
+    def prepare(self, rows: Rows) -> None:
+        """Work out what is recorded of rows that ``put`` will be given, on whatever thread this is."""
+        self._prepared = rows, self._parcel(rows)
+
+    def _parcel(self, rows: Rows) -> _Parcel:
+        rows, gradients = self._whose_steps.sorted(rows)
+        interval = None
+        if len(self.weight_norms) and rows.has_gradients:
+            interval = self._whose_steps.interval(rows, self.weight_norms)
+        return _Parcel(rows, {**gradients, **rows.scalars}, interval)
 
     def finish(self) -> None:
         """Hand on what waits."""
@@ -111,7 +121,7 @@ class Delivery:
         for places, metrics in batches.items():
             self._run.log_many(rows.steps[np.frombuffer(places, np.intp)], metrics)
         if parcel.interval is not None:
-            self._run.log_rows(rows.steps, rows.tensors)
+            self._run.log_rows(rows.steps, rows.tensors, copy=False)
             self._run.log_interval(parcel.interval)
 
     def _mirror(self, parcel: _Parcel) -> None:

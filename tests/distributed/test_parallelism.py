@@ -116,3 +116,12 @@ def test_gradients_that_only_one_rank_keeps_count_once(case: str, world: int) ->
 
 def test_players_that_are_sharded_have_the_statistics_of_their_whole_gradients() -> None:
     run("adversaries", "sharded", 2)
+
+
+def test_large_intervals_are_merged_beside_the_training_with_the_same_statistics() -> None:
+    run("beside", "compare:fsdp2", 2)
+
+
+@pytest.mark.parametrize("case", ["no_copies", "drifted", "other_steps"])
+def test_what_is_wrong_in_a_large_interval_is_told_as_in_a_small_one(case: str) -> None:
+    run("beside", f"disagree:{case}", 3 if case == "no_copies" else 2)
