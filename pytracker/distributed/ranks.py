@@ -18,7 +18,7 @@ from .missing_ranks import PATIENCE, RollCall, in_few_words
 from .rendezvous import rendezvous
 
 RESCUE = 1.0  # seconds in which what ranks have sent arrives, although they will not go on
-_PAUSE = 0.0005  # seconds between two looks at a collective that is waited for
+_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds between two looks at a collective, as long as it is waited for
 _LOOK = 0.2  # seconds between two looks at whether a rank has left
 
 MAKING, MEETING = "makes the tracker", "is in epoch, flush or close"
@@ -196,8 +196,8 @@ class Ranks:
         Raises:
             RankMismatchError: it failed or did not end; the message begins with ``failure``, and names the missing.
         """
-        now = time.monotonic()
-        wait = _Wait(ends_at=now + self.timeout, looks_at=now + _LOOK)
+        begin = time.monotonic()
+        wait = _Wait(ends_at=begin + self.timeout, looks_at=begin + _LOOK)
         try:
             while not is_done():
                 meanwhile()
@@ -208,7 +208,7 @@ class Ranks:
                         wait.gives_up_at = now + RESCUE
                 if now >= min(wait.ends_at, wait.gives_up_at):
                     raise TimeoutError(f"waited {self.timeout:g} s" if now >= wait.ends_at else "a rank has left")
-                time.sleep(_PAUSE)
+                time.sleep(min(max(_PAUSE, (now - begin) / 8), _LONGEST_PAUSE))
         except (RuntimeError, TimeoutError) as error:
             if isinstance(error, RankMismatchError):
                 raise
