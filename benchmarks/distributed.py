@@ -35,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytracker import Tracker
-from pytracker.distributed.testing import collectives
+from pytracker.collectives.testing import collectives
 
 LAYERS, WIDTH, BATCH, EVERY, ROUNDS = 12, 256, 32, 20, 5
 MANY, MANY_EVERY = 10_000, 50

@@ -29,7 +29,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from pytracker import Tracker
-from pytracker.distributed import groups, rendezvous
+from pytracker.collectives import groups, rendezvous
 
 EVERY, DRAINS = 10, 10
 TRAINING = 0.0015  # seconds of a step, for each rank that shares these cores; merging goes on meanwhile

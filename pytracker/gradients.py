@@ -14,9 +14,9 @@ from torch import Tensor
 
 from . import moments
 from ._checks import flag, real_number, wrong_value
+from .collectives import group_named
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
 from .core import ParameterLayout, PlannedParameters, Target, norms_of_known, planned_gradients, root
-from .distributed import group_named
 
 
 def compute_gradient_stats(model: Target) -> dict[str, float]:

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..collectives import group_named
 from ..columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS
 from ..core import ParameterLayout, root
-from ..distributed import group_named
 from ..moments import is_missing
 
 

@@ -1,9 +1,8 @@
-"""What ranks do together: groups, merging, checks of copies, drift, the noise scale."""
+"""What ranks do together: merging, checks of copies, drift, the noise scale."""
 
 from __future__ import annotations
 
 from .noise_scale import NOISE_SERIES, GradientNoiseScale
-from .ranks import group_named
 from .row_merger import Receive
 from .team import team_of
 
@@ -11,6 +10,5 @@ __all__ = [
     "NOISE_SERIES",
     "GradientNoiseScale",
     "Receive",
-    "group_named",
     "team_of",
 ]

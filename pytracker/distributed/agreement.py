@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..collectives import Ranks, by_value
 from ..columns import selection
 from ..core import LocalParameter
 from ..errors import RankMismatchError
 from ..history import ParameterInfo
 from .copy_check import Copies, copies_of
-from .ranks import Ranks, by_value
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from .. import moments
+from ..collectives import MAX, SUM, Ranks
 from ..columns import ABS_MAX, COLUMNS
 from ..core import LocalParameter, Rows
 from .agreement import agree
-from .groups import MAX, SUM
-from .ranks import Ranks
 from .row_merger import HEADER, DisagreementError, PendingMerge, RowMerger, check_stamps, stamp
 
 _SHOWN = 3  # names in a message

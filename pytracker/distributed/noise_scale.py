@@ -14,12 +14,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .._checks import finite_number, real_number, wrong_value
+from ..collectives import SUM, Ranks
 from ..columns import SUM_SQ
 from ..core import Rows, native
 from ..errors import InvalidTypeError, LayoutError
 from ..history import ParameterInfo
-from .groups import SUM
-from .ranks import Ranks
 from .row_merger import HEADER, PendingMerge, RowMerger, check_stamps, stamp
 
 NOISE_SERIES = ("noise_scale", "grad_sq_estimate", "grad_variance_estimate")

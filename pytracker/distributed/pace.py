@@ -14,9 +14,8 @@ from time import monotonic
 
 import torch
 
+from ..collectives import Announcement, Ranks
 from ..core import Rows, joined
-from .levels import Announcement
-from .ranks import Ranks
 
 WAITING = 8  # times `every` rows wait for a rank that has stopped, at most
 FIRST = 1  # steps of the first interval, of which it isn't known how long they take

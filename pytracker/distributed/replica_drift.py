@@ -21,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..collectives import MAX, HostGroup, Ranks, all_done, in_few_words
 from ..columns import SUM_SQ
 from ..core import LocalParameter
 from ..diagnostics import Finding
 from ..errors import RankMismatchError
-from .groups import MAX, HostGroup
-from .missing_ranks import in_few_words
-from .ranks import Ranks, all_done
 
 RULE = "replica_drift"
 _NAN = -1.0  # stands for a sum of squares that is NaN: all NaN are alike

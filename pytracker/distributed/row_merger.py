@@ -21,12 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._warn import warn_user
+from ..collectives import Levels, Ranks, Reduction
 from ..core import Rows
 from ..errors import RankMismatchError
 from ..history import ParameterInfo
-from .levels import Levels, Reduction
 from .pace import WAITING
-from .ranks import Ranks
 
 HEADER = 5  # numbers at the head of a sum: what `stamp` says of the rows
 _UNDER_WAY = 2  # intervals whose collectives have begun, at most

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .._checks import wrong_value
 from .._warn import warn_user
+from ..collectives import MEETING, RESCUE, Ranks, by_value, has_others, is_first_rank
 from ..core import Rows, TrackedParameters
 from ..diagnostics import Finding
 from ..errors import InvalidTypeError, LayoutError, RankMismatchError, in_words
@@ -23,7 +24,6 @@ from ..history import ParameterInfo
 from .moment_merger import MomentMerger
 from .noise_scale import GradientNoiseScale, NoiseMerger
 from .pace import Intervals
-from .ranks import MEETING, RESCUE, Ranks, by_value, has_others, is_first_rank
 from .replica_drift import ReplicaWatch
 from .row_merger import DisagreementError, Receive, RowMerger
 

@@ -24,8 +24,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from waiting import train_two_more_steps
 
 import pytracker
+from pytracker.collectives.testing import collectives as counted_collectives
 from pytracker.columns import COLUMNS
-from pytracker.distributed.testing import collectives as counted_collectives
 from pytracker.errors import InvalidTypeError, LayoutError, ParameterError, RankMismatchError
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from pytracker.distributed.ranks import Ranks
+from pytracker.collectives.ranks import Ranks
 from pytracker.distributed.team import Team
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import pytracker
-from pytracker.distributed import levels
+from pytracker.collectives import levels
 from pytracker.errors import RankMismatchError
 
 

@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
-from pytracker.distributed.testing import collectives as counted_collectives
+from pytracker.collectives.testing import collectives as counted_collectives
 from pytracker.errors import InvalidTypeError, InvalidValueError, LayoutError
 
 BATCH, STEPS, EVERY = 4, 9, 4

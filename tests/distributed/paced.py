@@ -18,9 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import pytracker
+from pytracker.collectives.levels import Announcement
 from pytracker.core import Rows
 from pytracker.distributed import pace
-from pytracker.distributed.levels import Announcement
 from pytracker.distributed.row_merger import RowMerger
 
 EVERY = 50

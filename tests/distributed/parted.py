@@ -16,7 +16,7 @@ import torch.distributed as dist
 from hooks import waits_forbidden
 
 import pytracker
-from pytracker.distributed import missing_ranks, ranks
+from pytracker.collectives import missing_ranks, ranks
 
 FIRST_HOST, PORT = "10.77.0.1", 29577
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launch import run
 
-from pytracker.distributed.levels import groups_of, widths
-from pytracker.distributed.missing_ranks import absent
+from pytracker.collectives.levels import groups_of, widths
+from pytracker.collectives.missing_ranks import absent
 
 
 @given(count=st.integers(1, 300), first=st.integers(0, 5))
