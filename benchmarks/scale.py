@@ -1,6 +1,7 @@
 """What a tracker's other ranks cost a rank, by how many there are: sockets, threads, bytes of the store, CPU and wall.
 
     python -m benchmarks.scale [--worlds 8,16,32,64]
+    python -m benchmarks.scale --levels
 
 Forked processes, each with a toy model under FSDP2, meet as they would on hosts. On fewer cores than processes the wall
 is that of processes which take turns; counts and the CPU of a process hold anywhere. Each figure is the median over
@@ -11,6 +12,7 @@ are compared with torch's own.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import statistics
@@ -29,9 +31,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from pytracker import Tracker
-from pytracker.collectives import groups, rendezvous
+from pytracker.collectives import groups, levels, rendezvous
 
 EVERY, DRAINS = 10, 10
+SHAPES, ROUNDS = [[16], [8, 2], [4, 4], [4, 2, 2], [2, 2, 2, 2]], 3
 TRAINING = 0.0015  # seconds of a step, for each rank that shares these cores; merging goes on meanwhile
 
 
@@ -93,7 +96,9 @@ def now() -> tuple[float, float]:
     return time.process_time(), time.perf_counter()
 
 
-def work(rank: int, world: int, folder: str, results: SimpleQueue[Any]) -> None:
+def work(rank: int, world: int, folder: str, results: SimpleQueue[Any], shape: list[int] | None) -> None:
+    if shape is not None:
+        levels.widths = lambda count: shape
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.manual_seed(0)
@@ -138,12 +143,12 @@ def work(rank: int, world: int, folder: str, results: SimpleQueue[Any]) -> None:
     dist.destroy_process_group()
 
 
-def measure(world: int) -> list[dict[str, float]]:
-    """Return the figures of every rank."""
+def measure(world: int, shape: list[int] | None = None) -> list[dict[str, float]]:
+    """Return the figures of every rank, in levels of these widths."""
     forking = multiprocessing.get_context("fork")
     results: SimpleQueue[Any] = forking.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [forking.Process(target=work, args=(rank, world, folder, results)) for rank in range(world)]
+        ranks = [forking.Process(target=work, args=(rank, world, folder, results, shape)) for rank in range(world)]
         for rank in ranks:
             rank.start()
         found = dict(results.get() for _ in ranks)
@@ -152,10 +157,36 @@ def measure(world: int) -> list[dict[str, float]]:
     return [found[rank] for rank in range(world)]
 
 
+def by_levels() -> None:
+    """Print what a drain costs the first rank in levels of several shapes, of as many processes, and what 10,000 would.
+
+    Fitted is a + b levels + c (the ranks that the first one gathers from in all its levels).
+    """
+    world = math.prod(SHAPES[0])
+    table, rows, costs = Table("levels of", "a drain, CPU ms: median", "first rank"), [], []
+    for shape in SHAPES * ROUNDS:
+        found = [each["a drain, CPU ms"] for each in measure(world, shape)]
+        rows.append([1.0, len(shape), sum(shape) - len(shape)])
+        costs.append(found[0])
+        table.add_row(" x ".join(map(str, shape)), f"{statistics.median(found):.1f}", f"{found[0]:.1f}")
+    Console(width=120).print(table)
+    fit, *_ = np.linalg.lstsq(np.array(rows), np.array(costs), rcond=None)
+    many = levels.widths(10_000)
+    cost = float(fit @ [1.0, len(many), sum(many) - len(many)])
+    print(
+        f"fitted, CPU ms of the first rank: {fit[0]:.1f} + {fit[1]:.1f} levels + {fit[2]:.2f} ranks; in levels of "
+        f"{' x '.join(map(str, many))}, {cost:.0f}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", default="8,16,32,64")
-    worlds = [int(world) for world in parser.parse_args().worlds.split(",")]
+    parser.add_argument("--levels", action="store_true", help="measure 16 ranks in levels of several shapes instead")
+    arguments = parser.parse_args()
+    if arguments.levels:
+        return by_levels()
+    worlds = [int(world) for world in arguments.worlds.split(",")]
     found = {world: measure(world) for world in worlds}
     table = Table("a rank's", *[f"{world} ranks" for world in worlds], "growth")
     for name in found[worlds[0]][0]:

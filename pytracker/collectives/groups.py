@@ -67,6 +67,14 @@ class HostGroup:
         options.rootRank, options.reduceOp = 0, getattr(_c10d.ReduceOp, operation)
         return self._begin(self._backend.reduce([tensor], options), tensor)
 
+    def gather(self, tensor: Tensor) -> tuple[list[Tensor], Any]:
+        """Begin to gather every rank's tensor, all of one shape, in the first rank; return where they will be there."""
+        options = _c10d.GatherOptions()
+        options.rootRank = 0
+        received = [torch.empty_like(tensor) for _ in self.members] if self.place == 0 else []
+        work = self._backend.gather([received] if received else [], [tensor], options)
+        return received, self._begin(work, (tensor, received))
+
     def all_reduce(self, tensor: Tensor, operation: str) -> Any:
         """Begin to reduce a tensor to all ranks, in place."""
         return self._begin(self._backend.allreduce(tensor, getattr(_c10d.ReduceOp, operation)), tensor)

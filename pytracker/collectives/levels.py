@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .groups import HostGroup, part_of
+from .groups import SUM, HostGroup, part_of
 
 WIDEST_SINGLE = 32  # ranks that are one group
 _HOST, _WIDTH = 8, 8  # ranks of a host's group, and at most of those above it
 _SMALL = 256  # bytes of a message, its length included, that travels at once
+_GATHERED = 2**17  # bytes of a reduction that are sent as they are
 
 
 def widths(count: int) -> list[int]:
@@ -92,16 +93,36 @@ class Levels:
 
 
 class Reduction:
-    """Tensors on their way to the first rank of all, level by level."""
+    """Tensors on their way to the first rank of all, level by level.
+
+    gloo reduces in a ring, which is best for many bytes. Of few, the messages are what costs: all tensors, which are of
+    one dtype, go to a group's first rank in one, and are reduced there.
+    """
 
     def __init__(self, groups: Sequence[HostGroup], tensors: Sequence[tuple[Tensor, str]]) -> None:
         self._groups, self._tensors = list(groups), tensors
+        self._are_few = sum(tensor.nbytes for tensor, _ in tensors) <= _GATHERED
+        self._received: list[Tensor] = []  # on the first rank of a group
         self.works: list[Any] = []
         self._climb()
 
     def _climb(self) -> None:
         group = self._groups.pop(0)
-        self.works = [group.reduce(tensor, operation) for tensor, operation in self._tensors]
+        if self._are_few:
+            self._received, work = group.gather(torch.cat([tensor.flatten() for tensor, _ in self._tensors]))
+            self.works = [work]
+        else:
+            self.works = [group.reduce(tensor, operation) for tensor, operation in self._tensors]
+
+    def _combine(self) -> None:
+        """Reduce what was gathered, in the order of the ranks."""
+        begin = 0
+        for tensor, operation in self._tensors:
+            end = begin + tensor.numel()
+            parts = torch.stack([each[begin:end] for each in self._received])
+            tensor.copy_((parts.sum(0) if operation == SUM else parts.amax(0)).view(tensor.shape))
+            begin = end
+        self._received = []
 
     def is_done(self) -> bool:
         """Tell whether this rank has no more to do, and begin the next level where one is over. Never waits.
@@ -112,6 +133,8 @@ class Reduction:
         while all(work.is_completed() for work in self.works):
             for work in self.works:
                 work.wait()  # it is over: this raises where it failed
+            if self._received:
+                self._combine()
             if not self._groups:
                 return True
             self._climb()
