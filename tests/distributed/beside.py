@@ -1,4 +1,4 @@
-"""Cases of test_parallelism.py: intervals that are packed and unpacked on threads, as those of large models are."""
+"""Cases of test_parallelism.py: intervals as those of large models are: packed on threads, and reduced in rings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from unittest import mock
 import disagreeing
 import layouts
 
+from pytracker.collectives import levels
 from pytracker.distributed import moment_merger, row_merger
 
 
@@ -26,6 +27,7 @@ def compare(rank: int, world: int, layout: str) -> None:
 
     with (
         mock.patch.object(row_merger, "_LARGE", 0),
+        mock.patch.object(levels, "_GATHERED", 0),
         mock.patch.object(moment_merger.MomentMerger, "pack", packing),
         mock.patch.object(moment_merger.MomentMerger, "unpack", unpacking),
     ):

@@ -88,9 +88,8 @@ def train_until(rank: int, leave: int, folder: str, end_of_leaver) -> None:
     dist.barrier()
     if rank == leave:
         return end_of_leaver(tracker)
-    with pytest.raises(
-        RankMismatchError, match=rf"drain 2, steps 2 to 3.*of 3 ranks: no answer from ranks \[{leave}\]"
-    ):
+    what = "drain 2, steps 2 to 3" if rank == 0 else ""  # another has handed its rows over, and waits for no one's
+    with pytest.raises(RankMismatchError, match=rf"{what}.*of 3 ranks: no answer from ranks \[{leave}\]"):
         step_and_close(tracker)
     with waits_forbidden():  # nobody again
         tracker.close()
@@ -428,8 +427,8 @@ def first_writes(rank: int, world: int, folder: str) -> None:
 
 
 def collectives(rank: int, world: int) -> None:
-    """No collective on a step, three at each drain; none at all under DDP."""
-    for wrap, a_drain in ((fully_shard, 3), (nn.parallel.DistributedDataParallel, 0)):
+    """No collective on a step, two at each drain of few bytes; none at all under DDP."""
+    for wrap, a_drain in ((fully_shard, 2), (nn.parallel.DistributedDataParallel, 0)):
         model = wrap(nn.Linear(8, 8))
         tracker = pytracker.Tracker(model, every=4, diagnosis=None)
         model(torch.ones(1, 8)).sum().backward()

@@ -16,9 +16,9 @@ from pytracker.collectives import levels
 from pytracker.errors import RankMismatchError
 
 
-def two_levels(rank: int, world: int) -> None:
+def two_levels(rank: int, world: int, way: str) -> None:
     """Six ranks in groups of two, and of those in two levels: the norms are exact, and a rank that differs is named."""
-    with mock.patch.multiple(levels, WIDEST_SINGLE=2, _HOST=2, _WIDTH=2):
+    with mock.patch.multiple(levels, WIDEST_SINGLE=2, _HOST=2, _WIDTH=2, _GATHERED=0 if way == "in_rings" else 2**17):
         assert levels.widths(6) == [2, 2, 2]
         torch.manual_seed(0)
         model = fully_shard(nn.Linear(13, 7).double())

@@ -109,7 +109,7 @@ def test_only_the_first_rank_writes_judges_and_feeds_the_sinks(tmp_path: Path) -
     run("faults", f"first_writes:{tmp_path}/runs", 2)
 
 
-def test_a_step_costs_no_collective_and_a_drain_three_or_under_ddp_none() -> None:
+def test_a_step_costs_no_collective_and_a_drain_two_or_under_ddp_none() -> None:
     run("faults", "collectives", 2)
 
 

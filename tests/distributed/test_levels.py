@@ -45,5 +45,6 @@ def test_missing_ranks_are_found_by_few_questions(missing: set[int]) -> None:
     assert signs.asked <= 1 + 16 * len(missing)
 
 
-def test_ranks_in_two_levels_merge_meet_and_name_who_differs() -> None:
-    run("leveled", "two_levels", 6)
+@pytest.mark.parametrize("way", ["gathered", "in_rings"])
+def test_ranks_in_two_levels_merge_meet_and_name_who_differs(way: str) -> None:
+    run("leveled", f"two_levels:{way}", 6)
