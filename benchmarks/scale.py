@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale [--worlds 8,16,32,64]
     python -m benchmarks.scale --levels
+    python -m benchmarks.scale --store
 
 Forked processes, each with a toy model under FSDP2, meet as they would on hosts. On fewer cores than processes the wall
 is that of processes which take turns; counts and the CPU of a process hold anywhere. Each figure is the median over
@@ -34,6 +35,8 @@ from pytracker import Tracker
 from pytracker.collectives import groups, levels, rendezvous
 
 EVERY, DRAINS = 10, 10
+CLIENTS, REQUESTS, ANSWER = 8, 4000, 75  # a rank's are of 75 bytes: 1,800 in 24
+A_RANK = 37  # requests of a rank in two levels, as measured
 SHAPES, ROUNDS = [[16], [8, 2], [4, 4], [4, 2, 2], [2, 2, 2, 2]], 3
 TRAINING = 0.0015  # seconds of a step, for each rank that shares these cores; merging goes on meanwhile
 
@@ -157,6 +160,34 @@ def measure(world: int, shape: list[int] | None = None) -> list[dict[str, float]
     return [found[rank] for rank in range(world)]
 
 
+def ask(port: int, times: int) -> None:
+    """Write and read what a rank does, so often."""
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    for turn in range(times):
+        key = f"{os.getpid()}/{turn}"
+        store.set(key, "0" * ANSWER)
+        store.get(key)
+
+
+def the_store() -> None:
+    """Print what the host of the store works for a request, and for those of 10,000 ranks that make their tracker."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    forking = multiprocessing.get_context("fork")
+    begin = now()
+    clients = [forking.Process(target=ask, args=(server.port, REQUESTS // 2)) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    cpu, wall = spent(begin)  # of this process, which answers
+    count = CLIENTS * REQUESTS
+    each = cpu / count
+    print(
+        f"{count:,} requests of {ANSWER} bytes by {CLIENTS} processes: {1e3 * each:.1f} us of the host's CPU each, and "
+        f"{1e3 * wall / count:.1f} us in all; {A_RANK} of each of 10,000 ranks take it {10 * A_RANK * each:.0f} s"
+    )
+
+
 def by_levels() -> None:
     """Print what a drain costs the first rank in levels of several shapes, of as many processes, and what 10,000 would.
 
@@ -183,9 +214,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worlds", default="8,16,32,64")
     parser.add_argument("--levels", action="store_true", help="measure 16 ranks in levels of several shapes instead")
+    parser.add_argument("--store", action="store_true", help="measure what the host of the store works instead")
     arguments = parser.parse_args()
-    if arguments.levels:
-        return by_levels()
+    if arguments.levels or arguments.store:
+        return by_levels() if arguments.levels else the_store()
     worlds = [int(world) for world in arguments.worlds.split(",")]
     found = {world: measure(world) for world in worlds}
     table = Table("a rank's", *[f"{world} ranks" for world in worlds], "growth")
