@@ -189,17 +189,18 @@ def the_store() -> None:
 
 
 def by_levels() -> None:
-    """Print what a drain costs the first rank in levels of several shapes, of as many processes, and what 10,000 would.
+    """Print what a drain costs the first rank in levels of several shapes, of 16 processes each, and what 10,000 would.
 
     Fitted is a + b levels + c (the ranks that the first one gathers from in all its levels).
     """
-    world = math.prod(SHAPES[0])
-    table, rows, costs = Table("levels of", "a drain, CPU ms: median", "first rank"), [], []
+    table, rows, costs = Table("levels of", "a drain, CPU ms: median", "first rank", "its sockets"), [], []
     for shape in SHAPES * ROUNDS:
-        found = [each["a drain, CPU ms"] for each in measure(world, shape)]
+        figures = measure(math.prod(shape), shape)
+        found = [each["a drain, CPU ms"] for each in figures]
         rows.append([1.0, len(shape), sum(shape) - len(shape)])
         costs.append(found[0])
-        table.add_row(" x ".join(map(str, shape)), f"{statistics.median(found):.1f}", f"{found[0]:.1f}")
+        costs_of = (f"{statistics.median(found):.1f}", f"{found[0]:.1f}", f"{figures[0]['sockets']:.0f}")
+        table.add_row(" x ".join(map(str, shape)), *costs_of)
     Console(width=120).print(table)
     fit, *_ = np.linalg.lstsq(np.array(rows), np.array(costs), rcond=None)
     many = levels.widths(10_000)
