@@ -32,19 +32,27 @@ class GradientWatch:
         self._model, self._parameters = model, parameters
         self._warned_of_none = self._warned_of_same = not parameters
         self._last: tuple[int, bytes] = (-1, b"")
-        self._replicating = {name: _replicating(each) for name, each in {"": model, **models}.items()}
+        self._syncing = {name: _syncing(each) for name, each in {"": model, **models}.items()}
 
     def look(self, step: int, player: str) -> None:
-        """Look at the model whose step is made: within DDP's no_sync() its gradients are those of this rank alone."""
-        for module in self._replicating.get(player, ()):
+        """Look at the model whose step is made: its gradients may be those of this rank alone, or still to come."""
+        for module in self._syncing.get(player, ()):
             if not getattr(module, "require_backward_grad_sync", True):
-                self._replicating = {}
-                warn_user(
-                    f"step {step} is made within no_sync(), so its gradients are those of this rank's micro-batch, and "
-                    "recorded as they are; call tracker.step() once for each optimizer.step(), or "
-                    "tracker.step(when=...) on each micro-batch"
+                what = (
+                    "within no_sync(), so its gradients are those of this rank's micro-batch, and recorded as they are"
                 )
-                return
+            elif _keeps_apart(module):
+                what = (
+                    "without gradient sync, so FSDP2 keeps its gradients apart, and .grad, if any, is of an earlier one"
+                )
+            else:
+                continue
+            self._syncing = {}
+            warn_user(
+                f"step {step} is made {what}; call tracker.step() once for each optimizer.step(), or "
+                "tracker.step(when=...) on each micro-batch"
+            )
+            return
 
     def check(self, rows: Rows) -> None:
         """Look at rows that have arrived."""
@@ -94,7 +102,16 @@ class GradientWatch:
         return _USUAL
 
 
-def _replicating(model: object) -> list[Any]:
-    """Return the modules of DDP in a model."""
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    return [each for each in modules if any(kind.__name__ == "DistributedDataParallel" for kind in type(each).__mro__)]
+def _syncing(model: object) -> list[Any]:
+    """Return the modules of DDP in a model, and the outermost of FSDP2."""
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    kinds = [{kind.__name__ for kind in type(each).__mro__} for each in modules]
+    ddp = [each for each, names in zip(modules, kinds, strict=True) if "DistributedDataParallel" in names]
+    return ddp + [each for each, names in zip(modules, kinds, strict=True) if "FSDPModule" in names][:1]
+
+
+def _keeps_apart(module: Any) -> bool:
+    """Whether a module of FSDP2 was told by ``set_requires_gradient_sync(False)`` to reduce no gradients."""
+    state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
+    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+    return any(getattr(group, "reduce_grads", True) is False for group in groups)

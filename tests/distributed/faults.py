@@ -373,6 +373,21 @@ def unreduced_by_ddp(rank: int, world: int) -> None:
         assert len(tracker.history["grad_norm"]) == 6
 
 
+def unreduced_by_fsdp2(rank: int, world: int) -> None:
+    """FSDP2 without gradient sync keeps the gradients apart: a warning says once that .grad is of an earlier step."""
+    model = fully_shard(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytracker.Tracker(model, every=2, diagnosis=None) as tracker:
+            for step in range(6):
+                model.set_requires_gradient_sync(step not in (2, 3))
+                model(torch.ones(1, 4)).sum().backward()
+                tracker.step(loss=step, when=step not in (4,))
+    told = [str(each.message) for each in caught if "gradient sync" in str(each.message)]
+    assert len(told) == 1, told
+    assert told[0].startswith("step 2 is made without gradient sync"), told
+
+
 def refused(rank: int, world: int) -> None:
     """Parameters that do not tell their layout are refused, and the message says what to give."""
     for original in (True, False):

@@ -93,6 +93,10 @@ def test_gradients_that_are_not_reduced_yet_are_refused() -> None:
     run("faults", "unreduced", 2)
 
 
+def test_a_step_without_fsdp2s_gradient_sync_is_told_once() -> None:
+    run("faults", "unreduced_by_fsdp2", 2)
+
+
 def test_a_step_within_ddps_no_sync_is_recorded_as_this_ranks_own_and_told_once() -> None:
     run("faults", "unreduced_by_ddp", 2)
 
