@@ -112,6 +112,7 @@ class Tracker(Closing):
             (``nonfinite_origin``). ``model`` is a module.
         each_closure: where ``step`` is called in the closure of an LBFGS optimizer, record every evaluation as a step;
             otherwise only the first of each ``optimizer.step``, where that begins.
+        in_backward: read each gradient as it comes, before an optimizer in the backward frees it; no clip then.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -160,10 +161,12 @@ class Tracker(Closing):
         close_on_signal: bool = True,
         on_nonfinite: Literal["locate"] | None = None,
         each_closure: bool = False,
+        in_backward: bool = False,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
-        flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal, "each_closure": each_closure}
+        flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal, "in_backward": in_backward}
+        flags["each_closure"] = each_closure
         check_arguments(
             diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, gradient, grad_scaler, flags
         )
@@ -210,7 +213,7 @@ class Tracker(Closing):
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
-            self._lanes = Lanes(players, self._log, gradient, grad_scaler, process_group, each_closure)
+            self._lanes = Lanes(players, self._log, gradient, grad_scaler, process_group, each_closure, in_backward)
             self._lane = self._lanes.all  # of the latest step
             self._begin(run, diagnosis, on_finding, sinks, meta)
         except BaseException as error:

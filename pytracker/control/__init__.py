@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .clipping import clip_grad_norm_
+from .in_backward import ReadInBackward
 from .loss_scale import LossScale
 from .nonfinite import NonfiniteOrigin, NonfiniteSearch, locate_nonfinite
 from .optimizers import unwrapped
@@ -20,6 +21,7 @@ __all__ = [
     "MaxNorm",
     "NonfiniteOrigin",
     "NonfiniteSearch",
+    "ReadInBackward",
     "Steering",
     "ZClip",
     "clip_grad_norm_",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from .._checks import flag
+from .._warn import warn_user
 from ..columns import SUM_SQ
 from ..core import PlannedParameters, Target, planned
 from ..errors import InvalidValueError, LayoutError
@@ -86,6 +87,11 @@ def _clip(
             "gradient_stats(model) and a Tracker measure it"
         )
     if all(parameter.grad is None for parameter in plan.parameters):
+        if any(not isinstance(each, torch.nn.Parameter) and not each.requires_grad for each in plan.parameters):
+            warn_user(
+                "clip_grad_norm_ was given tensors with nothing in .grad, so nothing is clipped: it scales the .grad of "
+                "parameters, and tracker.step(gradients=..., clip=...) gradients themselves"
+            )
         return torch.tensor(0.0, device=plan.devices[0])
     if norm_type != 2.0 and not math.isinf(norm_type):
         return _clip_by_torch(plan.parameters, max_norm, norm_type, error_if_nonfinite, foreach)

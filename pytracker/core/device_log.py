@@ -184,16 +184,14 @@ class DeviceLog:
     ) -> None:
         """Allocate everything that the log will need. A scalar may not have a ``reserved`` name; the set may grow.
 
-        Rows are drained after ``every`` of them or ``seconds``, whichever is first. There is room for so many scalars
-        (``slots``) before rows must be delivered to make more, MAX_SCALARS at most.
+        Rows are drained after ``every`` of them or ``seconds``. For more scalars than ``slots`` all are delivered.
         """
         self._plan = plan
         self._every = whole_number("every", every, low=1)
         self._seconds = seconds
         self._due = time.monotonic() + seconds
         self._on_rows = on_rows
-        reserved = set() if reserved is None else reserved
-        self._reader = native.make_reader(plan, optimizer, rates, reserved)
+        self._reader = native.make_reader(plan, optimizer, rates, set() if reserved is None else reserved)
         self._is_open = False  # the last row, for what is decided late
         self._decides_late = False
         self._undrained = 0  # rows that were not sent when last looked at
@@ -262,6 +260,11 @@ class DeviceLog:
         if not capturing:
             self.settle()
         return records
+
+    def fill(self, parts: list[torch.Tensor]) -> None:
+        """Write moments, of each device [7 + 6 T], over those of the last row, which is held."""
+        for rows, part in zip(self._ring.log.rows, parts, strict=True):
+            rows[(self._ring.log.written - 1) % len(rows), : len(part)].copy_(part)
 
     def latest(self) -> list[torch.Tensor]:
         """Return a copy of the row that was appended last, on each device. Never waits."""

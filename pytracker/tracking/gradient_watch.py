@@ -92,7 +92,7 @@ class GradientWatch:
         if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors):
             return (
                 "a hook that was registered with register_post_accumulate_grad_hook takes each as it comes, as an "
-                "optimizer in the backward does"
+                "optimizer in the backward does: give in_backward=True"
             )
         if not any(tensor.requires_grad for tensor in tensors):
             return "all of them are frozen (requires_grad is False)"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..control import GradientSource, LossScale, Steering
+from ..control import GradientSource, LossScale, ReadInBackward, Steering
 from ..core import DeviceLog
 from ..errors import InvalidValueError
 from .closures import Closures
@@ -17,7 +17,7 @@ from .players import Player, Players
 class Lane:
     """Where the steps of a player go along: its micro-batches, its clip, and the names of what it records."""
 
-    def __init__(self, player: Player, steering: Steering, closures: Closures) -> None:
+    def __init__(self, player: Player, steering: Steering | ReadInBackward, closures: Closures) -> None:
         self.player = player.name
         self.closures = closures
         self._prefix = player.prefix
@@ -54,6 +54,7 @@ class Lanes:
         scaler: a GradScaler, or None.
         process_group: the ranks over which plain parameters are spread.
         each_closure: record every closure of a step as one of its own.
+        in_backward: read each gradient as it comes.
     """
 
     def __init__(
@@ -64,14 +65,21 @@ class Lanes:
         scaler: Any,
         process_group: Any,
         each_closure: bool,
+        in_backward: bool,
     ) -> None:
         tracked = players.tracked
+        if players and in_backward:
+            raise InvalidValueError("in_backward is of one model and one optimizer, and there are players")
 
         def lane(player: Player) -> Lane:
             scale = LossScale(scaler, player.optimizers)
             source = GradientSource(tracked.plan, gradient, player.places if players else None)
             optimizer = player.optimizer if len(player.optimizers) == 1 else None
-            steering = Steering(log, tracked.plan, tracked.parameters, optimizer, process_group, scale, source)
+            steering: Steering | ReadInBackward
+            if in_backward:
+                steering = ReadInBackward(log, tracked.plan, tracked.parameters, scale, source)
+            else:
+                steering = Steering(log, tracked.plan, tracked.parameters, optimizer, process_group, scale, source)
             return Lane(player, steering, Closures(player.optimizers, each_closure))
 
         self.all = lane(players.all)

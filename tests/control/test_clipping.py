@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import warnings
 
 import numpy as np
 import pytest
@@ -217,3 +218,14 @@ def test_a_max_norm_of_zero_clips_everything() -> None:
 def test_a_max_norm_that_cannot_be_is_refused(max_norm: float) -> None:
     with pytest.raises(InvalidValueError, match="max_norm is"):
         pytracker.clip_grad_norm_([nn.Parameter(torch.zeros(1))], max_norm)
+
+
+def test_gradients_in_the_place_of_parameters_are_left_alone_and_that_is_told():
+    weight = torch.nn.Parameter(torch.ones(3))
+    gradients = torch.autograd.grad(weight.square().sum(), [weight])
+    with pytest.warns(RuntimeWarning, match="nothing in .grad, so nothing is clipped"):
+        assert pytracker.clip_grad_norm_(gradients, 1.0) == 0
+    assert gradients[0].tolist() == [2.0, 2.0, 2.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pytracker.clip_grad_norm_([weight], 1.0) == 0  # one without a gradient, as a layer that was not used

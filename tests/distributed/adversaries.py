@@ -1,4 +1,4 @@
-"""A case of test_parallelism.py: two players whose parameters are sharded, and step in turn."""
+"""Cases of test_parallelism.py: players whose parameters are sharded; shards that are read in the backward."""
 
 from __future__ import annotations
 
@@ -48,3 +48,25 @@ def sharded(rank: int, world: int) -> None:
         missing = tracker.history.parameters.field("missing")
         assert (missing == 0).all()
         assert tracker.history["D/clip_factor"].steps.tolist() == [step for step in range(17) if step % 3]
+
+
+def in_backward(rank: int, world: int) -> None:
+    """Shards whose gradients are freed as they come have the statistics of the whole gradient."""
+    torch.manual_seed(0)
+    model = fully_shard(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double())
+    seen: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+
+        def free(which: torch.Tensor, name: str = name) -> None:
+            seen[name], which.grad = which.grad, None
+
+        parameter.register_post_accumulate_grad_hook(free)
+    torch.manual_seed(rank)
+    expected = []
+    with pytracker.Tracker(model, every=3, diagnosis=None, in_backward=True) as tracker:
+        for _ in range(7):
+            model(torch.randn(2, 4, dtype=torch.float64)).square().mean().backward()
+            tracker.step()
+            expected.append(float(sum((each.full_tensor() ** 2).sum() for each in seen.values()) ** 0.5))
+    if rank == 0:
+        assert tracker.history["grad_norm"][:] == pytest.approx(expected, rel=1e-12)

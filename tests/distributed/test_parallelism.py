@@ -125,3 +125,7 @@ def test_large_intervals_are_merged_beside_the_training_with_the_same_statistics
 @pytest.mark.parametrize("case", ["no_copies", "drifted", "other_steps"])
 def test_what_is_wrong_in_a_large_interval_is_told_as_in_a_small_one(case: str) -> None:
     run("beside", f"disagree:{case}", 3 if case == "no_copies" else 2)
+
+
+def test_shards_that_are_read_in_the_backward_have_the_statistics_of_the_whole() -> None:
+    run("adversaries", "in_backward", 2)
