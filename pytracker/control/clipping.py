@@ -89,8 +89,8 @@ def _clip(
     if all(parameter.grad is None for parameter in plan.parameters):
         if any(not isinstance(each, torch.nn.Parameter) and not each.requires_grad for each in plan.parameters):
             warn_user(
-                "clip_grad_norm_ was given tensors with nothing in .grad, so nothing is clipped: it scales the .grad of "
-                "parameters, and tracker.step(gradients=..., clip=...) gradients themselves"
+                "clip_grad_norm_ was given tensors with nothing in .grad, so nothing is clipped: it scales the .grad "
+                "of parameters, and tracker.step(gradients=..., clip=...) gradients themselves"
             )
         return torch.tensor(0.0, device=plan.devices[0])
     if norm_type != 2.0 and not math.isinf(norm_type):
