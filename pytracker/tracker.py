@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import by_name, flag, items, number_of_samples, text, whole_number, wrong_value
+from ._checks import by_name, flag, number_of_samples, whole_number, wrong_value
 from ._checks import seconds as checked_seconds
 from .columns import MAX_SCALARS, SUM_SQ
 from .control import CLIP_SERIES, ClipRule
@@ -43,6 +43,7 @@ from .tracking import (
     Players,
     WhoseSteps,
     check_arguments,
+    checked_state,
     explain_scalars,
     facts_for_rules,
     opened,
@@ -199,7 +200,7 @@ class Tracker(Closing):
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
         self._gradient_watch = GradientWatch(target, self._held, {each.name: each.model for each in players.each})
-        self._reserved = {f"{prefix}{name}" for prefix in players.prefixes for name in _RESERVED}
+        self._reserved = players.reserved(_RESERVED)
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
             self._log = DeviceLog(
@@ -455,13 +456,7 @@ class Tracker(Closing):
         Raises:
             InvalidTypeError, InvalidValueError: ``state`` is not from ``state_dict``.
         """
-        if not isinstance(state, Mapping) or not {"steps", "epochs"} <= set(state):
-            raise wrong_value("state", state, "what Tracker.state_dict() returned")
-        steps, epochs = (whole_number(f"state[{name!r}]", state[name]) for name in ("steps", "epochs"))
-        scalars = [
-            text("a name of state['scalars']", name)
-            for name in items("state['scalars']", state.get("scalars", []), "names")
-        ]
+        steps, epochs, scalars = checked_state(state)
         with self._lock:
             self.flush()
             if self.history.last_step >= steps:

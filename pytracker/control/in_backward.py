@@ -54,6 +54,8 @@ class ReadInBackward:
         """Append a row of what was read since the last step."""
         if gradients is not None:
             raise InvalidValueError("gradients: the tracker reads them in the backward; make it without in_backward")
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise InvalidValueError("step() is captured in a CUDA graph; make the tracker without in_backward for that")
         divisor, read, self._read = scalars.get("grad_scale"), self._read, {}
         with self._source.given([None] * len(self._source.parameters)):
             append(step, scalars, hold=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import check_arguments, explain_scalars
+from .arguments import check_arguments, checked_state, explain_scalars
 from .closing import Closing
 from .delivery import Delivery
 from .gradient_watch import GradientWatch
@@ -28,6 +28,7 @@ __all__ = [
     "Players",
     "WhoseSteps",
     "check_arguments",
+    "checked_state",
     "explain_scalars",
     "facts_for_rules",
     "opened",

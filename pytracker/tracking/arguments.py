@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .._checks import flag, function, kind_of, seconds, wrong_type
+from .._checks import flag, function, items, kind_of, seconds, text, whole_number, wrong_type, wrong_value
 from .._json import encode
 from .._warn import warn_user
 from ..core import LocalParameter
@@ -67,6 +67,19 @@ def check_arguments(
         )
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         raise wrong_type("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")
+
+
+def checked_state(state: Any) -> tuple[int, int, list[str]]:
+    """Return what ``state_dict`` has told: the steps, the epochs, and the names of the steps' scalars.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: it is something else.
+    """
+    if not isinstance(state, Mapping) or not {"steps", "epochs"} <= set(state):
+        raise wrong_value("state", state, "what Tracker.state_dict() returned")
+    steps, epochs = (whole_number(f"state[{name!r}]", state[name]) for name in ("steps", "epochs"))
+    names = items("state['scalars']", state.get("scalars", []), "names")
+    return steps, epochs, [text("a name of state['scalars']", name) for name in names]
 
 
 def explain_scalars(scalars: Mapping[str, Any]) -> None:

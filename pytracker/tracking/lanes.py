@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from .._checks import shown
 from ..control import GradientSource, LossScale, ReadInBackward, Steering
 from ..core import DeviceLog
 from ..errors import InvalidValueError
@@ -96,9 +97,9 @@ class Lanes:
         known = self._of_players.get(only) if isinstance(only, str) else None
         if known is None:
             raise InvalidValueError(
-                f"only is {only!r}, and the players are {', '.join(map(repr, self._of_players))}"
+                f"only is {shown(only)}, and the players are {', '.join(map(repr, self._of_players))}"
                 if self._of_players
-                else f"only is {only!r}, and the tracker has no players; give it models by name, "
+                else f"only is {shown(only)}, and the tracker has no players; give it models by name, "
                 "Tracker({'G': generator, 'D': discriminator}), or optimizers by name"
             )
         return known

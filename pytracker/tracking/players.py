@@ -6,7 +6,7 @@ parameters, ``D/0.weight``, or, where players are the optimizers of one model, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,6 +108,11 @@ class Players:
     def __bool__(self) -> bool:
         """Whether there are several, or one that has a name."""
         return bool(self.each)
+
+    def reserved(self, names: Iterable[str]) -> set[str]:
+        """Return what no scalar may be called: these names, of all and of each player, and each one's learning rate."""
+        known = {prefix + name for prefix in self.prefixes for name in names}
+        return known | {f"{player.prefix}lr" for player in self.each if player.optimizers}
 
     @property
     def prefixes(self) -> list[str]:

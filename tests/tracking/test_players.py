@@ -376,6 +376,12 @@ def test_who_is_no_player_is_refused_and_nothing_is_lost():
         with pytest.raises(InvalidValueError, match="'G/grad_norm' is recorded by pytracker itself"):
             tracker.step(only="G", grad_norm=3.0)
     assert tracker.history["G/grad_norm"].steps.tolist() == [0]
+    its = torch.optim.SGD([{"params": [each]} for each in players["G"].parameters()], lr=0.1)
+    with Tracker(players, {"G": its}, diagnosis=None) as tracker:
+        with pytest.raises(InvalidValueError, match="'G/lr' is recorded by pytracker itself"):
+            tracker.step(only="G", lr=0.3)
+        tracker.step(only="D", lr=0.3)  # who has no optimizer may say it
+    assert tracker.history["D/lr"][:] == [0.3]
     with Tracker(nn.Linear(1, 1), diagnosis=None) as tracker, pytest.raises(InvalidValueError, match="has no players"):
         tracker.step(only="G")
 
