@@ -10,7 +10,7 @@ import torch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 README = "../README.md"
-WITH_CODE = (README, "index.md", "sinks.md", "control.md", "players.md", "migration.md")
+WITH_CODE = (README, "index.md", "tracker.md", "sinks.md", "control.md", "players.md", "migration.md")
 PAGES = [README, *sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))]
 
 
