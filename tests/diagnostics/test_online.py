@@ -51,7 +51,7 @@ def test_rules_are_asked_at_drains_and_at_no_other_step(scratch_rule) -> None:
         seen.append(view.stop)
         return ()
 
-    with Tracker(model_with_gradients(), every=10, seconds=3600, diagnosis=Diagnosis(["witness"])) as tracker:
+    with Tracker(model_with_gradients(), every=10, diagnosis=Diagnosis(["witness"])) as tracker:
         asked = []
         for _ in range(35):
             before = len(seen)
