@@ -286,6 +286,7 @@ CALLED_BY_OTHERS = {
         "Run.set_parameters",
         "Run.log_interval",
         "Run.log_rows",
+        "Run.take_rows",
         "Run.before_finish",
     ),
     "it reads what a file or a rule holds, which may be anything": ("Diagnosis.as_recorded", "Finding.plain"),

@@ -258,7 +258,7 @@ class ParameterHistory:
         Raises:
             InvalidValueError: the shapes disagree, or the steps don't ascend.
         """
-        self.put_rows(*self.checked_rows(steps, rows))
+        self.put_rows(*self.checked_rows(steps, np.array(rows, np.float64)))
 
     def put_rows(self, steps: Int64Array, rows: Float64Array) -> None:
         """Keep checked rows; they are taken over, not copied."""
@@ -271,12 +271,9 @@ class ParameterHistory:
             self._block_bytes -= _held(old_steps, old_rows)
             self.dropped_rows += len(old_steps)
 
-    def checked_rows(self, steps: ArrayLike, rows: ArrayLike, *, copy: bool = True) -> tuple[Int64Array, Float64Array]:
-        """Return copies of ``steps`` and ``rows`` if ``append_rows`` can take them, and raise what it would if not.
-
-        Without ``copy`` the rows themselves, where they are float64.
-        """
-        where, moments = checked_steps("steps", steps), (np.array if copy else np.asarray)(rows, np.float64)
+    def checked_rows(self, steps: ArrayLike, rows: ArrayLike) -> tuple[Int64Array, Float64Array]:
+        """Return ``steps`` and ``rows`` if ``append_rows`` can take them, and raise what it would if not."""
+        where, moments = checked_steps("steps", steps), np.asarray(rows, np.float64)
         check_rows(where, moments, len(self.infos))
         if len(where) and where[0] <= self.newest_row:
             raise InvalidValueError(f"steps: step {where[0]} doesn't come after step {self.newest_row}")

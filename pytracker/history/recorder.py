@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsFloat, TypeAlias
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import by_name, real_number, text, whole_number, wrong_type, wrong_value
@@ -195,15 +196,17 @@ class Recorder:
             self._history.parameters.check(interval)
             self._record(interval)
 
-    def log_rows(self, steps: ArrayLike, rows: ArrayLike, *, copy: bool = True) -> None:
+    def log_rows(self, steps: ArrayLike, rows: ArrayLike) -> None:
         """Record the moments of single steps, int64 [n] and float64 [n, T, 6]; those that came last are not again.
-
-        Without ``copy`` the rows are kept themselves, and must not change.
 
         Raises:
             InvalidTypeError: a step is not an integer.
             InvalidValueError: the shapes disagree, or steps don't ascend.
         """
+        self.take_rows(steps, np.array(rows, np.float64))
+
+    def take_rows(self, steps: ArrayLike, rows: Float64Array) -> None:
+        """Record rows as ``log_rows`` does, and keep the array itself: it must not change from now on."""
         where = checked_steps("steps", steps)
         if not len(where):
             return
@@ -211,7 +214,7 @@ class Recorder:
             self._begin(int(where[0]))
             if int(where[-1]) == self._history.parameters.newest_row:
                 return
-            self._record(ExactRows(*self._history.parameters.checked_rows(where, rows, copy=copy)))
+            self._record(ExactRows(*self._history.parameters.checked_rows(where, rows)))
 
     def log_finding(self, finding: Mapping[str, Any]) -> None:
         """Record a finding; one with the same key (its "key", or rule, first step and parameters) is replaced.

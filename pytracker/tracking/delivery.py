@@ -121,7 +121,7 @@ class Delivery:
         for places, metrics in batches.items():
             self._run.log_many(rows.steps[np.frombuffer(places, np.intp)], metrics)
         if parcel.interval is not None:
-            self._run.log_rows(rows.steps, rows.tensors, copy=False)
+            self._run.take_rows(rows.steps, rows.tensors)
             self._run.log_interval(parcel.interval)
 
     def _mirror(self, parcel: _Parcel) -> None:
