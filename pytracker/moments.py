@@ -73,7 +73,7 @@ def totals(rows: Array) -> Array:
     if library is not np or missing.any():  # of a tensor on a device it isn't asked
         rows = library.where(missing[..., None], 0.0, rows)
     if library is np:  # a column at a time is twice as fast, and pairwise
-        for column in range(len(COLUMNS)):
+        for column in (column for column in range(len(COLUMNS)) if column not in MAXIMA):
             whole[..., column] = rows[..., column].sum(axis=-1)
     else:
         whole[..., : len(COLUMNS)] = rows.sum(-2)

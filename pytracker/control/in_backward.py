@@ -59,18 +59,19 @@ class ReadInBackward:
         divisor, read, self._read = scalars.get("grad_scale"), self._read, {}
         with self._source.given([None] * len(self._source.parameters)):
             append(step, scalars, hold=True)
-        self._log.fill([self._part(read, members, divisor) for members in self._plan.members])
+        devices = zip(self._plan.members, self._plan.devices, strict=True)
+        self._log.fill([self._part(read, members, device, divisor) for members, device in devices])
         self._log.settle()
 
-    def _part(self, read: dict[int, Tensor], members: Sequence[int], divisor: Any) -> Tensor:
+    @staticmethod
+    def _part(read: dict[int, Tensor], members: Sequence[int], device: torch.device, divisor: Any) -> Tensor:
         """Return totals and moments of a device's parameters, as a row begins with."""
-        found = [read[index] for index in members if index in read]
-        device = found[0].device if found else self._plan.parameters[members[0]].device
         missing = torch.full((len(COLUMNS),), torch.nan, dtype=torch.float64, device=device)
-        tensors = torch.stack([read[index][TOTALS:] if index in read else missing for index in members])
+        found = [read[index][TOTALS:] if index in read else missing for index in members]
+        tensors = torch.stack([missing, *found])[1:]  # there may be no parameter
         if divisor is not None:
-            tensors[:, [SUM, ABS_MAX]] /= divisor
-            tensors[:, SUM_SQ] /= divisor * divisor
+            for column, factor in ((SUM, divisor), (ABS_MAX, divisor), (SUM_SQ, divisor * divisor)):
+                tensors[:, column] /= factor  # one by one: an index of several would be copied to the device
         return torch.cat([moments.totals(tensors), tensors.flatten()])
 
     def ask(self, *_: Any) -> NoReturn:

@@ -75,7 +75,7 @@ def joined(parts: list[Rows]) -> Rows:
 
 def unpack(copy: PendingCopy, members: list[list[int]]) -> Rows:
     """Copy rows out of the pinned buffers, merging the devices, on each of which are some ``members`` of the model."""
-    parts = [part.astype(np.float64, copy=bool(copy.events)) for part in arrays(copy.parts)]
+    parts = [part.astype(np.float64, copy=bool(copy.events)) for part in arrays(copy.parts)]  # else they are a copy
     given = np.array(copy.given, np.uint64)  # [rows, devices]
     moments: list[NDArray[np.float64]] = []
     scalars: dict[str, Scalars] = {}

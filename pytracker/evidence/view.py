@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..history import History, ParameterHistory, ParameterInfo, players_of
+from ..history import History, ParameterHistory, ParameterInfo, frozen_in, players_of
 from .findings import Finding
 from .statistics import Course, course_of, log10, median
 
@@ -284,13 +284,8 @@ class View:
 
     @cached_property
     def frozen(self) -> NDArray[np.bool_]:
-        """Which parameters require no gradient, bool [T], from the ranges of places in ``meta["frozen"]``."""
-        frozen = np.zeros(len(self.layout.infos), bool)
-        ranges = self.meta.get("frozen")
-        for each in ranges if isinstance(ranges, list) else ():
-            if isinstance(each, (list, tuple)) and len(each) == 2:
-                frozen[int(each[0]) : int(each[1])] = True
-        return frozen
+        """Which parameters require no gradient, bool [T]."""
+        return frozen_in(self._history)
 
     def field(self, name: str, count: int = 1) -> NDArray[Any]:
         """Return ``name`` of the last ``count`` intervals, [<= count, T]."""

@@ -16,7 +16,7 @@ from .intervals import (
 )
 from .notebook import Curve, html_table
 from .parameters import DEFAULT_INTERVAL_BYTES, DEFAULT_ROW_BYTES, ParameterHistory
-from .players import GRADIENT_NORM, PlayerHistory, have_steps_of_their_own, places_of, players_of
+from .players import GRADIENT_NORM, PlayerHistory, frozen_in, have_steps_of_their_own, places_of, players_of
 from .recorder import Document, Entry, ExactRows, Points, Recorder, Truncation, checked_finding, finding_key
 from .series import Series
 
@@ -43,6 +43,7 @@ __all__ = [
     "checked_finding",
     "checked_steps",
     "finding_key",
+    "frozen_in",
     "have_steps_of_their_own",
     "html_table",
     "places_of",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InvalidValueError
 from .history import History
@@ -38,6 +39,23 @@ def places_of(infos: Sequence[ParameterInfo], player: str) -> Int64Array:
     prefix = f"{player}/"
     own = [i for i, each in enumerate(infos) if each.name.startswith(prefix) or each.group.startswith(prefix)]
     return np.array(own, np.int64)
+
+
+def frozen_in(history: History) -> NDArray[np.bool_]:
+    """Return which parameters require no gradient, bool [T], from the ranges of places in ``meta["frozen"]``.
+
+    >>> run = History()
+    >>> run.parameters = ParameterHistory([ParameterInfo(name, (1,), "float32", "", 1) for name in "abc"])
+    >>> run.meta["frozen"] = [[1, 3], "what a stranger has written"]
+    >>> frozen_in(run).tolist()
+    [False, True, True]
+    """
+    frozen = np.zeros(len(history.parameters.infos), bool)
+    ranges = history.meta.get("frozen")
+    for each in ranges if isinstance(ranges, list) else ():
+        if isinstance(each, (list, tuple)) and len(each) == 2 and all(isinstance(place, int) for place in each):
+            frozen[each[0] : each[1]] = True
+    return frozen
 
 
 class PlayerHistory(History):
@@ -73,7 +91,9 @@ class PlayerHistory(History):
                 self._series.setdefault(name.removeprefix(prefix), series)
         if self._infos is not run.parameters.infos or self.truncations != run.truncations:
             self._begin()
-        self.meta = {**run.meta, **run.meta["players"][self._player], "frozen": self._frozen()}
+        facts = run.meta["players"][self._player]
+        frozen = np.flatnonzero(frozen_in(run)[self._places]).tolist()
+        self.meta = {**run.meta, **(facts if isinstance(facts, dict) else {}), "frozen": [[i, i + 1] for i in frozen]}
         self._take()
 
     def _begin(self) -> None:
@@ -83,11 +103,6 @@ class PlayerHistory(History):
         infos = [self._infos[place] for place in self._places]
         self.parameters = ParameterHistory([replace(each, group=each.group.removeprefix(prefix)) for each in infos])
 
-    def _frozen(self) -> list[list[int]]:
-        ranges = self._run.meta.get("frozen")
-        known = {i for begin, end in (ranges if isinstance(ranges, list) else ()) for i in range(begin, end)}
-        return [[i, i + 1] for i, place in enumerate(self._places.tolist()) if place in known]
-
     def _take(self) -> None:
         """Take the rows in which the player has taken a step, and intervals from its first to its last step in each."""
         base, norms = self._run.parameters, self.get(GRADIENT_NORM)
@@ -95,7 +110,7 @@ class PlayerHistory(History):
         places = range(int(np.searchsorted(base.first_step, self._next)), len(base))
         for place in places:
             first, last = int(base.first_step[place]), int(base.last_step[place])
-            own = steps[slice(*np.searchsorted(steps, (first, last + 1)))]
+            own = steps[slice(*np.searchsorted(steps, (max(first, self._next), last + 1)))]
             if len(own):
                 fields = {name: base.field(name)[place, self._places] for name in FIELDS}
                 self.parameters.append(Interval(int(own[0]), int(own[-1]), **fields))

@@ -92,7 +92,7 @@ class GradientWatch:
         if any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors):
             return (
                 "a hook that was registered with register_post_accumulate_grad_hook takes each as it comes, as an "
-                "optimizer in the backward does: give in_backward=True"
+                "optimizer in the backward does: give in_backward=True, and call tracker.step() after each backward()"
             )
         if not any(tensor.requires_grad for tensor in tensors):
             return "all of them are frozen (requires_grad is False)"
@@ -103,15 +103,23 @@ class GradientWatch:
 
 
 def _syncing(model: object) -> list[Any]:
-    """Return the modules of DDP in a model, and the outermost of FSDP2."""
+    """Return the modules of DDP in a model, and the outermost of FSDP2 that has parameters."""
     modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
     kinds = [{kind.__name__ for kind in type(each).__mro__} for each in modules]
     ddp = [each for each, names in zip(modules, kinds, strict=True) if "DistributedDataParallel" in names]
-    return ddp + [each for each, names in zip(modules, kinds, strict=True) if "FSDPModule" in names][:1]
+    return (
+        ddp
+        + [each for each, names in zip(modules, kinds, strict=True) if "FSDPModule" in names and _groups_of(each)][:1]
+    )
 
 
 def _keeps_apart(module: Any) -> bool:
     """Whether a module of FSDP2 was told by ``set_requires_gradient_sync(False)`` to reduce no gradients."""
+    return any(getattr(group, "reduce_grads", True) is False for group in _groups_of(module))
+
+
+def _groups_of(module: Any) -> list[Any]:
+    """Return the groups of parameters that a module of FSDP2 has; torch 2.10 knows one at most."""
     state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None
     groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
-    return any(getattr(group, "reduce_grads", True) is False for group in groups)
+    return [group for group in groups if group is not None]

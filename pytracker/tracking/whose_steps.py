@@ -28,7 +28,7 @@ class WhoseSteps:
     """
 
     def __init__(self, players: Players, infos: list[ParameterInfo]) -> None:
-        self._of_steps: dict[int, str] = {}  # of those that have not arrived, and are of one player
+        self._of_steps: dict[int, str] = {}  # of those that have not arrived, where there are players
         at = {info.name: place for place, info in enumerate(infos)}
         self._places: dict[str, NDArray[np.int64]] = {}
         for player in players.each:

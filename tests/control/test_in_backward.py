@@ -118,3 +118,9 @@ def test_the_hooks_are_gone_when_the_tracker_is_closed():
 def test_players_read_in_the_backward_are_refused():
     with pytest.raises(InvalidValueError, match="in_backward is of one model"):
         Tracker({"G": model_of()}, in_backward=True)
+
+
+def test_a_model_without_parameters_has_rows_too():
+    with Tracker([], diagnosis=None, in_backward=True) as tracker:
+        tracker.step(loss=1.0)
+    assert tracker.history["loss"][:] == [1.0]

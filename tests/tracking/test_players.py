@@ -425,3 +425,10 @@ def test_a_model_of_a_player_that_has_changed_is_told_and_one_that_has_not_is_no
         players["D"].add_module("act", nn.ReLU())
         gradients(players["D"], 1)
         tracker.step(only="D")
+
+
+def test_what_a_stranger_has_written_of_players_is_no_error():
+    history = train("GD" * 20, {"G": [1.0] * 20, "D": [1.0] * 20}, diagnosis=None).history
+    history.meta |= {"players": {"G": 5, "D": {}}, "frozen": [[0, 10**15], ["a", "b"], 7]}
+    assert PlayerHistory(history, "G").meta["frozen"] == [[0, 1], [1, 2], [2, 3], [3, 4]]
+    assert isinstance(diagnose(history), list)
