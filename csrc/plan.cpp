@@ -259,6 +259,7 @@ bool Plan::describe(int64_t parameter) {
 
 // Brings a gradient into the form of memory with strides, or says why that cannot be.
 Plan::Found Plan::find(int64_t parameter, const Local& local) const {
+  const at::NoGradGuard not_differentiated;  // what is kept would hold on to autograd's graph
   at::Tensor tensor = local.piece;
   if (!dtype_of(tensor.scalar_type()))
     throw ParameterError(c10::str(subject(parameter), " has dtype ", tensor.scalar_type(),

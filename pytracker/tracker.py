@@ -18,13 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
 from ._atexit import CloseAtExit, exit_on_signals
-from ._checks import by_name, flag, number_of_samples, whole_number, wrong_value
+from ._checks import by_name, flag, number_of_samples, whole_number
 from ._checks import seconds as checked_seconds
-from .columns import MAX_SCALARS, SUM_SQ
+from .columns import MAX_SCALARS
 from .control import CLIP_SERIES, ClipRule
 from .core import FIRST_SLOTS, DeviceLog, Rows, Target
 from .diagnostics import Diagnosis, Finding
@@ -41,13 +40,14 @@ from .tracking import (
     LiveDiagnosis,
     OriginWatch,
     Players,
+    WeightWatch,
     WhoseSteps,
     check_arguments,
+    check_choices,
     checked_state,
     explain_scalars,
     facts_for_rules,
     opened,
-    weight_moments,
 )
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ class Tracker(Closing):
                 tracker.step(loss=loss, n=len(x))
                 optimizer.step()
                 optimizer.zero_grad()
-
-    A tracker that is left open is closed at interpreter exit, as by ``close``.
 
     Args:
         model: a module, or an iterable of modules (a rank's stages of a pipeline, say), of parameters, or of (name,
@@ -114,6 +112,9 @@ class Tracker(Closing):
         each_closure: where ``step`` is called in the closure of an LBFGS optimizer, record every evaluation as a step;
             otherwise only the first of each ``optimizer.step``, where that begins.
         in_backward: read each gradient as it comes, before an optimizer in the backward frees it; no clip then.
+        weights_every: steps from one to the next of which ||w_after - w_before|| of each parameter is measured, and its
+            own norm: ``update_norm`` and ``weight_norm`` of ``history.parameters``. It takes a copy of what is trained
+            while the optimizer works. None: norms alone, at the start and at each epoch.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -163,16 +164,14 @@ class Tracker(Closing):
         on_nonfinite: Literal["locate"] | None = None,
         each_closure: bool = False,
         in_backward: bool = False,
+        weights_every: int | None = None,
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal, "in_backward": in_backward}
         flags["each_closure"] = each_closure
-        check_arguments(
-            diagnosis, on_finding, sinks, meta, process_group, rank_timeout, noise_scale, gradient, grad_scaler, flags
-        )
-        if on_nonfinite not in (None, "locate"):
-            raise wrong_value("on_nonfinite", on_nonfinite, 'None or "locate"')
+        check_arguments(diagnosis, on_finding, sinks, meta, process_group, noise_scale, gradient, grad_scaler, flags)
+        check_choices(rank_timeout, on_nonfinite, weights_every)
         self._players = players = Players(model, optimizer)
         if players and noise_scale is not None:
             raise InvalidValueError("noise_scale is of one model whose every step is recorded, and there are players")
@@ -181,16 +180,18 @@ class Tracker(Closing):
         self._origins = OriginWatch(target, players.prefixes, find) if on_nonfinite else None
         self._watches = players.watches(self._regroup)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
+        self._weights = weights = WeightWatch(players, weights_every, in_backward)
         self._team = team_of(
             players.tracked,
             players.infos(),
             every=every,
             seconds=seconds,
+            weights_every=weights.every,
             group=process_group,
             check_replicas=check_replicas,
             noise_scale=noise_scale,
             timeout=rank_timeout,
-            receive=Receive(self._receive, lambda rows: self._delivery.prepare(rows)),
+            receive=Receive(self._receive, lambda rows: self._delivery.prepare(rows), weights.until),
             find=find,
             mark=lambda fault: self._run.set_meta(rank_fault=fault),
             on_fault=on_rank_fault,
@@ -231,7 +232,7 @@ class Tracker(Closing):
         self._run, self._sinks = run, sinks
         self._judge = LiveDiagnosis(diagnosis, run, on_finding, sinks.finding)
         whose_steps = WhoseSteps(self._players, self._team.infos)
-        self._delivery = Delivery(run, sinks, self._gradient_watch, whose_steps, len(self._team.infos))
+        self._delivery = Delivery(run, sinks, self._gradient_watch, whose_steps, self._weights.until)
         self._late = LateMetrics(run, sinks, self._reserved)
 
     def _begin(self, run: Any, diagnosis: Any, on_finding: Any, sinks: Any, meta: Any) -> None:
@@ -317,6 +318,7 @@ class Tracker(Closing):
             asked = None if clip is None else lane.ask(clip)
             if lane.closures.are_recorded:
                 return
+            self._weights.end()
             if not flag("when", when):
                 lane.micro_batches.add(scalars, n)
                 return
@@ -331,6 +333,7 @@ class Tracker(Closing):
                 self._origins.step(step)
             try:
                 lane.steering.step(self._append, step, lane.named(scalars), asked, gradients)
+                self._weights.begin(step, lane.player)
             except InvalidTypeError:
                 explain_scalars(scalars)
                 raise
@@ -465,6 +468,7 @@ class Tracker(Closing):
             self._steps, self._epochs = steps, epochs
             self._late.leave_to_steps(scalars)
             self._delivery.restart(steps)
+            self._weights.restart()
             self._lanes.load_state_dict(state)
 
     def _append_and_poll(self, step: int, scalars: dict[str, Any], clip: Any = None, *, hold: bool = False) -> None:
@@ -491,5 +495,5 @@ class Tracker(Closing):
 
     def _measure_weights(self) -> None:
         """Measure the norms of the parameters themselves, for the update-to-weight ratio. Waits for the device."""
-        moments = self._team.merge_weights(max(self._steps - 1, 0), weight_moments(self._held))
-        self._delivery.weight_norms = np.sqrt(moments[:, SUM_SQ])
+        moments = self._team.merge_weights(max(self._steps - 1, 0), self._weights.moments())
+        self._delivery.weigh(moments)

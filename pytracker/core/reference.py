@@ -308,7 +308,7 @@ class Plan:
                 f"{self.parameters[index].numel()}: it is not reduced yet. Record it after a backward outside of "
                 "no_sync()"
             )
-        return tensor.flatten()[offset : offset + length]
+        return tensor.detach().flatten()[offset : offset + length]
 
     def row(self, group: int, grad_scale: Tensor | float | None = None) -> Tensor:
         """Return [totals | tensors] of what was gathered on one device."""

@@ -29,6 +29,7 @@ class Rows:
     tensors: NDArray[np.float64]  # [n, T, 6], columns.COLUMNS; NaN in all six where a parameter had no gradient
     elements: NDArray[np.float64]  # [n, T], of each gradient; of no meaning where a parameter had none
     scalars: dict[str, Scalars]
+    weights: NDArray[np.float64] | None = None  # [2, T, 6], of what a step added to the parameters, and of them
 
     @property
     def has_gradients(self) -> bool:
@@ -47,9 +48,8 @@ class Rows:
 
     def without_gradients(self) -> Rows:
         """Return what rows say where the gradients are elsewhere, or were left out: the scalars that were given."""
-        count = len(self.steps)
-        nothing = np.empty((count, 0))
-        return Rows(self.steps, nothing, np.empty((count, 0, len(COLUMNS))), nothing, self.scalars)
+        nothing = np.empty((len(self.steps), 0))
+        return Rows(self.steps, nothing, np.empty((*nothing.shape, len(COLUMNS))), nothing, self.scalars)
 
 
 def joined(parts: list[Rows]) -> Rows:

@@ -29,18 +29,20 @@ from .agreement import agree
 from .row_merger import HEADER, DisagreementError, PendingMerge, RowMerger, check_stamps, stamp
 
 _SHOWN = 3  # names in a message
+_WEIGHTS = 2  # rows of weights beside those of gradients: of what a step has added to them, and of them
 
 
 class PackedRows:
     """What the two collectives reduce of an interval, zeros at first: named sections of two buffers."""
 
-    def __init__(self, length: int, parameters: int, copies: int) -> None:
-        end = HEADER + length * parameters * len(COLUMNS)
+    def __init__(self, length: int, parameters: int, copies: int, weights: int = 0) -> None:
+        end = HEADER + (length + weights) * parameters * len(COLUMNS)
         self.sums = np.zeros(end + length * copies * 2)
         self.header = self.sums[:HEADER]
-        self.moments = self.sums[HEADER:end].reshape(length, parameters, len(COLUMNS))
+        moments = self.sums[HEADER:end].reshape(length + weights, parameters, len(COLUMNS))
+        self.moments, self.weights = moments[:length], moments[length:]
         self.copies = self.sums[end:].reshape(length, copies, 2)
-        self.maxima = np.zeros((length, parameters))
+        self.maxima = np.zeros((length + weights, parameters))
 
     def tensors(self) -> list[tuple[torch.Tensor, str]]:
         """Return the buffers as tensors that share their memory, each with its operation."""
@@ -56,42 +58,57 @@ class MomentMerger(RowMerger):
         infos: what each is.
         every: rows of an interval; the same on all ranks.
         watched: copies are compared elsewhere, so they are not here.
+        weights: what single steps add to the parameters is measured, and merged with the rows.
 
     Raises:
         RankMismatchError: a name stands for different parameters, or a rank lacks one that it shares with others.
     """
 
     def __init__(
-        self, ranks: Ranks, parameters: list[LocalParameter], infos: Any, *, every: int, watched: bool = False
+        self,
+        ranks: Ranks,
+        parameters: list[LocalParameter],
+        infos: Any,
+        *,
+        every: int,
+        watched: bool = False,
+        weights: bool = False,
     ) -> None:
         self._agreed = agree(ranks, parameters, infos, watched=watched)
         super().__init__(ranks, self._agreed.members, self._agreed.infos if ranks.is_first else [], every)
         self._has_elements = np.array([_has_elements(each) for each in parameters], bool)
         self._whole = np.zeros(len(self._agreed.infos))  # how many pieces make up each sharded parameter; 0: unknown
+        self._weights = _WEIGHTS if weights else 0
         self._any_merged = False
         self._warned: set[str] = set()
 
     def pack(self, merge: PendingMerge) -> tuple[Any, list[Any]]:
-        packed = self._pack(merge.rows.tensors)
+        packed = self._pack(merge.rows.tensors, self._weights)
+        if self._weights and merge.weights is not None:
+            having = ~moments.is_missing(merge.weights)
+            self._add(packed.weights, packed.maxima[-self._weights :], merge.weights, having)
         packed.header[:] = stamp(merge.rows.steps, merge.dropped)
         return packed, packed.tensors()
 
-    def _pack(self, tensors: NDArray[np.float64]) -> PackedRows:
+    def _pack(self, tensors: NDArray[np.float64], weights: int = 0) -> PackedRows:
         """Return moments [n, L, 6] of this rank packed; rows that were dropped have no parameters, and add nothing."""
         agreed, count = self._agreed, len(tensors)
-        packed = PackedRows(max(self._every, count), len(agreed.infos), len(agreed.copies))
+        packed = PackedRows(max(self._every, count), len(agreed.infos), len(agreed.copies), weights)
         if not tensors.shape[1] or not count:
             return packed
         having = ~moments.is_missing(tensors)
-        present = having & agreed.counted
-        everything = bool(present.all())  # copied once: an interval of a large model has tens of megabytes
-        largest = np.fmax(tensors[:, :, ABS_MAX], 0.0)  # NaNs are counted, and come back when all have merged
-        packed.maxima[:count, agreed.places] = largest if everything else np.where(present, largest, 0.0)
-        sums = packed.moments[:count]
-        sums[:, agreed.places] = tensors if everything else np.where(present[:, :, None], tensors, 0.0)
-        sums[:, agreed.places, moments.PRESENT] = present & self._has_elements
+        self._add(packed.moments[:count], packed.maxima[:count], tensors, having)
         agreed.copies.tell(packed.copies[:count], tensors, having & agreed.pieces)
         return packed
+
+    def _add(self, sums: Any, maxima: Any, tensors: NDArray[np.float64], having: NDArray[np.bool_]) -> None:
+        """Add moments [n, L, 6] of this rank to what is reduced, as far as it has and counts them."""
+        places, present = self._agreed.places, having & self._agreed.counted
+        everything = bool(present.all())  # copied once: an interval of a large model has tens of megabytes
+        largest = np.fmax(tensors[:, :, ABS_MAX], 0.0)  # NaNs are counted, and come back when all have merged
+        maxima[:, places] = largest if everything else np.where(present, largest, 0.0)
+        sums[:, places] = tensors if everything else np.where(present[:, :, None], tensors, 0.0)
+        sums[:, places, moments.PRESENT] = present & self._has_elements
 
     def unpack(self, merge: PendingMerge) -> Rows:
         steps = merge.rows.steps
@@ -101,16 +118,34 @@ class MomentMerger(RowMerger):
         self._mark_partial(tensors, present, steps)
         self._any_merged = True
         elements = np.broadcast_to(np.array([info.numel for info in self.infos], np.float64), tensors.shape[:2])
-        return Rows(steps, moments.totals(tensors), tensors, elements, merge.rows.scalars)
+        return Rows(
+            steps, moments.totals(tensors), tensors, elements, merge.rows.scalars, self._merged_weights(merge.packed)
+        )
 
-    def _derive(self, packed: PackedRows, count: int, what: str, steps: Any) -> tuple[Any, Any]:
-        """Return merged moments [n, T, 6], and how many pieces were present [n, T], in the memory of the sums."""
-        tensors, present = moments.join(packed.moments[:count], packed.maxima[:count])
-        if self._agreed.replicated.any():  # replicas count as one
+    def _merged_weights(self, packed: PackedRows) -> NDArray[np.float64] | None:
+        """Return what was measured of the whole parameters, NaN where some rank lacks a piece; None without any."""
+        if not self._weights:
+            return None
+        tensors, present = moments.join(packed.weights, packed.maxima[-self._weights :])
+        if not present.any():
+            return None
+        tensors = self._once(tensors, present)
+        tensors[self._is_partial(present)] = np.nan
+        return tensors
+
+    def _once(self, tensors: NDArray[np.float64], present: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return moments [n, T, 6] of which those of replicas count as one, in the same memory."""
+        if self._agreed.replicated.any():
             replicas = np.where(self._agreed.replicated, np.maximum(present, 1), 1)[:, :, None]
             largest = tensors[:, :, ABS_MAX].copy()
             tensors /= replicas
             tensors[:, :, ABS_MAX] = largest
+        return tensors
+
+    def _derive(self, packed: PackedRows, count: int, what: str, steps: Any) -> tuple[Any, Any]:
+        """Return merged moments [n, T, 6], and how many pieces were present [n, T], in the memory of the sums."""
+        tensors, present = moments.join(packed.moments[:count], packed.maxima[:count])
+        tensors = self._once(tensors, present)
         if len(self._agreed.copies):
             apart = self._agreed.copies.first_apart(packed.copies[:count], tensors, present)
             if apart is not None:
@@ -133,7 +168,7 @@ class MomentMerger(RowMerger):
 
     def _mark_partial(self, tensors: NDArray[np.float64], present: NDArray[np.float64], steps: Any) -> None:
         """Make missing what only some shards have: their norm would be too small without a word."""
-        partial = (present > 0) & (present < self._whole) & ~self._agreed.replicated
+        partial = self._is_partial(present)
         if not partial.any():
             return
         tensors[partial] = np.nan
@@ -145,6 +180,9 @@ class MomentMerger(RowMerger):
             f"at step {step} the gradient of {shown}{more} is there on some of the ranks that share it, and None on "
             "others; it is recorded as missing. Clear gradients, and step, on all ranks alike",
         )
+
+    def _is_partial(self, present: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return (present > 0) & (present < self._whole) & ~self._agreed.replicated
 
     def _tell_apart(self, what: str, name: str, at: NDArray[np.int64]) -> None:
         """Refuse what never were copies; of what no longer are, warn once: that is no reason to end a training."""

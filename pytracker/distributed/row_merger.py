@@ -42,6 +42,7 @@ class Receive:
 
     take: Callable[[Rows], None]
     prepare: Callable[[Rows], None]
+    weights: Callable[[int], NDArray[np.float64] | None]  # measured of this rank's parameters before a step, [2, T, 6]
 
 
 def stamp(steps: NDArray[np.int64], dropped: bool = False) -> tuple[float, ...]:
@@ -79,6 +80,7 @@ class PendingMerge:
 
     rows: Rows
     drain: int
+    weights: NDArray[np.float64] | None = None  # of this rank's parameters, see Receive
     dropped: bool = False  # this rank had no room for them
     packing: Future[Any] | None = None  # None: it has not begun, as of the next two
     reduction: Reduction | None = None
@@ -135,7 +137,8 @@ class RowMerger:
             return
         if sum(len(merge.rows.steps) for merge in self._merges) >= WAITING * self._every:
             rows = self.leave_out(rows)
-        self._merges.append(PendingMerge(rows, self._drains, dropped=not rows.has_gradients))
+        weights = receive.weights(int(rows.steps[-1])) if len(rows.steps) else None
+        self._merges.append(PendingMerge(rows, self._drains, weights, dropped=not rows.has_gradients))
         self._begin()
 
     def leave_out(self, rows: Rows) -> Rows:

@@ -357,6 +357,7 @@ def team_of(
     *,
     every: int,
     seconds: float,
+    weights_every: int | None,
     group: dist.ProcessGroup | None,
     check_replicas: bool,
     noise_scale: GradientNoiseScale | None,
@@ -392,13 +393,20 @@ def team_of(
     ranks = Ranks(members, timeout=timeout)
     try:
         ranks.check_settings(
-            every=every, check_replicas=check_replicas, noise_scale=noise_scale is not None, spread=spread
+            every=every,
+            weights_every=weights_every,
+            check_replicas=check_replicas,
+            noise_scale=noise_scale is not None,
+            spread=spread,
         )
         merger: RowMerger | None = None
         if noise_scale is not None:
             merger = NoiseMerger(ranks, infos, noise_scale, every=every)
         elif spread:
-            merger = MomentMerger(ranks, tracked.parameters, infos, every=every, watched=check_replicas)
+            weights = weights_every is not None
+            merger = MomentMerger(
+                ranks, tracked.parameters, infos, every=every, watched=check_replicas, weights=weights
+            )
         replicas = ReplicaWatch(ranks, tracked.parameters, every=every) if check_replicas else None
         # Copies are compared at the same step on all ranks, which then wait for each other: at steps known beforehand.
         intervals = Intervals(ranks, every=every, seconds=math.inf if check_replicas else seconds)

@@ -34,6 +34,7 @@ FIELDS: Final[dict[str, float]] = {
     "missing": 0.0,
     "first_nonfinite": -1,
     "weight_norm": np.nan,
+    "update_norm": np.nan,
 }
 """The arrays of an ``Interval``, each with the value that stands for "nothing to tell"."""
 
@@ -89,7 +90,8 @@ class Interval:
     infs: Float32Array  # Inf elements of the whole interval
     missing: Float32Array  # steps without a gradient
     first_nonfinite: Int64Array  # int64: first step with a NaN or Inf element, -1 where there is none
-    weight_norm: Float32Array  # L2 norm of the parameter itself at last_step, NaN where not measured
+    weight_norm: Float32Array  # L2 norm of the parameter itself when it was last measured, NaN where it was not
+    update_norm: Float32Array  # L2 norm of what the latest step measured in the interval has added to it, or NaN
 
 
 def summarize(
@@ -97,6 +99,7 @@ def summarize(
     rows: ArrayLike,
     numel: ArrayLike,
     weight_norm: ArrayLike | None = None,
+    update_norm: ArrayLike | None = None,
     *,
     of_steps: ArrayLike | None = None,
 ) -> Interval:
@@ -106,7 +109,8 @@ def summarize(
         steps: int64 [n], ascending, n >= 1.
         rows: float64 [n, T, 6], in the order of ``COLUMNS``.
         numel: [T], the elements of each gradient, or [n, T] where they change from step to step.
-        weight_norm: float [T], the norm of each parameter at the last step; None where it was not measured.
+        weight_norm: float [T], the norm of each parameter when it was last measured; None where it was not.
+        update_norm: float [T], the norm of what one of the steps has added to each; None where it was not measured.
         of_steps: [T], in how many of the steps each gradient was to be there; None: in all.
 
     Raises:
@@ -155,6 +159,7 @@ def summarize(
     wide[5:7] = counts[:, 1:].T
     wide[7] = (len(steps) if of_steps is None else np.asarray(of_steps)) - seen
     wide[8] = np.nan if weight_norm is None else weight_norm
+    wide[9] = np.nan if update_norm is None else update_norm
     first_nonfinite = np.full(rows.shape[1], -1, np.int64)
     if wide[5:7].any():
         nonfinite = (rows[:, :, NANS] + rows[:, :, INFS]) > 0  # a missing gradient's NaN is not above 0

@@ -31,6 +31,7 @@ def optimizer_kind(view: View) -> str:
 def update_ratios(view: View) -> Float64Array:
     """Return |update| / |weight| of each weight matrix at the last drain, [W]; NaN where it can't be told.
 
+    As it was measured (``Tracker(weights_every=...)``) in one of the last 64 intervals. Otherwise an estimate:
     lr * |gradient| / |weight| for SGD, 1 / (1 - momentum) times that with ``meta["momentum"]`` (as far as it gets where
     gradients agree) and with the gradient that clipping at ``meta["clip_threshold"]`` leaves; lr * sqrt(elements) /
     |weight| for Adam and its kin. Weights that began at zero (the second matrix of a LoRA pair) are left out, and so
@@ -38,6 +39,9 @@ def update_ratios(view: View) -> Float64Array:
     walk do: by the root of the steps.
     """
     weights = view.layout.weights
+    measured_ratios = _measured(view)
+    if measured_ratios is not None:
+        return measured_ratios
     kind = optimizer_kind(view)
     if not kind or view.interval_stop == 0 or not len(weights):
         return np.full(len(weights), np.nan)
@@ -55,6 +59,18 @@ def update_ratios(view: View) -> Float64Array:
 def typical_update(view: View) -> float:
     """Return the median of ``update_ratios``, NaN where it can't be told."""
     return float(finite_median(view.once(update_ratios)))
+
+
+def _measured(view: View) -> Float64Array | None:
+    """Return the ratios of the latest step that was measured, [W]; None where none was in the last 64 intervals."""
+    updates = view.field("update_norm", 64)[:, view.layout.weights].astype(np.float64)
+    where = np.flatnonzero(np.isfinite(updates).any(axis=1))
+    if not len(where):
+        return None
+    sizes = view.field("weight_norm", 64)[where[-1], view.layout.weights].astype(np.float64)
+    first = view.parameters.field("weight_norm")[0, view.layout.weights]
+    known = (sizes > 0) & ~(first == 0)
+    return np.asarray(np.divide(updates[where[-1]], sizes, out=np.full(len(sizes), np.nan), where=known))
 
 
 def _clipping(view: View) -> float:
@@ -89,10 +105,11 @@ def _rates(view: View) -> NDArray[Any]:
 def update_ratio(view: View, high: float = 0.1, low: float = 1e-6, patience: int = 50) -> Iterator[Finding]:
     """A step changes the weights by far more or far less than a thousandth of their size, and the loss doesn't fall.
 
-    The median over weight matrices of |update| / |weight|: lr * |gradient| / |weight| for SGD, and lr * sqrt(elements)
-    / |weight| for Adam and its kin, whose elements move by about lr. About 1e-3 is usual (Karpathy, CS231n), but what
-    counts is the loss: while it falls long steps are information, and a warning is taken back. Too low is only said
-    while the loss is above half of the initial one and no schedule has taken the learning rate down.
+    The median over weight matrices of |update| / |weight|, as ``Tracker(weights_every=...)`` has measured it; otherwise
+    lr * |gradient| / |weight| for SGD, and lr * sqrt(elements) / |weight| for Adam and its kin, whose elements move by
+    about lr. About 1e-3 is usual (Karpathy, CS231n), but what counts is the loss: while it falls long steps are
+    information, and a warning is taken back. Too low is only said while the loss is above half of the initial one and
+    no schedule has taken the learning rate down.
 
     Args:
         view: what to judge.
@@ -102,7 +119,7 @@ def update_ratio(view: View, high: float = 0.1, low: float = 1e-6, patience: int
     """
     ratios, ratio = view.once(update_ratios), view.once(typical_update)
     if not np.isfinite(ratio):
-        view.cannot_judge("the optimizer, the learning rate or the size of the weights isn't known")
+        view.cannot_judge("nothing was measured (weights_every), nor are optimizer, learning rate and weights known")
         return
     if view.previous is not None and view.previous.rank and view.learns:
         view.withdraw(f"the loss fell to {view.course.now:.4g} by {view.unit} {view.stop - 1} all the same")

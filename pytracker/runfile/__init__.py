@@ -13,7 +13,7 @@ from .decoding import (
 )
 from .lock import RunLock, is_locked
 from .packing import MOST_POINTS, MOST_ROW_BYTES, checksum, pack_points, pack_rows, unpack_points, unpack_rows
-from .schema import FILE_NAME, FORMAT, Connection, open_for_reading, open_for_writing
+from .schema import FILE_NAME, FORMAT, Connection, interval_fields, open_for_reading, open_for_writing
 from .summary import SeriesSummary, summary_of
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "RunLock",
     "SeriesSummary",
     "checksum",
+    "interval_fields",
     "is_locked",
     "open_for_reading",
     "open_for_writing",

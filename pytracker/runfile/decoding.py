@@ -26,7 +26,7 @@ from ..history import (
     checked_steps,
 )
 from .packing import checksum, unpack_points, unpack_rows
-from .schema import Connection
+from .schema import Connection, interval_fields
 
 _BLOB_TYPES: Final = {name: "<i8" if name == "first_nonfinite" else "<f4" for name in FIELDS}
 _LAST_TIME: Final = 253402300799.0  # of the year 9999, the last that Python's datetime knows
@@ -183,12 +183,13 @@ def read_intervals(
     steps: list[tuple[int, int]] = []
     fields: dict[str, NDArray[Any]] = {}
     damage = Damage()
-    for row in connection.execute(f"SELECT first_step, last_step, {', '.join(FIELDS)}, checksum {chosen}", which):
+    known = interval_fields(connection)
+    for row in connection.execute(f"SELECT first_step, last_step, {', '.join(known)}, checksum {chosen}", which):
         cells = Cells("intervals", row)
         first, last = cells.whole(), cells.whole()
         if damage.is_in(row, f"the interval of steps {first} to {last}"):
             continue
-        for name, values in unpack_fields(dict(zip(FIELDS, row[2:-1], strict=True)), width).items():
+        for name, values in unpack_fields(dict(zip(known, row[2:-1], strict=True)), width).items():
             if name not in fields:  # it has had nothing to tell up to here
                 fields[name] = np.full((count, width), FIELDS[name], values.dtype)
             fields[name][len(steps)] = values
@@ -202,14 +203,14 @@ def read_intervals(
 
 
 def unpack_fields(cells: Mapping[str, Any], width: int) -> dict[str, NDArray[Any]]:
-    """Return the fields of an interval that have something to tell, each for ``width`` parameters.
+    """Return the fields of an interval that are there and have something to tell, each for ``width`` parameters.
 
     Raises:
         RunFormatError: a cell is no such field.
     """
     found = {}
     for name in FIELDS:
-        blob, dtype = cells[name], np.dtype(_BLOB_TYPES[name])
+        blob, dtype = cells.get(name), np.dtype(_BLOB_TYPES[name])
         if blob is None:
             continue
         if not isinstance(blob, bytes) or len(blob) != width * dtype.itemsize:

@@ -298,6 +298,12 @@ def _open_and_touch(file: Path) -> Connection:
     return connection
 
 
+def interval_fields(connection: sqlite3.Connection) -> list[str]:
+    """Return the fields of intervals that a file has columns for; one that was begun by an older version has fewer."""
+    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(intervals)")}
+    return [field for field in FIELDS if field in columns]
+
+
 def log_of(file: Path) -> Path:
     """Return where SQLite keeps what was written and is not in ``file`` yet."""
     return file.with_name(f"{file.name}-wal")

@@ -65,7 +65,7 @@ class TensorBoardSink:
             self._writer.add_scalar(name, value, step, walltime=time)
 
     def parameters(self, interval: Interval) -> None:
-        for name in ("norm_mean", "weight_norm"):
+        for name in ("norm_mean", "weight_norm", "update_norm"):
             norms = getattr(interval, name)
             finite = norms[np.isfinite(norms)]
             if len(finite):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .._checks import shown, writable
 from .._json import decode, encode
 from ..errors import StoreError
-from ..history import FIELDS, Document, ExactRows, Interval, Points, says_nothing
+from ..history import Document, ExactRows, Interval, Points, says_nothing
 from ..runfile import (
     FILE_NAME,
     FORMAT,
@@ -27,6 +27,7 @@ from ..runfile import (
     MOST_ROW_BYTES,
     RunLock,
     checksum,
+    interval_fields,
     open_for_writing,
     pack_points,
     pack_rows,
@@ -41,7 +42,6 @@ CLOCK_SECONDS: Final = 0.1  # a clock row at most this often, and for the last v
 _BATCH_SQL: Final = (
     "INSERT INTO batches (series, first_step, last_step, count, points, checksum) VALUES (?, ?, ?, ?, ?, ?)"
 )
-_INTERVAL_SQL: Final = f"INSERT OR REPLACE INTO intervals VALUES ({', '.join('?' * (len(FIELDS) + 3))})"
 _ROWS_SQL: Final = "INSERT OR REPLACE INTO exact_rows VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DOCUMENT_SQL: Final = {
     "meta": "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)",
@@ -363,9 +363,10 @@ def _rows_row(steps: list[int], format: str, packed: bytes) -> tuple[Any, ...]:
 
 
 def _write_interval(interval: Interval, connection: sqlite3.Connection) -> None:
-    blobs = (_blob(field, np.asarray(getattr(interval, field))) for field in FIELDS)
+    blobs = (_blob(field, np.asarray(getattr(interval, field))) for field in interval_fields(connection))
     row = (int(interval.first_step), int(interval.last_step), *blobs)
-    connection.execute(_INTERVAL_SQL, (*row, checksum(*row)))
+    places = ", ".join("?" * (len(row) + 1))
+    connection.execute(f"INSERT OR REPLACE INTO intervals VALUES ({places})", (*row, checksum(*row)))
 
 
 def _write_document(document: Document, connection: sqlite3.Connection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import check_arguments, checked_state, explain_scalars
+from .arguments import check_arguments, check_choices, checked_state, explain_scalars
 from .closing import Closing
 from .delivery import Delivery
 from .gradient_watch import GradientWatch
@@ -12,7 +12,8 @@ from .live_diagnosis import LiveDiagnosis
 from .origin_watch import OriginWatch
 from .players import Players
 from .recorder import InMemoryRun, opened
-from .series import facts_for_rules, weight_moments
+from .series import facts_for_rules
+from .weight_watch import WeightWatch
 from .whose_steps import WhoseSteps
 
 __all__ = [
@@ -26,11 +27,12 @@ __all__ = [
     "LiveDiagnosis",
     "OriginWatch",
     "Players",
+    "WeightWatch",
     "WhoseSteps",
     "check_arguments",
+    "check_choices",
     "checked_state",
     "explain_scalars",
     "facts_for_rules",
     "opened",
-    "weight_moments",
 ]

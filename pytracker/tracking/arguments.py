@@ -24,7 +24,6 @@ def check_arguments(
     sinks: Any,
     meta: Any,
     process_group: Any,
-    rank_timeout: Any,
     noise_scale: Any,
     gradient: Any,
     grad_scaler: Any,
@@ -34,8 +33,7 @@ def check_arguments(
 
     Raises:
         InvalidTypeError: one is of the wrong type; the message has its name and value, and what is expected.
-        InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, a value of ``meta`` can't be
-            written, or this rank isn't in ``process_group``.
+        InvalidValueError: a value of ``meta`` can't be written, or this rank isn't in ``process_group``.
     """
     if not (
         diagnosis is None or isinstance(diagnosis, Diagnosis) or (isinstance(diagnosis, str) and diagnosis == "default")
@@ -48,7 +46,6 @@ def check_arguments(
         raise wrong_type("meta", meta, 'a dictionary of names, as {"clip_threshold": 1.0}')
     for name, value in (meta or {}).items():
         encode(value, f"meta {name!r}")
-    seconds("rank_timeout", rank_timeout)
     for name, value in flags.items():
         flag(name, value)
     if gradient is not None:
@@ -67,6 +64,20 @@ def check_arguments(
         )
     if not dist.is_available() or not isinstance(process_group, dist.ProcessGroup):
         raise wrong_type("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")
+
+
+def check_choices(rank_timeout: Any, on_nonfinite: Any, weights_every: Any) -> None:
+    """Make sure that what a tracker is told to do can be done, before anything is opened too.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, ``on_nonfinite`` not
+            "locate", or ``weights_every`` no number of steps.
+    """
+    seconds("rank_timeout", rank_timeout)
+    if on_nonfinite not in (None, "locate"):
+        raise wrong_value("on_nonfinite", on_nonfinite, 'None or "locate"')
+    if weights_every is not None:
+        whole_number("weights_every", weights_every, low=1)
 
 
 def checked_state(state: Any) -> tuple[int, int, list[str]]:

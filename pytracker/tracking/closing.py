@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .live_diagnosis import LiveDiagnosis
     from .model_watch import ModelWatch
     from .origin_watch import OriginWatch
+    from .weight_watch import WeightWatch
 
 
 class Closing:
@@ -43,6 +44,7 @@ class Closing:
     _run: Any
     _lanes: Lanes
     _origins: OriginWatch | None
+    _weights: WeightWatch
 
     @property
     def history(self) -> History:
@@ -73,6 +75,8 @@ class Closing:
 
     def close(self, *, error: str | None = None) -> None:
         """Bring home what is pending, and finish the run. Waits for the device. More than once is fine.
+
+        At interpreter exit it is called by itself.
 
         Args:
             error: the run is marked as failed, with this text, and no other rank is waited for: as also where the ranks
@@ -112,6 +116,7 @@ class Closing:
                 self._team.close()
             for lane in self._lanes:
                 lane.close()
+            self._weights.close()
             if self._origins is not None:
                 self._origins.close()
             self._sinks.close(error)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._warn import warn_user
-from ..columns import COLUMNS
+from ..columns import COLUMNS, SUM_SQ
 from ..core import Rows
 from ..errors import in_words
 from ..history import Interval
@@ -42,16 +42,23 @@ class Delivery:
         run: what records them.
         sinks: what mirrors them.
         watch: what warns of gradients that cannot be what was meant.
-        whose_steps: knows which player's they are.
-        parameters: how many there are.
+        whose_steps: knows which player's they are, and of how many parameters.
+        weights: returns what was measured of this rank's parameters before a step (``WeightWatch.until``).
     """
 
     def __init__(
-        self, run: Any, sinks: NoSinks, watch: GradientWatch, whose_steps: WhoseSteps, parameters: int
+        self,
+        run: Any,
+        sinks: NoSinks,
+        watch: GradientWatch,
+        whose_steps: WhoseSteps,
+        weights: Callable[[int], NDArray[np.float64] | None],
     ) -> None:
         self.means = EpochMeans()
         self._whose_steps = whose_steps
-        self.weight_norms = np.full(parameters, np.nan)
+        self._weight_norms = np.full(whose_steps.parameters, np.nan)
+        self._has_intervals = False  # the first has the norms that the parameters began with, so that rules know those
+        self._weights = weights
         self._run, self._sinks, self._watch = run, sinks, watch
         reference = weakref.ref(self)
         run.history.waiting = lambda: here.means.waiting if (here := reference()) is not None else 0
@@ -59,6 +66,10 @@ class Delivery:
         self._prepared: tuple[Rows | None, _Parcel | None] = None, None
         self._newest = -1  # the last step that everyone has
         self._failed: set[str] = set()
+
+    def weigh(self, moments: NDArray[np.float64]) -> None:
+        """Take what was measured of the parameters now, [T, 6]."""
+        self._weight_norms = np.sqrt(moments[:, SUM_SQ])
 
     def expect(self, step: int, n: float, player: str) -> None:
         """Take note of a step before its row can arrive: the weight of its scalars, and whose it is, "" for all."""
@@ -87,8 +98,15 @@ class Delivery:
     def _parcel(self, rows: Rows) -> _Parcel:
         rows, gradients = self._whose_steps.sorted(rows)
         interval = None
-        if len(self.weight_norms) and rows.has_gradients:
-            interval = self._whose_steps.interval(rows, self.weight_norms)
+        if len(self._weight_norms) and rows.has_gradients:
+            moments, update_norms = rows.weights, None
+            if moments is None:
+                moments = self._weights(int(rows.steps[-1]))
+            if moments is not None:
+                update_norms, weight_norms = np.sqrt(moments[:, :, SUM_SQ])
+                self._weight_norms = weight_norms if self._has_intervals else self._weight_norms
+            interval = self._whose_steps.interval(rows, self._weight_norms, update_norms)
+            self._has_intervals = True
         return _Parcel(rows, {**gradients, **rows.scalars}, interval)
 
     def finish(self) -> None:
@@ -127,7 +145,7 @@ class Delivery:
     def _mirror(self, parcel: _Parcel) -> None:
         if not parcel.mirrored:
             rows = parcel.rows
-            nothing = (len(rows.steps), len(self.weight_norms), len(COLUMNS))
+            nothing = (len(rows.steps), len(self._weight_norms), len(COLUMNS))
             moments = rows.tensors if rows.has_gradients else np.full(nothing, np.nan)
             self._sinks.write(rows.steps, parcel.series, moments)
             parcel.mirrored = True

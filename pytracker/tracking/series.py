@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from ..columns import ABS_MAX, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from ..control import unwrapped
-from ..core import LocalParameter, Rows, make_plan, native
+from ..core import LocalParameter, Rows
 from ..diagnostics import Diagnosis
 from ..history import ParameterInfo
 from ..moments import is_missing
@@ -53,16 +53,6 @@ def parameter_infos(parameters: list[LocalParameter], optimizers: Mapping[str, A
         )
         for each in parameters
     ]
-
-
-def weight_moments(parameters: list[LocalParameter]) -> NDArray[np.float64]:
-    """Return the moments of the parameters themselves, [T, 6], NaN where one cannot be read. Waits for the device."""
-    moments = np.full((len(parameters), len(COLUMNS)), math.nan)
-    with native.outside_of_transforms():
-        plan = make_plan(parameters, "value")
-        for of_device, row in zip(plan.members, plan.reduce(), strict=True):
-            moments[of_device] = native.tensor_moments(row)
-    return moments
 
 
 def facts_for_rules(

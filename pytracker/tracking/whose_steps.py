@@ -29,6 +29,7 @@ class WhoseSteps:
 
     def __init__(self, players: Players, infos: list[ParameterInfo]) -> None:
         self._of_steps: dict[int, str] = {}  # of those that have not arrived, where there are players
+        self.parameters = len(infos)
         at = {info.name: place for place, info in enumerate(infos)}
         self._places: dict[str, NDArray[np.int64]] = {}
         for player in players.each:
@@ -60,15 +61,17 @@ class WhoseSteps:
                 series |= {_of(player, name): (where, values) for name, values in found.items()}
         return replace(rows, scalars=self._scalars(rows, whose)), series
 
-    def interval(self, rows: Rows, weight_norms: NDArray[np.float64]) -> Interval:
+    def interval(
+        self, rows: Rows, weight_norms: NDArray[np.float64], update_norms: NDArray[np.float64] | None
+    ) -> Interval:
         """Return what rows say of each parameter; it is missing only in steps of those who have it."""
         steps: Any = None
         if self._places:
             whose = self._whose(rows)
-            steps = np.full(len(weight_norms), np.count_nonzero(whose == ""))
+            steps = np.full(self.parameters, np.count_nonzero(whose == ""))
             for player, places in self._places.items():
                 steps[places] += np.count_nonzero(whose == player)
-        return summarize(rows.steps, rows.tensors, rows.elements, weight_norms, of_steps=steps)
+        return summarize(rows.steps, rows.tensors, rows.elements, weight_norms, update_norms, of_steps=steps)
 
     def _whose(self, rows: Rows) -> NDArray[np.str_]:
         return np.array([self._of_steps.get(step, "") for step in rows.steps.tolist()], np.str_)

@@ -55,3 +55,14 @@ def test_a_gradient_that_is_not_reduced_yet_is_refused_by_name(kind: str) -> Non
     parameter.data = torch.zeros(6)
     with pytest.raises(ParameterError, match="'first' lies in 12 elements where the rank's shard has 6"):
         plan.reduce()
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_what_a_plan_keeps_does_not_tie_a_parameter_to_the_size_that_it_had(kind: str) -> None:
+    parameter = torch.nn.Parameter(torch.ones(6))
+    plan = PLANS[kind]([parameter] * 2, ["a", "b"], "value", [(0, 2), (2, 4)])
+    plan.reduce()
+    parameter.data = torch.ones(12)  # as FSDP1 gathers what is sharded
+    parameter.flatten().split(6)[0].sum().backward()
+    assert parameter.grad is not None
+    assert parameter.grad.shape == (12,)

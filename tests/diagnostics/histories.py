@@ -29,6 +29,7 @@ def with_parameters(
     shapes: list[tuple[int, ...]] | None = None,
     weight_norm: float = 10.0,
     names: list[str] | None = None,
+    update_norm: float | None = None,
 ) -> History:
     """Give ``history`` parameters whose gradient norms are ``norms`` [steps, T], drained every 20 steps.
 
@@ -52,5 +53,6 @@ def with_parameters(
         steps = np.arange(start, start + len(block))
         history.parameters.append_rows(steps, block)
         measured = np.full(count, weight_norm * (1.0 + 1e-6 * start))
-        history.parameters.append(summarize(steps, block, numel, measured))
+        updates = None if update_norm is None else np.full(count, update_norm)
+        history.parameters.append(summarize(steps, block, numel, measured, updates))
     return history

@@ -12,7 +12,7 @@ from test_loss_rules import judge
 
 from pytracker.columns import INFS, NANS, SUM_SQ
 from pytracker.diagnostics import Diagnosis
-from pytracker.history import History, ParameterInfo, summarize
+from pytracker.history import History, ParameterHistory, ParameterInfo, summarize
 
 
 def poisoned(step, places, column, *, steps=200, count=6, loss=None, keep_rows=True, spoilt=False):
@@ -333,6 +333,29 @@ def test_the_step_of_a_clipped_gradient_is_as_long_as_clipping_leaves_it():
     assert judge("update_ratio", history) is None
     history.meta["clip_threshold"] = 1e9
     assert judge("update_ratio", history).severity == "warning"
+
+
+@pytest.mark.parametrize(("update", "severity"), [(2.0, "warning"), (0.01, None)])
+def test_an_update_that_was_measured_counts_and_not_its_estimate(update, severity):
+    history = History(loss=stuck_loss(200), lr=[5.0] * 200)  # of SGD, which would be 0.5 of the weights
+    history = with_parameters(history, np.ones((200, 6)), weight_norm=10.0, update_norm=update)
+    for optimizer in ("SGD", "Muon"):  # of the second there is no estimate
+        history.meta["optimizer"] = optimizer
+        finding = judge("update_ratio", history)
+        assert (finding.severity if finding else None) == severity
+        if finding:
+            assert finding.numbers["ratio"] == pytest.approx(update / 10.0, rel=1e-3)
+
+
+def test_an_update_that_was_measured_some_intervals_ago_counts():
+    history = with_parameters(History(loss=stuck_loss(200)), np.ones((200, 6)), weight_norm=10.0)
+    first = next(history.parameters.intervals())
+    measured = ParameterHistory(history.parameters.infos)
+    measured.append(replace(first, update_norm=np.full(6, 4.0, np.float32)))
+    for interval in list(history.parameters.intervals())[1:]:
+        measured.append(interval)
+    history.parameters = measured
+    assert judge("update_ratio", history).numbers["ratio"] == pytest.approx(0.4, rel=1e-3)
 
 
 def test_weights_that_began_at_zero_say_nothing_of_the_step():

@@ -149,6 +149,8 @@ def settings(rank: int, world: int) -> None:
     for keywords in ({"noise_scale": noise}, {"check_replicas": True}, {"process_group": dist.group.WORLD}):
         with pytest.raises(RankMismatchError, match=r"different `every`: 3 on ranks \[0\], 4 on ranks \[1"):
             made(model, every=3 + rank, **keywords)
+        with pytest.raises(RankMismatchError, match=r"different `weights_every`: None on ranks \[0\], 5 on ranks \[1"):
+            made(model, weights_every=5 if rank else None, **keywords)
     for _ in range(3):
         with pytest.raises(
             RankMismatchError, match=r"different `check_replicas`: True on ranks \[0\], False on ranks \[1"

@@ -241,7 +241,7 @@ def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
     readers = readers_of(layout, world)
     names, expected, weights = expected_rows(reference, readers, micro)
 
-    with pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None) as tracker:
+    with pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None, weights_every=1) as tracker:
         for step in range(STEPS):
             for part in range(micro):
                 with unreduced(model) if part + 1 < micro else contextlib.nullcontext():
@@ -261,6 +261,18 @@ def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
     shapes = {name: tuple(p.shape) for name, p in reference.named_parameters()}
     if len(tracker.history.parameters.names) or rank == 0:  # DDP's are on every rank, merged ones on the first
         check(tracker.history, shapes, names, expected, weights)
+        check_updates(tracker.history, names, expected)
+
+
+def check_updates(history: pytracker.History, names: list[str], expected: np.ndarray) -> None:
+    """Compare what steps of plain SGD have added with the gradients: of each interval the last step but one counts.
+
+    What came before is on the host with the interval's last row.
+    """
+    order = [history.parameters.names.index(name) for name in names]
+    measured = [last - 1 for last in history.parameters.last_step.tolist()]
+    updates = RATE * np.sqrt(expected[measured, :, SUM_SQ])
+    np.testing.assert_allclose(history.parameters.field("update_norm")[:, order], updates, rtol=1e-6)
 
 
 def check(

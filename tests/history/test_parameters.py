@@ -36,6 +36,7 @@ def loop_summary(steps, rows, numel):
         fields["missing"].append(len(steps) - len(seen))
         fields["first_nonfinite"].append(bad[0] if bad else -1)
         fields["weight_norm"].append(math.nan)
+        fields["update_norm"].append(math.nan)
     return fields
 
 

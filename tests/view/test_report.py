@@ -16,10 +16,11 @@ from synthetic import gradient_rows
 
 from pytracker.diagnostics import RULES
 from pytracker.errors import InvalidValueError, MissingExtraError
-from pytracker.history import ParameterInfo, summarize
+from pytracker.history import ParameterHistory, ParameterInfo, summarize
 from pytracker.store import Run, load_run
 from pytracker.view import build_document, write_report
 from pytracker.view.page.curves import concerned
+from pytracker.view.page.parameters import parameter_maps
 from pytracker.view.page.thinning import groups, means, thin
 
 pytest.importorskip("plotly", reason="the report draws with plotly")
@@ -143,8 +144,20 @@ def test_the_heat_maps_hold_the_largest_values_and_mark_what_is_not_finite(run):
     assert maps["bad"] == [[1, 4]]
     for name in ("zero_fraction", "abs_max"):
         np.testing.assert_allclose(unpacked(maps["tables"][name]).reshape(3, 10), parameters.field(name).T, rtol=1e-6)
+    assert "update_ratio" not in maps["tables"]  # nothing was measured
     median = unpacked(maps["bands"]["50"])
     np.testing.assert_allclose(median, np.nanmedian(parameters.field("norm_max"), axis=1), rtol=1e-6)
+
+
+def test_updates_that_were_measured_are_shown_relative_to_their_parameters(infos):
+    rows = np.ones((3, 6))
+    updates = [[0.1, 0.2, np.nan], [np.nan] * 3, [0.3, 0.4, np.nan]]
+    parameters = ParameterHistory(infos)
+    for step, update in enumerate(updates):
+        parameters.append(summarize([step], rows[None], parameters.numel, [10.0, 0.0, 1.0], update))
+    maps = parameter_maps(parameters, lambda array: array)
+    expected = [[0.01, np.nan, 0.03], [np.nan] * 3, [np.nan] * 3]  # of a parameter that is zero there is no ratio
+    np.testing.assert_allclose(maps["tables"]["update_ratio"], expected, rtol=1e-6)
 
 
 def test_a_large_heat_map_is_thinned_and_keeps_its_peaks(tmp_path):

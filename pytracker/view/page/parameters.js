@@ -6,6 +6,7 @@ const MAPS = [
   ["norm", "Gradient norm by parameter", true],
   ["zero_fraction", "Share of zeros in the gradient", false],
   ["abs_max", "Largest element of the gradient", true],
+  ["update_ratio", "Update relative to the parameter, of single steps", true], // where it was measured
 ];
 let mapRun = null; // the id of the run whose parameters are shown
 let openRow = null; // the row of the heat maps that is open as a curve
@@ -20,7 +21,7 @@ function rowsOf(flat, columns) {
 
 function heatmap(which, logarithmic, card) {
   const maps = mapsOf();
-  if (!maps) return null;
+  if (!maps?.tables[which]) return null;
   const columns = maps.edges.length - 1;
   let z = rowsOf(maps.tables[which], columns);
   let [low, high, bar] = [0, 1, { tickformat: ".0%" }];
@@ -49,7 +50,7 @@ function heatmap(which, logarithmic, card) {
       hovertemplate: "%{y}<br>NaN or Inf near step %{x}<extra></extra>", meta: { run: mapRun },
     });
   }
-  card.note.textContent = `grey: no gradient; x: NaN or Inf${maps.grouped ? "; a row shows the largest of neighbours" : ""}; click a row for its curve`;
+  card.note.textContent = `grey: ${which === "update_ratio" ? "not measured" : "no gradient"}; x: NaN or Inf${maps.grouped ? "; a row shows the largest of neighbours" : ""}; click a row for its curve`;
   return {
     data,
     height: Math.min(Math.max(labels.length * 16 + 90, 240), 1100),
@@ -138,7 +139,7 @@ function buildParameters() {
     return card;
   });
   row.element.hidden = true;
-  const grid = make("div", { className: "grid" }, bands.element, maps[0].element, row.element, maps[1].element, maps[2].element);
+  const grid = make("div", { className: "grid" }, bands.element, maps[0].element, row.element, ...maps.slice(1).map((card) => card.element));
   section.append(make("div", { className: "head" }, make("h2", {}, "Parameters"), select), grid);
 }
 

@@ -22,7 +22,8 @@ def parameter_maps(
 ) -> dict[str, Any] | None:
     """Return the heat maps of norm, zero fraction and largest element, and the bands of norms; None without intervals.
 
-    Tables are float32 [rows, columns], NaN where there was no gradient; ``edges`` are the steps between the columns.
+    Where updates were measured also that of their size relative to the parameter. Tables are float32 [rows, columns],
+    NaN where there was no gradient, or nothing measured; ``edges`` are the steps between the columns.
     """
     if not len(parameters) or not parameters.infos:
         return None
@@ -31,6 +32,9 @@ def parameter_maps(
     shown = bad[np.linspace(0, len(bad) - 1, min(len(bad), MARKS)).astype(np.int64)]
     norms = parameters.field("norm_max")
     tables = {name: parameters.field(name) for name in ("zero_fraction", "abs_max")} | {"norm": norms}
+    updates, sizes = parameters.field("update_norm"), parameters.field("weight_norm")
+    if np.isfinite(updates).any():
+        tables["update_ratio"] = np.divide(updates, sizes, out=np.full(updates.shape, np.nan), where=sizes > 0)
     return {
         "labels": _labels(parameters.names, rows),
         "grouped": len(rows) < len(parameters.infos),
