@@ -212,7 +212,10 @@ def scale(parameters: int = 10_000, every: int = 50) -> Iterator[Row]:
 
 def made_up_interval(generator: np.random.Generator, first: int, every: int, count: int) -> Interval:
     noise = generator.lognormal(-3, 2, size=(5, count)).astype(np.float32)
-    nothing = {name: np.full(count, FIELDS[name], np.float32) for name in ("nans", "infs", "missing", "weight_norm", "update_norm")}
+    nothing = {
+        name: np.full(count, FIELDS[name], np.float32)
+        for name in ("nans", "infs", "missing", "weight_norm", "update_norm")
+    }
     return Interval(
         first, first + every - 1, noise[0], noise[1], noise[2], noise[3], noise[4] / (1 + noise[4]),
         first_nonfinite=np.full(count, -1), **nothing,
