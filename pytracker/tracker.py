@@ -34,6 +34,7 @@ from .tracking import (
     Closing,
     Delivery,
     GradientWatch,
+    InGraphs,
     InMemoryRun,
     Lanes,
     LateMetrics,
@@ -47,6 +48,7 @@ from .tracking import (
     checked_state,
     explain_scalars,
     facts_for_rules,
+    graphed,
     opened,
 )
 
@@ -202,6 +204,7 @@ class Tracker(Closing):
         self._at_exit = CloseAtExit(self)
         self._gradient_watch = GradientWatch(target, self._held, {each.name: each.model for each in players.each})
         self._reserved = players.reserved(_RESERVED)
+        self._in_graphs = InGraphs(self, players, gradient, in_backward)
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
             self._log = DeviceLog(
@@ -264,17 +267,7 @@ class Tracker(Closing):
             raise InvalidValueError("every cannot change while the rows of several ranks are merged or compared")
         self._log.every = every
 
-    @property
-    def findings(self) -> list[Finding]:
-        """The findings so far, the most severe first."""
-        return self._judge.findings
-
-    @property
-    def waits(self) -> int:
-        """How often the host had to wait because the device was more than ``every`` steps behind."""
-        return self._log.waits
-
-    @torch._disable_dynamo  # type: ignore[attr-defined]  # its counters would be recompiled on each call
+    @graphed("step")
     def step(
         self,
         *unnamed: Any,
@@ -341,13 +334,20 @@ class Tracker(Closing):
                 for watch in self._watches:
                     watch.check(closed=False)
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def clip(self, max_norm: float | str | ClipRule, norm_type: float | str = 2.0) -> torch.Tensor:
+    @graphed("clip")
+    def clip(
+        self,
+        max_norm: float | str | ClipRule,
+        norm_type: float | str = 2.0,
+        *,
+        gradients: Sequence[torch.Tensor | None] | None = None,
+    ) -> torch.Tensor:
         """Clip the gradients by the norm that the latest ``step`` has measured, as ``step(clip=...)`` would have.
 
         Args:
             max_norm: the largest total norm, or a rule.
             norm_type: of a number: 2.0 or inf, or any other order that torch takes, which costs a second read.
+            gradients: those that the step was given.
 
         Returns:
             The total norm before, 0-d, on the device, as ``torch.nn.utils.clip_grad_norm_`` returns it, in float32 at
@@ -363,7 +363,7 @@ class Tracker(Closing):
             if self._steps == 0:
                 raise InvalidValueError("clip() goes by the norm of the latest step, and there was none: call step()")
             asked = self._lane.ask(max_norm, norm_type, "max_norm")
-            return self._lane.steering.clip(asked, self._record_decision)
+            return self._lane.steering.clip(asked, self._record_decision, gradients)
 
     def _record_decision(self, results: dict[str, float]) -> None:
         """Record what was decided on the latest step, whose row has left. Waits: the rows before it come first."""

@@ -104,14 +104,15 @@ class Steering:
         append(step, scalars, hold=True)
         self._decide(asked)
 
-    def clip(self, asked: Any, record: Callable[[dict[str, float]], None]) -> Tensor:
+    def clip(self, asked: Any, record: Callable[[dict[str, float]], None], gradients: Any = None) -> Tensor:
         """Clip by the row of the latest step, and return the norm before, as torch's function does.
 
-        ``record`` is given the results where the row has left already: finding them out waits.
+        ``record`` is given the results where the row has left already: finding them out waits. Gradients are those that
+        the step was given, where they are now.
         """
-        if self._were_given:
-            raise InvalidValueError("the latest step was given its gradients; give it clip= as well")
-        with self._source.given() as self._elsewhere:
+        if self._were_given and gradients is None:
+            raise InvalidValueError("the latest step was given its gradients; give them to clip() too, as gradients=")
+        with self._source.given(gradients) as self._elsewhere:
             return self._clip(asked, record)
 
     def _clip(self, asked: Any, record: Callable[[dict[str, float]], None]) -> Tensor:

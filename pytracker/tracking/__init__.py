@@ -6,6 +6,7 @@ from .arguments import check_arguments, check_choices, checked_state, explain_sc
 from .closing import Closing
 from .delivery import Delivery
 from .gradient_watch import GradientWatch
+from .in_graphs import InGraphs, graphed
 from .lanes import Lane, Lanes
 from .late_metrics import LateMetrics
 from .live_diagnosis import LiveDiagnosis
@@ -20,6 +21,7 @@ __all__ = [
     "Closing",
     "Delivery",
     "GradientWatch",
+    "InGraphs",
     "InMemoryRun",
     "Lane",
     "Lanes",
@@ -34,5 +36,6 @@ __all__ = [
     "checked_state",
     "explain_scalars",
     "facts_for_rules",
+    "graphed",
     "opened",
 ]

@@ -1,4 +1,4 @@
-"""How a tracker flushes what is pending, and how it closes."""
+"""What has arrived of a tracker's steps, how it flushes what is pending, and how it closes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from .._atexit import CloseAtExit
     from ..core import DeviceLog
+    from ..diagnostics import Finding
     from ..history import History
     from ..sinks import NoSinks
     from .delivery import Delivery
@@ -51,6 +52,16 @@ class Closing:
         """What has arrived so far; ``flush`` brings the rest. What ranks merge is on the first alone. Never waits."""
         history: History = self._run.history
         return history
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The findings so far, the most severe first."""
+        return self._judge.findings
+
+    @property
+    def waits(self) -> int:
+        """How often the host had to wait because the device was more than ``every`` steps behind."""
+        return self._log.waits
 
     @property
     def closed(self) -> bool:

@@ -50,6 +50,8 @@ class WeightWatch:
         name = player.name
 
         def end(*_: Any) -> None:
+            if torch.compiler.is_compiling():  # the next step ends it
+                return
             if self._under_way is not None and self._under_way.player == name:
                 self.end()
 

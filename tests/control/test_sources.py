@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -56,12 +58,25 @@ def test_gradients_that_autograd_returned_are_read_and_scaled(order: float) -> N
         tracker.step(gradients=gradients, clip=MaxNorm(0.5, order))
         assert norm > rest > 0.5
         assert total([g for g in gradients if g is not None], order) == pytest.approx(0.5, rel=1e-5)
-        with pytest.raises(InvalidValueError, match="give it clip= as well"):
+        with pytest.raises(InvalidValueError, match="give them to clip"):
             tracker.clip(1.0)
         loss_of(model).backward()
         tracker.step()  # and .grad again
     assert tracker.history["grad_norm"][:] == pytest.approx([rest, norm])
     assert all(p.grad is not None for p in parameters)
+
+
+@pytest.mark.parametrize("order", [2.0, 1.0, math.inf])
+def test_gradients_that_a_step_was_given_are_clipped_by_it_where_they_are(order: float) -> None:
+    model = network()
+    with Tracker(model, diagnosis=None) as tracker:
+        gradients = list(torch.autograd.grad(loss_of(model), list(model.parameters())))
+        whole = total(gradients, order)
+        tracker.step(gradients=gradients)
+        norm = tracker.clip(MaxNorm(whole / 4, order), gradients=gradients)
+    assert float(norm) == pytest.approx(whole, rel=1e-6)
+    assert total(gradients, order) == pytest.approx(whole / 4, rel=1e-5)
+    assert tracker.history["clip_factor"][:] == pytest.approx([0.25], rel=1e-5)
 
 
 def test_what_are_no_gradients_of_the_parameters_is_refused() -> None:

@@ -70,3 +70,28 @@ def in_backward(rank: int, world: int) -> None:
             expected.append(float(sum((each.full_tensor() ** 2).sum() for each in seen.values()) ** 0.5))
     if rank == 0:
         assert tracker.history["grad_norm"][:] == pytest.approx(expected, rel=1e-12)
+
+
+def compiled(rank: int, world: int) -> None:
+    """Within torch.compile the calls of a tracker of DTensors break the graph, and the numbers are the same."""
+    torch.manual_seed(0)
+    model = fully_shard(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).double())
+    torch.manual_seed(rank)
+    expected = []
+    with pytracker.Tracker(model, every=3, diagnosis=None) as tracker:
+
+        @torch.compile(backend="eager")
+        def step(loss: torch.Tensor) -> torch.Tensor:
+            tracker.step(loss=loss * 2, clip=0.1)
+            return loss + 1
+
+        for _ in range(7):
+            for parameter in model.parameters():
+                parameter.grad = None
+            model(torch.randn(2, 4, dtype=torch.float64)).square().mean().backward()
+            expected.append(norm_of(model))
+            step(torch.tensor(1.0))
+            assert norm_of(model) == pytest.approx(min(0.1, expected[-1]), rel=1e-4)
+    if rank == 0:
+        assert tracker.history["grad_norm"][:] == pytest.approx(expected, rel=1e-12)
+        assert tracker.history["loss"][:] == [2.0] * 7

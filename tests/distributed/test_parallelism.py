@@ -129,3 +129,7 @@ def test_what_is_wrong_in_a_large_interval_is_told_as_in_a_small_one(case: str) 
 
 def test_shards_that_are_read_in_the_backward_have_the_statistics_of_the_whole() -> None:
     run("adversaries", "in_backward", 2)
+
+
+def test_a_compiled_step_of_shards_breaks_the_graph_and_has_the_statistics_of_the_whole() -> None:
+    run("adversaries", "compiled", 2)
