@@ -28,6 +28,9 @@ except ImportError as error:
 _OF_THE_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch")
 """What the Trainer logs and the tracker records on every step, or under its own name."""
 
+_REINFORCED = ("GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer")
+"""Those of TRL whose loss is not meant to fall."""
+
 _OF_TIMING = ("_runtime", "_per_second", "_model_preparation_time")
 
 
@@ -116,6 +119,8 @@ class Tracking(TrainerCallback):  # type: ignore[misc, unused-ignore]  # Any whe
         meta: dict[str, Any] = {"scheduler": str(getattr(args.lr_scheduler_type, "value", "")) != "constant"}
         if args.max_grad_norm:
             meta["clip_threshold"] = float(args.max_grad_norm)
+        if any(each.__name__ in _REINFORCED for each in type(self._trainer).__mro__):
+            meta["objective"] = "reinforcement"
         optimizer = getattr(self._trainer.optimizer, "optimizer", self._trainer.optimizer)  # Accelerate wraps it
         given = {"optimizer": optimizer, **self._options}
         return {**given, "meta": {**meta, **(self._options.get("meta") or {})}}
