@@ -10,8 +10,10 @@ import re
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 import click
 import torch
@@ -82,10 +84,10 @@ def original_loop(model: nn.Module) -> dict[str, float]:
     return {"grad_norm": total_norm**0.5, "grad_max": max_norm}
 
 
-def train(epochs: int, run: Run, seed: int, console: Console) -> tuple[Tracker, Costs]:
-    """Train, track every step, and measure what each part took."""
+def train(data: Any, epochs: int, run: Run, seed: int, console: Console) -> tuple[Tracker, Costs]:
+    """Train on what ``digits`` returned, track every step, and measure what each part took."""
     torch.manual_seed(seed)
-    images, labels, test_images, test_labels = digits(torch.Generator().manual_seed(seed))
+    images, labels, test_images, test_labels = data
     batches = len(images) // BATCH
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -189,8 +191,11 @@ def main(epochs: int, seed: int, directory: str, report: str, picture: str | Non
     Example: pytracker demo --epochs 3
     """
     console = Console(record=picture is not None, width=88 if picture else None)
+    data = digits(torch.Generator().manual_seed(seed))  # what is missing is told before a run is begun
+    if find_spec("plotly") is None:
+        raise MissingExtraError("the demo", "plotly", "demo")
     with Run(directory, config={"epochs": epochs, "batch": BATCH, "seed": seed}) as run:
-        tracker, costs = train(epochs, run, seed, console)
+        tracker, costs = train(data, epochs, run, seed, console)
     history = tracker.history
     for table in (series_table(history), layer_table(history), cost_table(costs)):
         console.print(table)

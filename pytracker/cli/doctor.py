@@ -20,6 +20,11 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow",
+    "trackio": "trackio",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "lightning": "lightning",
+    "keras": "keras",
     "serve": "uvicorn",
     "demo": "sklearn",
 }
@@ -67,16 +72,17 @@ def examine() -> dict[str, Any]:
 def describe(report: dict[str, Any]) -> str:
     """Return what `examine` found as lines for a person."""
     versions = report["versions"]
-    lines = [f"{name:<12}{version or 'missing'}" for name, version in versions.items()]
+    lines = [f"{name:<13}{version or 'none'}" for name, version in versions.items()]
     if report["build"].get("compiler"):
-        lines.append(f"{'compiler':<12}{report['build']['compiler']}")
+        lines.append(f"{'compiler':<13}{report['build']['compiler']}")
     lines += ["", "back ends"]
     for name, state in report["back_ends"].items():
         verdict = "yes" if state["available"] else "no"
         lines.append(f"  {name:<10}{verdict:<5}{state['detail'] if state['available'] else state['reason']}")
     lines += ["", "extras"]
     for extra, installed in report["extras"].items():
-        lines.append(f"  {extra:<12}{'yes' if installed else f'no: pip install pytracker[{extra}]'}")
+        remedy = f"no: pip install 'pytracker[{extra}]'"
+        lines.append(f"  {extra:<13}{'yes' if installed else remedy}")
     return "\n".join(lines)
 
 

@@ -38,6 +38,7 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
 
 _run = click.argument("run", required=False, default="", metavar="[RUN]", shell_complete=_complete)
 _runs = click.argument("runs", nargs=-1, required=True, metavar="RUN...", shell_complete=_complete)
+_any_runs = click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=_complete)
 _directory = click.option(
     "--dir", "directory", default="runs", show_default=True, envvar="PYTRACKER_RUNS", help="The folder of the runs."
 )
@@ -55,7 +56,7 @@ def main() -> None:
     RUN is the folder of a run, its name in the folder of the runs, or a part of its name that no other run there has;
     or a log of another tool: a file or folder of Hugging Face, Lightning, Keras, W&B, TensorBoard, ..., or any CSV with
     a header. LOG#2 is the third run in it.
-    Without RUN, it is the newest.
+    Where it may be left out, [RUN], it is the newest.
     """
 
 
@@ -143,7 +144,7 @@ def compare(runs: tuple[str, ...], thresholds: tuple[str, ...], details: bool, d
 
 
 @main.command()
-@_runs
+@_any_runs
 @click.option("-o", "--output", default="report.html", show_default=True, type=click.Path(dir_okay=False))
 @_directory
 def report(runs: tuple[str, ...], output: str, directory: str) -> None:
@@ -153,7 +154,7 @@ def report(runs: tuple[str, ...], output: str, directory: str) -> None:
     """
     from ..view import write_report
 
-    path = write_report(_find_all(runs, directory), output)
+    path = write_report(_find_all(runs or ("",), directory), output)
     click.echo(f"{path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
@@ -260,9 +261,8 @@ def diagnose(run: str, fail_on: str | None, defaults: bool, directory: str, as_j
             if len(judged) > 1:
                 click.echo(f"\n{visible(each.name)}")
             console.show(console.findings(findings))
-            for why in dict.fromkeys(findings.unjudged.values()):
-                rules = ", ".join(rule for rule, reason in findings.unjudged.items() if reason == why)
-                click.echo(visible(f"not judged: {rules}: {why}"))
+            for line in console.not_judged(findings.unjudged):
+                click.echo(visible(f"not judged: {line}"))
     worst = max((severity_rank(found) for _, findings in judged for found in findings), default=-1)
     if fail_on and worst >= SEVERITIES.index(fail_on):
         sys.exit(_FOUND)
@@ -277,8 +277,9 @@ def check(run: str, directory: str, as_json: bool) -> None:
 
     Example: pytracker check brisk-otter
     """
-    from ..store import check_run
+    from ..store import check_run, newest_run
 
+    run = run or str(newest_run(directory))
     damage = check_run(run, directory)
     if as_json:
         _print_json(damage)

@@ -3,7 +3,7 @@
 from .._json import jsonable
 from ..runfile import RunLock, SeriesSummary
 from .names import checked_name
-from .reading import Session, StoredRun, Tail, check_run, find_run, list_runs, load_run
+from .reading import Session, StoredRun, Tail, check_run, find_run, list_runs, load_run, newest_run
 from .run import Run
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "jsonable",
     "list_runs",
     "load_run",
+    "newest_run",
 ]

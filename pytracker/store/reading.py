@@ -222,12 +222,19 @@ def find_run(run: str, directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) ->
     Raises:
         RunNotFoundError: there is no such run, or there are several.
     """
-    if run:
-        return load_run(run, directory)
+    return load_run(run, directory) if run else read_run(newest_run(directory))
+
+
+def newest_run(directory: str | os.PathLike[str] = DEFAULT_DIRECTORY) -> Path:
+    """Return where the run is that was written last.
+
+    Raises:
+        RunNotFoundError: there is none.
+    """
     runs = _runs_in(checked_path("directory", directory))
     if not runs:
         raise RunNotFoundError(f"there is no run in {directory}; say which with a path, or where with --dir")
-    return read_run(max(runs, key=_last_written))
+    return max(runs, key=_last_written)
 
 
 def _last_written(run: Path) -> float:

@@ -145,6 +145,8 @@ def run_details(run: StoredRun) -> RenderableType:
         parts.append(parameter_table(run))
     if run.findings:
         parts.append(findings(run.findings))
+    if lines := not_judged(run.meta.get("unjudged")):
+        parts.append(titled("Not judged", Group(*map(literal, lines))))
     return Group(*parts)
 
 
@@ -171,9 +173,18 @@ def _run_facts(run: StoredRun) -> dict[str, Any]:
         "devices": ", ".join(map(str, devices)) or None if isinstance(devices := facts.get("devices"), list) else None,
         "kept": f"git_diff and {len(facts.get('packages') or ())} packages (--json)" if "packages" in facts else None,
         "python, torch": f"{facts.get('python')}, {facts.get('torch') or 'none'}" if facts else None,
-        **run.meta,
+        **{name: value for name, value in run.meta.items() if name != "unjudged"},
     }
-    return {name: value for name, value in known.items() if value is not None}
+    return {name: value for name, value in known.items() if value not in (None, [], {})}
+
+
+def not_judged(unjudged: Any) -> list[str]:
+    """Return which rules could not judge a training, a line for each reason."""
+    reasons = unjudged if isinstance(unjudged, dict) else {}
+    return [
+        f"{', '.join(rule for rule, reason in reasons.items() if reason == why)}: {why}"
+        for why in dict.fromkeys(map(str, reasons.values()))
+    ]
 
 
 def _pairs(values: dict[str, Any]) -> Table:

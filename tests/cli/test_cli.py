@@ -124,11 +124,14 @@ def test_list_filters_sorts_and_shows_the_columns_that_are_asked_for(runs):
 def test_without_a_name_the_run_that_was_written_last_is_meant(runs):
     shutil.rmtree(runs / "broken")
     os.utime(runs / "brisk-otter" / "run.sqlite", (2e9, 2e9))
-    for arguments in (("show",), ("diagnose",), ("watch", "--once"), ("export",)):
+    page = str(runs.parent / "page.html")
+    for arguments in (("show",), ("diagnose",), ("watch", "--once"), ("export",), ("check",), ("report", "-o", page)):
         done = call(*arguments, "--dir", runs)
         assert (done.returncode, done.stderr) == (0, ""), arguments
     assert call("show", "--dir", runs).stdout.startswith("brisk-otter")
-    assert "there is no run in nowhere" in call("show", "--dir", "nowhere").stderr
+    assert "brisk-otter: nothing is damaged" in call("check", "--dir", runs).stdout
+    for verb in ("show", "check", "report"):
+        assert "there is no run in nowhere" in call(verb, "--dir", "nowhere").stderr
 
 
 def test_runs_are_tagged_noted_renamed_and_deleted(runs):
@@ -490,3 +493,13 @@ def test_make_demo_calls_a_verb_that_is_there() -> None:
     assert command
     shown = subprocess.run([sys.executable, *command[1].split(), "--help"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
+
+
+@pytest.mark.parametrize("package", ["sklearn", "plotly"])
+def test_a_demo_that_lacks_a_package_says_so_before_it_begins_a_run(package: str, tmp_path: Path) -> None:
+    without = f"import sys; sys.modules['{package}'] = None; from pytracker.cli import main; main()"
+    asked = [sys.executable, "-c", without, "demo", "--dir", str(tmp_path / "runs")]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "pip install 'pytracker[demo]'" in done.stderr
+    assert not list(tmp_path.iterdir())

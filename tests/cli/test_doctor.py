@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -98,4 +99,9 @@ def test_the_exit_status_tells_whether_the_native_core_works(
 def test_a_missing_extra_says_how_to_install_it() -> None:
     report = doctor.examine()
     report["extras"] = {"report": False}
-    assert "pip install pytracker[report]" in doctor.describe(report)
+    assert "pip install 'pytracker[report]'" in doctor.describe(report)
+
+
+def test_the_doctor_looks_for_every_extra_that_a_user_may_install() -> None:
+    offered = {*metadata.metadata("pytracker").get_all("Provides-Extra")}
+    assert set(doctor.EXTRAS) == offered - {"torch", "all", "dev", "dev-integrations", "docs", "site"}
