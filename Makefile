@@ -68,6 +68,9 @@ format-check: $(VENV)/.dev
 build: $(VENV)/.built
 
 $(VENV)/.venv:
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON) here; say which Python to take: make PYTHON=python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "$(PYTHON) is $$($(PYTHON) --version); pytracker needs 3.10 or later: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 

@@ -36,6 +36,7 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent.resolve()
 FLOOR = (2, 10)  # the oldest torch that the sources are right for
+OLDEST_PYTHON = (3, 10)
 
 X86_64 = ("x86_64", "AMD64")
 # What ATen itself is compiled with, so that at::vec takes the same code paths here.
@@ -52,6 +53,8 @@ def find_torch() -> ModuleType:
     pip runs an isolated build with the environment's interpreter and hides its packages. A core for any other torch
     than the one there would not load, so that one is looked for.
     """
+    if sys.version_info < OLDEST_PYTHON:  # pip looks at requires-python after the build has been asked for
+        raise SystemExit(f"this is Python {platform.python_version()}, and pytracker needs 3.10 or later")
     if importlib.util.find_spec("torch") is None:
         sys.path += [
             path for path in {sysconfig.get_path(name) for name in ("purelib", "platlib")} if path not in sys.path
@@ -287,6 +290,7 @@ class BuildNative(build_ext):
         said = [
             subprocess.run(["ninja", "-C", str(file.parent)], capture_output=True, text=True, check=False).stdout
             for file in Path(self.build_temp).glob("**/build.ninja")
+            if shutil.which("ninja")  # else the files are of another build
         ]
         complaints = [line for text in said for line in text.splitlines() if "error:" in line]
         return "; ".join([f"{type(error).__name__}: {error}", *complaints[:1]])

@@ -143,6 +143,29 @@ def test_a_torch_below_the_floor_is_refused_by_its_version(sources: Path) -> Non
     assert "torch 2.4.0 is installed, and pytracker needs 2.10 or newer" in done.stderr
 
 
+def test_a_python_that_is_too_old_is_refused_before_its_torch_is_looked_for(sources: Path) -> None:
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; find = runpy.run_path('setup.py')['find_torch']; "
+        "find.__globals__['OLDEST_PYTHON'] = (99, 0); find()"
+    )
+    done = run("-c", code, folder=sources)
+    assert done.returncode != 0
+    assert "pytracker needs 3.10 or later" in done.stderr
+
+
+def test_what_ninja_once_built_hides_no_error_where_ninja_is_gone(sources: Path, tmp_path: Path) -> None:
+    shutil.copytree(sources, tmp_path / "copy", ignore=shutil.ignore_patterns("build"))
+    (tmp_path / "copy/build/torch/objects").mkdir(parents=True)
+    (tmp_path / "copy/build/torch/objects/build.ninja").touch()
+    code = (
+        "import runpy, shutil; from setuptools import Distribution; shutil.which = lambda name: None; "
+        "command = runpy.run_path('setup.py')['BuildNative'](Distribution()); command.build_temp = 'build'; "
+        "print(command.last_words(OSError('no compiler')))"
+    )
+    done = run("-c", code, folder=tmp_path / "copy")
+    assert done.stdout == "OSError: no compiler\n", done.stderr
+
+
 def test_without_torch_a_build_says_what_to_type(sources: Path) -> None:
     hide = "import sys; sys.modules['torch'] = None; "
     done = run("-c", hide + BUILD, folder=sources)
