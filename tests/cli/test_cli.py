@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -485,21 +484,3 @@ def test_watch_reads_only_what_is_new_and_begins_again_after_a_resume(tmp_path):
         assert tail.history["loss"] == [0, 1, 2, 3, 4, -5]
     tail.read()
     assert tail.run.state == "finished"
-
-
-def test_make_demo_calls_a_verb_that_is_there() -> None:
-    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
-    command = re.search(r"^demo: build\n\t\$\(BIN\)/python (.+)$", makefile, re.MULTILINE)
-    assert command
-    shown = subprocess.run([sys.executable, *command[1].split(), "--help"], capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-
-
-@pytest.mark.parametrize("package", ["sklearn", "plotly"])
-def test_a_demo_that_lacks_a_package_says_so_before_it_begins_a_run(package: str, tmp_path: Path) -> None:
-    without = f"import sys; sys.modules['{package}'] = None; from pytracker.cli import main; main()"
-    asked = [sys.executable, "-c", without, "demo", "--dir", str(tmp_path / "runs")]
-    done = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode != 0
-    assert "pip install 'pytracker[demo]'" in done.stderr
-    assert not list(tmp_path.iterdir())
