@@ -29,6 +29,7 @@ class GradientSource:
         self._plan, self._places = plan, places
         self._now: list[Tensor | None] | None = None
         self._gradient = gradient
+        self.is_grad = gradient is None and places is None  # nothing but what is given is read in the place of `.grad`
 
     @contextlib.contextmanager
     def given(self, gradients: Any = None) -> Iterator[bool]:

@@ -84,8 +84,12 @@ class Steering:
 
     def step(self, append: Append, step: int, scalars: dict[str, Any], asked: Any, gradients: Any = None) -> None:
         """Append a row, and clip by it; without a clip, only append."""
+        self._were_given = gradients is not None
+        if not self._were_given and self._source.is_grad:
+            self._elsewhere = False
+            self._step(append, step, scalars, asked)
+            return
         with self._source.given(gradients) as self._elsewhere:
-            self._were_given = gradients is not None
             self._step(append, step, scalars, asked)
 
     def _step(self, append: Append, step: int, scalars: dict[str, Any], asked: Any) -> None:
