@@ -51,6 +51,7 @@ class InGraphs:
         self.parameters = {
             player.name: [each.parameter for each in player.parameters] for player in (players.all, *players.each)
         }
+        self.places = {player.name: player.places for player in players.each}  # among the parameters of all
         _trackers[self.handle] = tracker
 
     def step(
@@ -92,7 +93,7 @@ class InGraphs:
         *,
         gradients: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
-        """Put ``Tracker.clip`` into the graph that is traced, of a latest step that was of all players."""
+        """Put ``Tracker.clip`` into the graph that is traced; whose the latest step is, is known when that runs."""
         found, places = self._gradients(None, gradients)
         limit, rule = (0.0, max_norm) if isinstance(max_norm, str) else (float(max_norm), "")
         norm: Tensor = _clip(self.state, found, places, self.handle, limit, rule, float(norm_type))
@@ -218,7 +219,10 @@ def _clip(
     norm_type: float,
 ) -> Tensor:
     tracker = _tracker(handle)
-    norm: Tensor = tracker.clip(rule or max_norm, norm_type, gradients=_all(tracker, "", gradients, places))
+    found = _all(tracker, "", gradients, places)
+    of_player = tracker._in_graphs.places.get(tracker._lane.player)
+    found = found if of_player is None else [found[place] for place in of_player]
+    norm: Tensor = tracker.clip(rule or max_norm, norm_type, gradients=found)
     state += 1
     return norm.clone()
 

@@ -165,6 +165,26 @@ def test_players_and_micro_batches_go_into_the_graph_as_they_are_given() -> None
     assert tracker.history["G/grad_norm"][:] == pytest.approx([expected["G"]], rel=1e-6)
 
 
+def test_a_compiled_clip_is_of_those_whose_step_it_was() -> None:
+    players = {"G": with_gradients(1), "D": with_gradients(2)}
+    before = {name: [g.clone() for g in gradients_of(each)] for name, each in players.items()}
+    with pytracker.Tracker(players, diagnosis=None) as tracker:
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def step() -> torch.Tensor:
+            tracker.step(only="D")
+            return tracker.clip(0.1)
+
+        norm = step()
+    expected = torch.stack([g.double().norm() for g in before["D"]]).norm()
+    assert float(norm) == pytest.approx(float(expected), rel=1e-6)
+    for ours, was in zip(gradients_of(players["G"]), before["G"], strict=True):
+        assert torch.equal(ours, was)
+    for ours, was in zip(gradients_of(players["D"]), before["D"], strict=True):
+        torch.testing.assert_close(ours, was * float(0.1 / expected), rtol=1e-5, atol=1e-9)
+    assert "D/clip_factor" in tracker.history
+
+
 def test_gradients_elsewhere_and_those_read_in_the_backward_are_those_of_python() -> None:
     model = with_gradients(3)
     for parameter in model.parameters():
