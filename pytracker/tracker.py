@@ -182,18 +182,17 @@ class Tracker(Closing):
         self._origins = OriginWatch(target, players.prefixes, find) if on_nonfinite else None
         self._watches = players.watches(self._regroup)
         every, seconds = whole_number("every", every, low=1), checked_seconds("seconds", seconds)
-        self._weights = weights = WeightWatch(players, weights_every, in_backward)
         self._team = team_of(
             players.tracked,
             players.infos(),
             every=every,
             seconds=seconds,
-            weights_every=weights.every,
+            weights_every=weights_every,
             group=process_group,
             check_replicas=check_replicas,
             noise_scale=noise_scale,
             timeout=rank_timeout,
-            receive=Receive(self._receive, lambda rows: self._delivery.prepare(rows), weights.until),
+            receive=Receive(self._receive, lambda rows: self._delivery.prepare(rows), lambda s: self._weights.until(s)),
             find=find,
             mark=lambda fault: self._run.set_meta(rank_fault=fault),
             on_fault=on_rank_fault,
@@ -205,6 +204,7 @@ class Tracker(Closing):
         self._gradient_watch = GradientWatch(target, self._held, {each.name: each.model for each in players.each})
         self._reserved = players.reserved(_RESERVED)
         self._in_graphs = InGraphs(self, players, gradient, in_backward)
+        self._weights = WeightWatch(players, weights_every, in_backward)
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
         try:  # the other ranks have come, and must not wait for one that fails alone
             self._log = DeviceLog(
@@ -223,6 +223,7 @@ class Tracker(Closing):
             self._begin(run, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
             self._closed = self._ended = True
+            self._let_go()
             self._at_exit.forget()
             self._team.leave(in_words(error))
             self._sinks.close(in_words(error))

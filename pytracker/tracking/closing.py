@@ -125,15 +125,19 @@ class Closing:
         finally:
             if error is None:
                 self._team.close()
-            for lane in self._lanes:
-                lane.close()
-            self._weights.close()
-            if self._origins is not None:
-                self._origins.close()
+            self._let_go()
             self._sinks.close(error)
             self._run.finish("finished" if error is None else "failed", error=error)
             self._at_exit.forget()
             self._ended = True
+
+    def _let_go(self) -> None:
+        """Leave the optimizers and the model alone."""
+        for lane in getattr(self, "_lanes", ()):
+            lane.close()
+        self._weights.close()
+        if self._origins is not None:
+            self._origins.close()
 
     def _warn_of_micro_batches(self) -> None:
         """Say what was given for a step that never came; last of all, since a warning may be made an error."""

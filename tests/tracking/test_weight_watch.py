@@ -285,6 +285,20 @@ def test_the_optimizer_is_left_as_it_was():
     assert len(optimizer._optimizer_step_post_hooks) == before
 
 
+def test_a_tracker_that_cannot_be_made_leaves_the_optimizer_as_it_was(monkeypatch):
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    monkeypatch.setattr(Tracker, "_measure_weights", lambda tracker: interrupted(all(hooks)))
+    with pytest.raises(KeyboardInterrupt):
+        Tracker(model, optimizer, weights_every=1)
+    assert not any(hooks)
+
+
+def interrupted(held: bool) -> None:
+    raise KeyboardInterrupt if held else AssertionError("no hook was there to be removed")
+
+
 @pytest.mark.parametrize(("value", "error"), [(0, InvalidValueError), (-3, InvalidValueError), ("5", InvalidTypeError)])
 def test_what_is_no_number_of_steps_is_refused(value, error):
     with pytest.raises(error, match="weights_every"):
