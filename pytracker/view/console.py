@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..diagnostics import most_severe_first, span_of, title_of
+from ..history import ParameterHistory
 from ..store import StoredRun
 from .comparison import Comparison, flatten
 from .formatting import age, duration, number, sparkline, visible
@@ -213,17 +214,35 @@ def parameter_table(run: StoredRun) -> RenderableType:
     if not len(parameters):
         return Text(f"\n{title}", style="bold")
     norms = parameters.field("norm_mean")
-    return norm_table(parameters.names, norms, f"{title}: mean norm in the last interval")
+    title = f"{title}: mean norm in the last interval"
+    return norm_table(parameters.names, norms, title, _latest_update_ratios(parameters))
 
 
-def norm_table(names: Sequence[str], norms: NDArray[Any], title: str) -> RenderableType:
-    """Show the loudest and quietest of ``norms`` [m, T] in the last interval, each with its course."""
-    table = plain_table("parameter", "norm", "course", numbers=("norm",))
+def _latest_update_ratios(parameters: ParameterHistory) -> NDArray[Any] | None:
+    """Return what the latest step measured has added to each parameter, relative to it, [T]; None without any."""
+    updates, sizes = parameters.field("update_norm"), parameters.field("weight_norm")
+    measured = np.flatnonzero(np.isfinite(updates).any(axis=1))
+    if not len(measured):
+        return None
+    update, size = updates[measured[-1]], sizes[measured[-1]]
+    return np.asarray(np.divide(update, size, out=np.full(len(size), np.nan), where=size > 0))
+
+
+def norm_table(
+    names: Sequence[str], norms: NDArray[Any], title: str, update_ratios: NDArray[Any] | None = None
+) -> RenderableType:
+    """Show the loudest and quietest of ``norms`` [m, T] in the last interval, each with its course.
+
+    And, of each that is known, ``update_ratios`` [T].
+    """
+    more = () if update_ratios is None else ("update / weight",)
+    table = plain_table("parameter", "norm", *more, "course", numbers=("norm", *more))
     place = {name: index for index, name in enumerate(names)}
     for name, value in loudest_and_quietest(names, norms[-1]):
         with np.errstate(divide="ignore", invalid="ignore"):
             course = sparkline(np.log10(norms[:, place[name]]))
-        table.add_row(name, number(value), course)
+        ratios = [] if update_ratios is None else [number(float(update_ratios[place[name]]))]
+        table.add_row(name, number(value), *ratios, course)
     return titled(title, table)
 
 

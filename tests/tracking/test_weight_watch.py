@@ -12,11 +12,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from pytracker import Run, Tracker, load_run
+from pytracker.cli import main
 from pytracker.errors import InvalidTypeError, InvalidValueError
 from pytracker.history import FIELDS
 from pytracker.runfile import checksum
@@ -329,6 +331,10 @@ def test_updates_are_on_disk_and_come_back_and_go_on_after_a_resume(tmp_path):
     assert parameters.last_step.tolist() == [1, 3, 5, 7]
     np.testing.assert_array_equal(parameters.field("update_norm")[:2], first)
     assert (parameters.field("update_norm") > 0).all()
+    shown = CliRunner().invoke(main, ["show", "run", "--dir", str(tmp_path)], env={"COLUMNS": "200"}).output
+    ratio = float(parameters.field("update_norm")[-1, 0] / parameters.field("weight_norm")[-1, 0])
+    assert "update / weight" in shown
+    assert f"{ratio:.4g}" in next(line for line in shown.splitlines() if "0.weight" in line)
 
 
 def test_a_file_of_an_older_version_has_no_updates_and_takes_none(tmp_path):
