@@ -53,8 +53,6 @@ class FusedOptimizer:
             setattr(self._optimizer, name, tensor)
 
     def _detach(self, optimizer: Any, *_: Any) -> None:
-        if torch.compiler.is_compiling():  # nothing is attached there
-            return
         if getattr(optimizer, "found_inf", None) is self.found_inf:  # else a GradScaler is at work, and cleans up
             for name in self.attributes:
                 delattr(optimizer, name)

@@ -261,3 +261,17 @@ def test_a_graph_keeps_no_tracker_alive_and_says_where_it_is_gone() -> None:
     gc.collect()
     with pytest.raises(InvalidValueError, match="is gone"):
         torch.ops.pytracker.tracker_step(*given)
+
+
+def test_a_compiled_optimizer_takes_the_factor_of_its_own_step_alone() -> None:
+    model = with_gradients(9)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    with pytracker.Tracker(model, optimizer, weights_every=1, every=2, diagnosis=None) as tracker:
+        for _ in range(2):
+            tracker.step(clip=0.1)
+            assert hasattr(optimizer, "grad_scale")
+            step()
+            assert not hasattr(optimizer, "grad_scale")
+            assert not hasattr(optimizer, "found_inf")
+    assert (tracker.history.parameters.field("update_norm")[0] > 0).all()
