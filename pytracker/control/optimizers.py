@@ -52,6 +52,7 @@ class FusedOptimizer:
         for name, tensor in self.attributes.items():
             setattr(self._optimizer, name, tensor)
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # beside another hook torch 2.13 loses that they are deleted
     def _detach(self, optimizer: Any, *_: Any) -> None:
         if getattr(optimizer, "found_inf", None) is self.found_inf:  # else a GradScaler is at work, and cleans up
             for name in self.attributes:

@@ -50,11 +50,10 @@ class WeightWatch:
         name = player.name
 
         def end(*_: Any) -> None:
-            if torch.compiler.is_compiling():  # the next step ends it
-                return
             if self._under_way is not None and self._under_way.player == name:
                 self.end()
 
+        end = torch._disable_dynamo(end)  # type: ignore[attr-defined]  # torch breaks the graph at an optimizer anyway
         return register(end) if register is not None else None
 
     def begin(self, step: int, player: str) -> None:
