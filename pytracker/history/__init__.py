@@ -13,6 +13,7 @@ from .intervals import (
     says_nothing,
     summarize,
     to_float32,
+    update_ratios,
 )
 from .notebook import Curve, html_table
 from .parameters import DEFAULT_INTERVAL_BYTES, DEFAULT_ROW_BYTES, ParameterHistory
@@ -51,4 +52,5 @@ __all__ = [
     "says_nothing",
     "summarize",
     "to_float32",
+    "update_ratios",
 ]

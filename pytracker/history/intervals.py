@@ -168,6 +168,17 @@ def summarize(
     return Interval(int(steps[0]), int(steps[-1]), **fields, first_nonfinite=first_nonfinite)
 
 
+def update_ratios(update_norm: ArrayLike, weight_norm: ArrayLike) -> Float64Array:
+    """Return what a step has added to each parameter, relative to it; NaN where that, or anything, isn't known.
+
+    >>> update_ratios([0.5, 0.1, np.nan], [10.0, 0.0, 1.0])
+    array([0.05,  nan,  nan])
+    """
+    updates, weights = np.asarray(update_norm, np.float64), np.asarray(weight_norm, np.float64)
+    ratios: Float64Array = np.divide(updates, weights, out=np.full(updates.shape, np.nan), where=weights > 0)
+    return ratios
+
+
 def checked_steps(name: str, steps: Any) -> Int64Array:
     """Return ``steps`` as int64 [n], each 0 or more; floats are refused, since those above 2**53 are not exact.
 

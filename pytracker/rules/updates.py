@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..evidence import Finding, Float64Array, View, finite_median, median, rule
+from ..history import update_ratios as relative
 
 ADAPTIVE: Final = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Lion")
 """Optimizers whose elements move by about the learning rate, whatever the gradient."""
@@ -63,14 +64,13 @@ def typical_update(view: View) -> float:
 
 def _measured(view: View) -> Float64Array | None:
     """Return the ratios of the latest step that was measured, [W]; None where none was in the last 64 intervals."""
-    updates = view.field("update_norm", 64)[:, view.layout.weights].astype(np.float64)
+    updates = view.field("update_norm", 64)[:, view.layout.weights]
     where = np.flatnonzero(np.isfinite(updates).any(axis=1))
     if not len(where):
         return None
-    sizes = view.field("weight_norm", 64)[where[-1], view.layout.weights].astype(np.float64)
-    first = view.parameters.field("weight_norm")[0, view.layout.weights]
-    known = (sizes > 0) & ~(first == 0)
-    return np.asarray(np.divide(updates[where[-1]], sizes, out=np.full(len(sizes), np.nan), where=known))
+    ratios = relative(updates[where[-1]], view.field("weight_norm", 64)[where[-1], view.layout.weights])
+    began_at_zero = view.parameters.field("weight_norm")[0, view.layout.weights] == 0
+    return np.where(began_at_zero, np.nan, ratios)
 
 
 def _clipping(view: View) -> float:

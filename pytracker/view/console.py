@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..diagnostics import most_severe_first, span_of, title_of
-from ..history import ParameterHistory
+from ..history import ParameterHistory, update_ratios
 from ..store import StoredRun
 from .comparison import Comparison, flatten
 from .formatting import age, duration, number, sparkline, visible
@@ -220,12 +220,11 @@ def parameter_table(run: StoredRun) -> RenderableType:
 
 def _latest_update_ratios(parameters: ParameterHistory) -> NDArray[Any] | None:
     """Return what the latest step measured has added to each parameter, relative to it, [T]; None without any."""
-    updates, sizes = parameters.field("update_norm"), parameters.field("weight_norm")
+    updates = parameters.field("update_norm")
     measured = np.flatnonzero(np.isfinite(updates).any(axis=1))
     if not len(measured):
         return None
-    update, size = updates[measured[-1]], sizes[measured[-1]]
-    return np.asarray(np.divide(update, size, out=np.full(len(size), np.nan), where=size > 0))
+    return update_ratios(updates[measured[-1]], parameters.field("weight_norm")[measured[-1]])
 
 
 def norm_table(

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ...history import Float64Array, Int64Array, ParameterHistory
+from ...history import Float64Array, Int64Array, ParameterHistory, update_ratios
 from .thinning import groups
 
 ROWS: Final = 200  # parameters; beyond it neighbours share a row, which shows the largest of them
@@ -32,9 +32,9 @@ def parameter_maps(
     shown = bad[np.linspace(0, len(bad) - 1, min(len(bad), MARKS)).astype(np.int64)]
     norms = parameters.field("norm_max")
     tables = {name: parameters.field(name) for name in ("zero_fraction", "abs_max")} | {"norm": norms}
-    updates, sizes = parameters.field("update_norm"), parameters.field("weight_norm")
+    updates = parameters.field("update_norm")
     if np.isfinite(updates).any():
-        tables["update_ratio"] = np.divide(updates, sizes, out=np.full(updates.shape, np.nan), where=sizes > 0)
+        tables["update_ratio"] = update_ratios(updates, parameters.field("weight_norm"))
     return {
         "labels": _labels(parameters.names, rows),
         "grouped": len(rows) < len(parameters.infos),
