@@ -20,6 +20,17 @@ namespace pytracker {
 // The columns of a tensor's row, all float64. pytracker/columns.py holds the same order and compares it at load.
 enum Column : int { kSum, kSumSq, kAbsMax, kZeros, kNans, kInfs, kColumns };
 
+// The further columns of a tensor, on request, all float64 and all sums: the sum of the moduli, and for each format how
+// many elements are subnormal in it and how many lie in its two highest binades or past them.
+constexpr int kFormats = 3;
+enum ExtraColumn : int { kL1, kSubnormal, kNearMax = kSubnormal + kFormats, kExtraColumns = kNearMax + kFormats };
+
+// The formats are bf16, whose exponents fp32 has too; fp16, whose exponents e5m2 of fp8 has too; and e4m3 of fp8 (OCP
+// 8-bit Floating Point Specification, 2023, table 1): the smallest normal number, and where the two highest binades
+// begin.
+PYTRACKER_HD constexpr float smallest_normal(int f) { return f == 0 ? 0x1p-126F : f == 1 ? 0x1p-14F : 0x1p-6F; }
+PYTRACKER_HD constexpr float two_highest_binades(int f) { return f == 0 ? 0x1p126F : f == 1 ? 0x1p14F : 0x1p7F; }
+
 // The totals row: the columns merged over all tensors, and the largest sum_sq of one tensor, whose root is the
 // largest norm of one parameter.
 enum Total : int { kMaxSumSq = kColumns, kTotals };
@@ -27,11 +38,15 @@ enum Total : int { kMaxSumSq = kColumns, kTotals };
 // The columns of a meter's state, all float64. A NaN value is counted and otherwise left out of the sum and the count.
 enum MeterColumn : int { kVal, kMeterSum, kCount, kMeterNans, kMeterColumns };
 
-// A step's row, in float64: [totals | tensor 0 | tensor 1 | ... | scalar 0 | scalar 1 | ...], and in a log two marks at
-// the end of its stride: the row's number, and who asked for it (RowTarget::asked_by).
+// A step's row, in float64: [totals | tensor 0 | tensor 1 | ... | scalar 0 | scalar 1 | ...], and in a log at the end
+// of its stride the further columns of [tensor 0 | tensor 1 | ...], where they are asked for, and two marks: the row's
+// number, and who asked for it (RowTarget::asked_by).
 enum Mark : int { kNumber, kAskedBy, kMarks };
 constexpr int64_t tensor_offset(int64_t tensor) { return kTotals + tensor * kColumns; }
 constexpr int64_t row_width(int64_t tensors, int64_t scalars) { return tensor_offset(tensors) + scalars; }
+PYTRACKER_HD constexpr int64_t extras_offset(int64_t stride, int64_t tensors, int64_t tensor) {
+  return stride - kMarks - (tensors - tensor) * kExtraColumns;
+}
 
 // IEEE's maximum that keeps a NaN from either side (std::fmax drops it).
 PYTRACKER_HD double max_keep_nan(double a, double b) { return (b > a || b != b) ? b : a; }
@@ -104,10 +119,42 @@ struct Moments {
   }
 };
 
+// The further columns. Exponents are those of the gradient as it lies in memory, whatever it is divided by.
+struct Extras {
+  double l1 = 0;
+  int64_t subnormal[kFormats] = {}, near_max[kFormats] = {};
+
+  // One element, by its modulus: NaN where a part is.
+  PYTRACKER_HD void add(double modulus) {
+    l1 += modulus;
+    for (int f = 0; f < kFormats; ++f) {
+      subnormal[f] += modulus > 0 && modulus < smallest_normal(f);
+      near_max[f] += modulus >= two_highest_binades(f);
+    }
+  }
+
+  PYTRACKER_HD void merge(const Extras& other) {
+    l1 += other.l1;
+    for (int f = 0; f < kFormats; ++f) {
+      subnormal[f] += other.subnormal[f];
+      near_max[f] += other.near_max[f];
+    }
+  }
+
+  // As a row: of a gradient each of whose elements stands for `repeat`, divided by `scale`.
+  PYTRACKER_HD void store(double* row, int64_t repeat, double scale) const {
+    row[kL1] = l1 * static_cast<double>(repeat) / fabs(scale);
+    for (int f = 0; f < kFormats; ++f) {
+      row[kSubnormal + f] = static_cast<double>(subnormal[f] * repeat);
+      row[kNearMax + f] = static_cast<double>(near_max[f] * repeat);
+    }
+  }
+};
+
 // The row of a parameter that has no gradient in this step: missing, which is not zero. A gradient that is there never
 // has a NaN among its counts, so the counts tell the two apart.
-PYTRACKER_HD void store_missing(double* row) {
-  for (int c = 0; c < kColumns; ++c) row[c] = std::numeric_limits<double>::quiet_NaN();
+PYTRACKER_HD void store_missing(double* row, int columns = kColumns) {
+  for (int c = 0; c < columns; ++c) row[c] = std::numeric_limits<double>::quiet_NaN();
 }
 
 }  // namespace pytracker

@@ -188,6 +188,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   translate<InvalidTypeError>("InvalidTypeError");
 
   m.attr("COLUMNS") = std::vector<std::string>{"sum", "sum_sq", "abs_max", "zeros", "nans", "infs"};
+  m.attr("EXTRAS") = std::vector<std::string>{"l1",           "subnormal_bf16", "subnormal_fp16", "subnormal_e4m3",
+                                              "near_max_bf16", "near_max_fp16",  "near_max_e4m3"};
   m.attr("TOTALS") = int(kTotals);
   m.attr("METER_COLUMNS") = int(kMeterColumns);
   m.attr("MAX_SCALARS") = kMaxScalars;
@@ -289,7 +291,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       .def_property_readonly("outcome", &Clip::outcome);
 
   py::class_<StepLog>(m, "StepLog")
-      .def(py::init<std::shared_ptr<Plan>, int64_t, int64_t>(), py::arg("plan"), py::arg("capacity"), py::arg("slots"))
+      .def(py::init<std::shared_ptr<Plan>, int64_t, int64_t, bool>(), py::arg("plan"), py::arg("capacity"),
+           py::arg("slots"), py::arg("extras") = false)
       .def_property_readonly("written", &StepLog::written)
       .def_property_readonly("drained", &StepLog::drained)
       .def_property_readonly("capacity", &StepLog::capacity)

@@ -54,7 +54,7 @@ std::string type_name(const at::Tensor& tensor) {
 
 at::Tensor whole_value(const at::Tensor& tensor, const std::string& name) {
   const py::gil_scoped_acquire gil;
-  const py::module_ dtensor = py::module_::import("pytracker.core.dtensor");
+  const py::module_ dtensor = py::module_::import("pytracker.reference.dtensor");
   return dtensor.attr("whole_value")(tensor, name).cast<at::Tensor>();
 }
 
@@ -72,7 +72,7 @@ bool Placement::is_that_of(const at::Tensor& parameter, const at::Tensor& gradie
 std::vector<at::Tensor> redistributed(const std::vector<at::Tensor>& parameters,
                                       const std::vector<at::Tensor>& gradients) {
   const py::gil_scoped_acquire gil;
-  const py::module_ layouts = py::module_::import("pytracker.core.dtensor");
+  const py::module_ layouts = py::module_::import("pytracker.reference.dtensor");
   return layouts.attr("redistributed")(parameters, gradients).cast<std::vector<at::Tensor>>();
 }
 

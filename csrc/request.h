@@ -34,6 +34,7 @@ struct StepRequest {
   const Layouts* layouts = nullptr;
   const void* const* gradients = nullptr;  // [tensors] in the back end's memory; null: no gradient
   RowTarget row;
+  bool extras = false;  // the further columns too, into the end of the row
   const Scalar* scalars = nullptr;
   int64_t n_scalars = 0;
   Scalar grad_scale{nullptr, 1.0};  // divides the moments, not the gradients

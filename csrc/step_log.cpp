@@ -14,13 +14,14 @@
 
 namespace pytracker {
 
-StepLog::StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots)
-    : plan_(std::move(plan)), capacity_(capacity), slots_(slots), generation_(plan_->generation()) {
+StepLog::StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots, bool extras)
+    : plan_(std::move(plan)), capacity_(capacity), slots_(slots), generation_(plan_->generation()), extras_(extras) {
   if (capacity < 1) throw InvalidValueError("a step log needs a capacity of at least one row");
   if (slots < 0 || slots > kMaxScalars)
     throw InvalidValueError("a step log records at most " + std::to_string(kMaxScalars) + " scalars a step");
   for (const Group& group : plan_->groups()) {
-    const int64_t width = row_width(static_cast<int64_t>(group.members.size()), slots) + kMarks;
+    const int64_t tensors = static_cast<int64_t>(group.members.size());
+    const int64_t width = row_width(tensors, slots) + (extras ? tensors * kExtraColumns : 0) + kMarks;
     rows_.push_back(new_memory({capacity, width}, group.device));
     cursors_.push_back(at::zeros({}, at::kLong).to(group.device));
     owners_.push_back(std::make_shared<const std::pair<at::Tensor, at::Tensor>>(rows_.back(), cursors_.back()));
@@ -91,6 +92,7 @@ bool StepLog::append(int64_t step, const StepInput& input, const Clip* clip) {
     request.layouts = &groups[g].layouts;
     request.gradients = groups[g].data.data();
     request.row = target(g, captured ? -1 - static_cast<int64_t>(captures_.size()) : written_);
+    request.extras = extras_;
     request.scalars = scalars_[g].data();
     request.n_scalars = static_cast<int64_t>(scalars_[g].size());
     request.grad_scale = scales[g];

@@ -65,8 +65,9 @@ struct RowNote {
 
 class StepLog {
  public:
-  // `capacity` rows and `slots` scalars a row (at most kMaxScalars), allocated once.
-  StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots);
+  // `capacity` rows and `slots` scalars a row (at most kMaxScalars), allocated once; `extras`: with the further
+  // columns.
+  StepLog(std::shared_ptr<Plan> plan, int64_t capacity, int64_t slots, bool extras);
 
   // The slot of a scalar's name, new names included; -1 where all slots are taken.
   int32_t slot_of(const std::string& name);
@@ -128,6 +129,7 @@ class StepLog {
 
   std::shared_ptr<Plan> plan_;
   int64_t capacity_, slots_, generation_;
+  bool extras_;
   int64_t written_ = 0, drained_ = 0;
   std::vector<std::string> scalar_names_;
   std::unordered_map<std::string, int32_t> slot_by_name_;

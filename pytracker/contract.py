@@ -118,7 +118,7 @@ class Core(Protocol):
     @property
     def StepReader(self) -> Callable[[Any, Callable[[list[dict[str, Any]]], list[str]], set[str]], StepReader]: ...  # noqa: N802
     @property
-    def StepLog(self) -> Callable[[Any, int, int], StepLog]: ...  # noqa: N802
+    def StepLog(self) -> Callable[[Any, int, int, bool], StepLog]: ...  # noqa: N802
     @property
     def Clip(self) -> Callable[[float, Tensor | float, Tensor, Tensor | None, Tensor | None], Clip]: ...  # noqa: N802
     @property

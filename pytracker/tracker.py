@@ -31,6 +31,8 @@ from .distributed import NOISE_SERIES, Receive, team_of
 from .errors import InvalidTypeError, InvalidValueError, StoreError, in_words
 from .sinks import NoSinks, SinkLike, mirrors_of
 from .tracking import (
+    EXTRA_SERIES,
+    GRADIENT_SERIES,
     Closing,
     Delivery,
     GradientWatch,
@@ -55,9 +57,6 @@ from .tracking import (
 if TYPE_CHECKING:
     from .distributed import GradientNoiseScale
     from .store import Run
-
-GRADIENT_SERIES = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")
-"""What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
 _RESERVED = frozenset({*GRADIENT_SERIES, *CLIP_SERIES, *NOISE_SERIES, "epoch", "step"})
 
@@ -117,6 +116,8 @@ class Tracker(Closing):
         weights_every: steps from one to the next of which ||w_after - w_before|| of each parameter is measured, and its
             own norm: ``update_norm`` and ``weight_norm`` of ``history.parameters``. It takes a copy of what is trained
             while the optimizer works. None: norms alone, at the start and at each epoch.
+        columns: what else to measure of each gradient, in the same launch: "l1", and "exponents", the shares that are
+            subnormal in bf16, fp16 and fp8 or within 4 times of their overflow. See :doc:`tracker`.
 
     Raises:
         InvalidTypeError: an argument is of the wrong type.
@@ -167,13 +168,14 @@ class Tracker(Closing):
         each_closure: bool = False,
         in_backward: bool = False,
         weights_every: int | None = None,
+        columns: Sequence[Literal["l1", "exponents"]] = (),
     ) -> None:
         """Plan the reduction and allocate the device log; this may wait for the device and for the other ranks."""
         by_name("Tracker", unnamed, 'model, optimizer, run="runs"')
         flags = {"check_replicas": check_replicas, "close_on_signal": close_on_signal, "in_backward": in_backward}
         flags["each_closure"] = each_closure
         check_arguments(diagnosis, on_finding, sinks, meta, process_group, noise_scale, gradient, grad_scaler, flags)
-        check_choices(rank_timeout, on_nonfinite, weights_every)
+        self._extras = extras = check_choices(rank_timeout, on_nonfinite, weights_every, columns, in_backward)
         self._players = players = Players(model, optimizer)
         if players and noise_scale is not None:
             raise InvalidValueError("noise_scale is of one model whose every step is recorded, and there are players")
@@ -188,6 +190,7 @@ class Tracker(Closing):
             every=every,
             seconds=seconds,
             weights_every=weights_every,
+            extras=extras,
             group=process_group,
             check_replicas=check_replicas,
             noise_scale=noise_scale,
@@ -202,7 +205,7 @@ class Tracker(Closing):
         self._closed = self._ending = self._ended = False
         self._at_exit = CloseAtExit(self)
         self._gradient_watch = GradientWatch(target, self._held, {each.name: each.model for each in players.each})
-        self._reserved = players.reserved(_RESERVED)
+        self._reserved = players.reserved(_RESERVED.union(EXTRA_SERIES[name] for name in extras))
         self._in_graphs = InGraphs(self, players, gradient, in_backward)
         self._weights = WeightWatch(players, weights_every, in_backward)
         self._connect(InMemoryRun(), NoSinks(), None, None)  # until the run is open
@@ -216,18 +219,14 @@ class Tracker(Closing):
                 rates=players.name_rates,
                 reserved=self._reserved,
                 slots=MAX_SCALARS if self._team.talks else FIRST_SLOTS,  # to make more is a drain, perhaps of one rank
+                extras=bool(extras),
             )
             self._append = self._append_and_poll if self._team.talks else self._log.append
             self._lanes = Lanes(players, self._log, gradient, grad_scaler, process_group, each_closure, in_backward)
             self._lane = self._lanes.all  # of the latest step
             self._begin(run, diagnosis, on_finding, sinks, meta)
         except BaseException as error:
-            self._closed = self._ended = True
-            self._let_go()
-            self._at_exit.forget()
-            self._team.leave(in_words(error))
-            self._sinks.close(in_words(error))
-            self._run.finish("failed", error=in_words(error))
+            self._fail(in_words(error))
             raise
         if close_on_signal:
             exit_on_signals(self._at_exit, self._run)
@@ -235,7 +234,7 @@ class Tracker(Closing):
     def _connect(self, run: Any, sinks: NoSinks, diagnosis: Diagnosis | None, on_finding: Any) -> None:
         self._run, self._sinks = run, sinks
         self._judge = LiveDiagnosis(diagnosis, run, on_finding, sinks.finding)
-        whose_steps = WhoseSteps(self._players, self._team.infos)
+        whose_steps = WhoseSteps(self._players, self._team.infos, self._extras)
         self._delivery = Delivery(run, sinks, self._gradient_watch, whose_steps, self._weights.until)
         self._late = LateMetrics(run, sinks, self._reserved)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pytracker
-from pytracker.core import reference
+from pytracker import reference
 
 PACKAGE = Path(pytracker.__file__).parent
 MAKERS = {"tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "eye", "rand", "randn"}

@@ -66,6 +66,7 @@ class CpuBackend final : public Backend {
  public:
   void step(const StepRequest& request) override {
     prepare(*request.layouts);
+    if (request.extras) extra_partials_.resize(chunks_.size());
     const int64_t tensors = static_cast<int64_t>(request.layouts->tensors.size());
     const int64_t index = request.row.cursor == nullptr ? 0 : (*request.row.cursor)++ % request.row.capacity;
     double* row = request.row.rows + index * request.row.stride;
@@ -74,7 +75,9 @@ class CpuBackend final : public Backend {
     for_each_chunk([&](int64_t c) {
       const Chunk& chunk = chunks_[c];
       const void* data = request.gradients[chunk.tensor];
-      if (data != nullptr) partials_[c] = moments(*request.layouts, chunk, data);
+      if (data != nullptr) partials_[c] = reduced(*request.layouts, chunk, data, kernels().moments);
+      if (data != nullptr && request.extras)  // the chunk is in the cache still
+        extra_partials_[c] = reduced(*request.layouts, chunk, data, kernels().extras);
       const bool whole = first_chunk_[chunk.tensor + 1] - first_chunk_[chunk.tensor] == 1;
       if (whole) finish(request, chunk.tensor, scale, row);
     });
@@ -163,14 +166,17 @@ class CpuBackend final : public Backend {
     });
   }
 
-  static Moments moments(const Layouts& layouts, const Chunk& chunk, const void* data) {
+  // What a kernel makes of a chunk: moments, or the further columns.
+  template <typename Part>
+  static Part reduced(const Layouts& layouts, const Chunk& chunk, const void* data,
+                      Part (*kernel)(Dtype dtype, const void* data, int64_t numel)) {
     const Layout& layout = layouts.tensors[chunk.tensor];
     const int64_t item = item_size(layout.dtype);
     const char* bytes = static_cast<const char*>(data);
-    if (layout.strided < 0) return kernels().moments(layout.dtype, bytes + chunk.begin * item, chunk.end - chunk.begin);
+    if (layout.strided < 0) return kernel(layout.dtype, bytes + chunk.begin * item, chunk.end - chunk.begin);
 
     alignas(64) char gathered[kGather * 16];
-    Moments total;
+    Part total;
     for (int64_t begin = chunk.begin; begin < chunk.end; begin += kGather) {
       const int64_t count = std::min(kGather, chunk.end - begin);
       char* out = gathered;
@@ -178,26 +184,34 @@ class CpuBackend final : public Backend {
         std::memcpy(out, bytes + offset * item, static_cast<size_t>(run * item));
         out += run * item;
       });
-      total.merge(kernels().moments(layout.dtype, gathered, count));
+      total.merge(kernel(layout.dtype, gathered, count));
     }
     return total;
   }
 
   // Merges a tensor's chunks, as a tree, so that the rounding of 1e8 elements grows with the logarithm.
-  Moments merged(int64_t first, int64_t last) const {
-    if (last - first == 1) return partials_[first];
+  template <typename Part>
+  static Part merged(const std::vector<Part>& partials, int64_t first, int64_t last) {
+    if (first == last) return {};
+    if (last - first == 1) return partials[first];
     const int64_t middle = first + (last - first) / 2;
-    Moments left = merged(first, middle);
-    left.merge(merged(middle, last));
+    Part left = merged(partials, first, middle);
+    left.merge(merged(partials, middle, last));
     return left;
   }
 
   void finish(const StepRequest& request, int64_t tensor, double scale, double* row) const {
     double* columns = row + tensor_offset(tensor);
-    if (request.gradients[tensor] == nullptr) return store_missing(columns);
+    const int64_t tensors = static_cast<int64_t>(request.layouts->tensors.size());
+    double* extras = request.extras ? row + extras_offset(request.row.stride, tensors, tensor) : nullptr;
+    if (request.gradients[tensor] == nullptr) {
+      if (extras != nullptr) store_missing(extras, kExtraColumns);
+      return store_missing(columns);
+    }
     const Layout& layout = request.layouts->tensors[tensor];
     const int64_t first = first_chunk_[tensor], last = first_chunk_[tensor + 1];
-    Moments m = first == last ? Moments() : merged(first, last);
+    if (extras != nullptr) merged(extra_partials_, first, last).store(extras, layout.repeat, scale);
+    Moments m = merged(partials_, first, last);
     m.extend(layout.repeat, layout.implicit_zeros);
     if (scale != 1) m.divide(scale);
     m.store(columns);
@@ -228,9 +242,10 @@ class CpuBackend final : public Backend {
 
   uint64_t version_ = ~uint64_t{0};
   std::vector<Chunk> chunks_;
-  std::vector<int64_t> cost_;         // [chunks + 1] cost before each chunk, in bytes
-  std::vector<int64_t> first_chunk_;  // [tensors + 1]
-  std::vector<Moments> partials_;     // [chunks]
+  std::vector<int64_t> cost_;           // [chunks + 1] cost before each chunk, in bytes
+  std::vector<int64_t> first_chunk_;    // [tensors + 1]
+  std::vector<Moments> partials_;       // [chunks]
+  std::vector<Extras> extra_partials_;  // [chunks], where they are asked for
 };
 
 std::unique_ptr<Backend> make(c10::Device) { return std::make_unique<CpuBackend>(); }

@@ -9,6 +9,8 @@ struct Kernels {
   const char* isa;
   // The moments of `numel` elements without gaps.
   Moments (*moments)(Dtype dtype, const void* data, int64_t numel);
+  // The further columns of the same.
+  Extras (*extras)(Dtype dtype, const void* data, int64_t numel);
   // Multiplies `numel` elements without gaps.
   void (*scale)(Dtype dtype, void* data, int64_t numel, double factor);
 };

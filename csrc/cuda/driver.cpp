@@ -66,6 +66,7 @@ Kernels load_kernels(int device, const std::vector<std::string>& images) {
     Module module = nullptr;
     check(driver().cuModuleLoadData(&module, images[i].c_str()), "loading kernels");
     sizes[i]->gradients = function_of(module, "gradients_kernel");
+    sizes[i]->with_extras = function_of(module, "gradients_and_extras_kernel");
     sizes[i]->scale = function_of(module, "scale_kernel");
     if (i > 0) continue;  // these two are the same in all
     kernels.update_meters = function_of(module, "update_meters_kernel");

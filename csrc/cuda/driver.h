@@ -44,7 +44,7 @@ void check(Result result, const char* doing);
 
 // The kernels over gradients, for launches of so many: see kernel_arguments.h.
 struct KernelsOfSize {
-  Function gradients = nullptr, scale = nullptr;
+  Function gradients = nullptr, with_extras = nullptr, scale = nullptr;
 };
 
 // The kernels of one device. `some` and `many` are null where the driver does not know so large parameters.

@@ -1,5 +1,6 @@
 // Every statistic of every gradient, in one launch: sum, sum of squares, largest magnitude, zeros, NaNs and Infs of
-// each tensor, and of all together, into one row of a log.
+// each tensor, and of all together, into one row of a log. And, where they are asked for, the further columns of each
+// (extras.cuh).
 //
 // What it costs: each byte is read once. About 7 instructions for each fp32 element and 6 for a bf16 one
 // (elements.cuh), a fifth of what an SM can issue in the time that its share of an H100's memory takes. Each block adds
@@ -33,10 +34,10 @@ __device__ __forceinline__ double* row_of(const RowTarget& target) {
 // ---------------------------------------------------------------------------------------------------------------------
 // One thread's columns of a stretch
 
-template <typename T>
+template <template <typename> class OfThread, typename T>
 __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& stretch, const Strided* strided,
-                                           Team team, double (&columns)[kColumns]) {
-  Accumulator<T> accumulator;
+                                           Team team, double (&columns)[kColumns], double (&extras)[kExtraColumns]) {
+  Accumulator<T, OfThread> accumulator;
   const T* data = static_cast<const T*>(gradient);
   if (strided != nullptr) {
     for (int i = team.rank(); i < stretch.count; i += team.size())
@@ -49,7 +50,7 @@ __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& 
 
     // Tile after tile for each warp; what is left is less than a tile and goes to the warp whose turn it is.
     constexpr int kTile = kTileVectors * kWarp;
-    using Raw = typename Accumulator<T>::Raw;
+    using Raw = typename Accumulator<T, OfThread>::Raw;
     const Raw* body = reinterpret_cast<const Raw*>(data + vectors.head) + team.warp() * kTile + team.lane();
     int left = vectors.count - team.warp() * kTile;
     for (; left >= kTile; left -= team.warps() * kTile, body += team.warps() * kTile)
@@ -59,19 +60,21 @@ __device__ __forceinline__ void accumulate(const void* gradient, const Stretch& 
     else if (left > 0)
       accumulator.template add_tile<1, false>(body, left - team.lane());
   }
-  accumulator.store(columns);
+  accumulator.store(columns, extras);
 }
 
+template <template <typename> class OfThread>
 __device__ __forceinline__ void accumulate(const void* gradient, const TensorEntry& tensor, const Stretch& stretch,
-                                           const Strided* strided, Team team, double (&columns)[kColumns]) {
+                                           const Strided* strided, Team team, double (&columns)[kColumns],
+                                           double (&extras)[kExtraColumns]) {
   const Strided* gaps = tensor.strided < 0 ? nullptr : strided + tensor.strided;
   switch (tensor.dtype) {
-    case Dtype::kFloat64: return accumulate<double>(gradient, stretch, gaps, team, columns);
-    case Dtype::kFloat32: return accumulate<float>(gradient, stretch, gaps, team, columns);
-    case Dtype::kFloat16: return accumulate<Half>(gradient, stretch, gaps, team, columns);
-    case Dtype::kBFloat16: return accumulate<BFloat16>(gradient, stretch, gaps, team, columns);
-    case Dtype::kComplex64: return accumulate<float2>(gradient, stretch, gaps, team, columns);
-    case Dtype::kComplex128: return accumulate<double2>(gradient, stretch, gaps, team, columns);
+    case Dtype::kFloat64: return accumulate<OfThread, double>(gradient, stretch, gaps, team, columns, extras);
+    case Dtype::kFloat32: return accumulate<OfThread, float>(gradient, stretch, gaps, team, columns, extras);
+    case Dtype::kFloat16: return accumulate<OfThread, Half>(gradient, stretch, gaps, team, columns, extras);
+    case Dtype::kBFloat16: return accumulate<OfThread, BFloat16>(gradient, stretch, gaps, team, columns, extras);
+    case Dtype::kComplex64: return accumulate<OfThread, float2>(gradient, stretch, gaps, team, columns, extras);
+    case Dtype::kComplex128: return accumulate<OfThread, double2>(gradient, stretch, gaps, team, columns, extras);
   }
 }
 
@@ -98,6 +101,22 @@ __device__ __forceinline__ void finish_tensor(const Step& step, int32_t t, const
   double* out = row_of(step.row) + tensor_offset(t);
   for (int c = 0; c < kColumns; ++c) out[c] = row[c];
   for (int c = 0; c < kTotals; ++c) total[c] = combine(c, total[c], row[c]);
+}
+
+__device__ __forceinline__ double* extras_of(const Step& step, int32_t t) {
+  return row_of(step.row) + extras_offset(step.row.stride, step.n_tensors, t);
+}
+
+// The further columns of a tensor whose elements have all been merged.
+__device__ __forceinline__ void finish_extras(const Step& step, int32_t t, const TensorEntry& tensor,
+                                              const double* columns) {
+  Extras extras;
+  extras.l1 = columns[kL1];
+  for (int f = 0; f < kFormats; ++f) {
+    extras.subnormal[f] = static_cast<int64_t>(columns[kSubnormal + f]);
+    extras.near_max[f] = static_cast<int64_t>(columns[kNearMax + f]);
+  }
+  extras.store(extras_of(step, t), tensor.repeat, read(step.grad_scale));
 }
 
 // The totals, and what a step asks for besides; the last thing that a launch writes.
@@ -130,6 +149,7 @@ __device__ __forceinline__ void finish_row(const Step& step, Scratch& scratch) {
 // The kernel
 
 // gradients: the pointers of this launch, which lie behind `step` among the kernel's parameters.
+template <template <typename> class OfThread>
 __device__ __forceinline__ void reduce_gradients(const Step& step, const void* const* gradients) {
   __shared__ Scratch scratch;
   __shared__ double totals[kWarps][kTotals];  // of the tensors that a warp has finished
@@ -144,12 +164,18 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
   const auto partial_of = [&](int32_t block, bool begins) {
     return step.partials + (2 * int64_t{block} + begins) * kColumns;
   };
+  constexpr bool kExtras = OfThread<float>::kAny;
+  const auto partial_extras_of = [&](int32_t block, bool begins) {
+    return step.totals + int64_t{step.n_totals} * kTotals + (2 * int64_t{block} + begins) * kExtraColumns;
+  };
   if (lane < kTotals) totals[warp][lane] = 0;
   __syncthreads();
 
   // First each warp takes every fourth of the short stretches, then the block takes the long ones together.
+  int turn = 0;
+  if (kExtras) asm volatile("" : "+r"(turn));  // hidden from the compiler, which would make code for each turn
 #pragma unroll 1
-  for (int turn = 0; turn < 2; ++turn) {
+  for (; turn < 2; ++turn) {
     const bool together = turn == 1;
     const Team team{together};
     const int32_t first = block.first_tensor + (together ? 0 : warp);
@@ -159,19 +185,30 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
       if ((stretch.vectors > kWarpVectors) != together) continue;
       const void* gradient = gradient_of(t);
       if (gradient == nullptr) {
-        if (team.rank() == 0 && tensor.first_block == b) store_missing(row_of(step.row) + tensor_offset(t));
+        if (team.rank() == 0 && tensor.first_block == b) {
+          store_missing(row_of(step.row) + tensor_offset(t));
+          if (kExtras) store_missing(extras_of(step, t), kExtraColumns);
+        }
         continue;
       }
-      double columns[kColumns];
-      accumulate(gradient, tensor, stretch, work.strided, team, columns);
+      double columns[kColumns], extras[kExtraColumns];
+      accumulate<OfThread>(gradient, tensor, stretch, work.strided, team, columns, extras);
       together ? reduce_block(columns, scratch) : reduce_warp(columns, scratch);
-      if (team.rank() != 0) continue;
       const double* merged = scratch.merged[together ? 0 : warp];
-      if (tensor.n_blocks == 1) {
+      if (team.rank() == 0 && tensor.n_blocks == 1) {
         finish_tensor(step, t, tensor, merged, totals[warp]);
-      } else {
+      } else if (team.rank() == 0) {
         double* partial = partial_of(b, tensor.first_block == b);
         for (int c = 0; c < kColumns; ++c) partial[c] = merged[c];
+      }
+      if constexpr (kExtras) {
+        together ? reduce_block<true>(extras, scratch) : reduce_warp<true>(extras, scratch);
+        if (team.rank() == 0 && tensor.n_blocks == 1) {
+          finish_extras(step, t, tensor, merged);
+        } else if (team.rank() == 0) {
+          double* partial = partial_extras_of(b, tensor.first_block == b);
+          for (int c = 0; c < kExtraColumns; ++c) partial[c] = merged[c];
+        }
       }
     }
   }
@@ -208,6 +245,15 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
         double merged[kTotals] = {};
         finish_tensor(step, t, tensor, scratch.merged[0], merged);
         for (int c = 0; c < kTotals; ++c) total[c] = merged[c];
+      }
+      if constexpr (kExtras) {
+        double extras[kExtraColumns] = {};
+        for (int i = threadIdx.x; i < tensor.n_blocks; i += kThreads) {
+          const double* partial = partial_extras_of(tensor.first_block + i, i == 0);
+          for (int c = 0; c < kExtraColumns; ++c) extras[c] += partial[c];
+        }
+        reduce_block<true>(extras, scratch);
+        if (threadIdx.x == 0) finish_extras(step, t, tensor, scratch.merged[0]);
       }
       ++complete;
     }

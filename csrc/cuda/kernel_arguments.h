@@ -19,7 +19,7 @@ struct Work {
 struct Step {
   Work work;
   double* partials;  // [blocks, 2, kColumns] a block's part of the tensor that began before it, and of one that goes on
-  double* totals;    // [n_totals, kTotals]
+  double* totals;    // [n_totals, kTotals], and behind them, as the partials, [blocks, 2, kExtraColumns]
   uint32_t* tickets;  // [1 + blocks] of the row, and of the tensor that begins in a block and goes on
   int32_t n_tensors, n_totals, n_scalars;
   RowTarget row;

@@ -13,7 +13,12 @@ namespace pytracker::cuda {
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     gradients_kernel(const __grid_constant__ StepParameters<PYTRACKER_POINTERS> parameters) {
-  reduce_gradients(parameters.step, parameters.gradients);
+  reduce_gradients<NoExtras>(parameters.step, parameters.gradients);
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSmWithExtras)
+    gradients_and_extras_kernel(const __grid_constant__ StepParameters<PYTRACKER_POINTERS> parameters) {
+  reduce_gradients<AllExtras>(parameters.step, parameters.gradients);
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksPerSm)

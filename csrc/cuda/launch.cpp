@@ -69,12 +69,13 @@ void gradients(const Kernels& kernels, const StepRequest& request, const Table& 
 
   for (const Launch& part : table.launches) {
     step.work = work_of(table, device_table, part);
+    const auto kernel = [&](const KernelsOfSize& of) { return request.extras ? of.with_extras : of.gradients; };
     if (part.n_tensors <= kFewPointers)
-      launch_step<kFewPointers>(kernels.few.gradients, step, part, request.gradients, stream);
+      launch_step<kFewPointers>(kernel(kernels.few), step, part, request.gradients, stream);
     else if (part.n_tensors <= kSomePointers)
-      launch_step<kSomePointers>(kernels.some.gradients, step, part, request.gradients, stream);
+      launch_step<kSomePointers>(kernel(kernels.some), step, part, request.gradients, stream);
     else
-      launch_step<kManyPointers>(kernels.many.gradients, step, part, request.gradients, stream);
+      launch_step<kManyPointers>(kernel(kernels.many), step, part, request.gradients, stream);
   }
 }
 

@@ -8,9 +8,10 @@ namespace pytracker::cuda {
 __device__ __forceinline__ bool is_maximum(int column) { return column == kAbsMax || column == kMaxSumSq; }
 
 // Moments are merged by adding or, for two of the columns, by the maximum. No column is negative before it is a
-// maximum, so zero is neutral for all of them.
+// maximum, so zero is neutral for all of them. The further columns are sums, all of them.
+template <bool kSums = false>
 __device__ __forceinline__ double combine(int column, double a, double b) {
-  return is_maximum(column) ? max_keep_nan(a, b) : a + b;
+  return !kSums && is_maximum(column) ? max_keep_nan(a, b) : a + b;
 }
 
 // Shared memory for the reductions of a block.
@@ -19,13 +20,14 @@ struct Scratch {
   double columns[kWarps][kTotals][kWarp + 4];
   double merged[kWarps][kTotals];
 };
+static_assert(kTotals >= kColumns && kTotals >= kExtraColumns);
 
 // Reduces the columns of a warp into merged[warp]; the whole warp may read it afterwards.
 //
 // The obvious way, five shuffles for each column, costs 200 instructions a thread, as each 64-bit value takes two. Here
 // the columns are turned by a trip through shared memory: four lanes take a column, each adds eight values, two
 // shuffles remain. About 50 instructions, which matters as small tensors are reduced by one warp each.
-template <int kCount>
+template <bool kSums = false, int kCount>
 __device__ __forceinline__ void reduce_warp(const double (&mine)[kCount], Scratch& scratch) {
   static_assert(kCount * 4 <= kWarp);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -38,7 +40,7 @@ __device__ __forceinline__ void reduce_warp(const double (&mine)[kCount], Scratc
   double value = 0;
   if (column < kCount) {
     const double* values = &columns[column][part];
-    if (is_maximum(column)) {
+    if (!kSums && is_maximum(column)) {
 #pragma unroll
       for (int i = 0; i < kWarp; i += 4) value = max_keep_nan(value, values[i]);
     } else {
@@ -46,21 +48,22 @@ __device__ __forceinline__ void reduce_warp(const double (&mine)[kCount], Scratc
       for (int i = 0; i < kWarp; i += 4) value += values[i];
     }
   }
-  value = combine(column, value, __shfl_xor_sync(~0u, value, 1));
-  value = combine(column, value, __shfl_xor_sync(~0u, value, 2));
+  value = combine<kSums>(column, value, __shfl_xor_sync(~0u, value, 1));
+  value = combine<kSums>(column, value, __shfl_xor_sync(~0u, value, 2));
   if (column < kCount && part == 0) scratch.merged[warp][column] = value;
   __syncwarp();
 }
 
 // Reduces the columns of a block into merged[0]; only thread 0 may read it afterwards.
-template <int kCount>
+template <bool kSums = false, int kCount>
 __device__ __forceinline__ void reduce_block(const double (&mine)[kCount], Scratch& scratch) {
   __syncthreads();  // merged[] may still be read from the time before
-  reduce_warp(mine, scratch);
+  reduce_warp<kSums>(mine, scratch);
   __syncthreads();
   if (threadIdx.x == 0)
     for (int warp = 1; warp < kWarps; ++warp)
-      for (int c = 0; c < kCount; ++c) scratch.merged[0][c] = combine(c, scratch.merged[0][c], scratch.merged[warp][c]);
+      for (int c = 0; c < kCount; ++c)
+        scratch.merged[0][c] = combine<kSums>(c, scratch.merged[0][c], scratch.merged[warp][c]);
 }
 
 // Adds to *at in the memory of the device, and returns what was there.

@@ -96,9 +96,11 @@ Table build_table(const Layouts& layouts, int32_t max_pointers) {
   table.blocks_offset = append(table.bytes, blocks);
   table.strided_offset = append(table.bytes, layouts.strided);
 
-  // A block has a share of at most two tensors that it does not hold whole: one row for each.
+  // A block has a share of at most two tensors that it does not hold whole: one row for each, and one of the further
+  // columns behind the totals.
   table.totals_offset = sizeof(double) * kColumns * 2 * table.n_blocks;
-  table.workspace_bytes = table.totals_offset + sizeof(double) * kTotals * table.n_totals;
+  table.workspace_bytes =
+      table.totals_offset + sizeof(double) * (kTotals * table.n_totals + kExtraColumns * 2 * table.n_blocks);
   table.tickets_bytes = sizeof(uint32_t) * (1 + table.n_blocks);
   return table;
 }

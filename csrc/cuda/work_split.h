@@ -17,6 +17,7 @@ constexpr int kBlocksPerSm = 5;  // what these compile to needs a few registers 
 #else
 constexpr int kBlocksPerSm = 6;  // leaves 80 registers to a thread: no spills, and 72 KB of loads in flight on an SM
 #endif
+constexpr int kBlocksPerSmWithExtras = kBlocksPerSm - 1;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kVectorBytes = 16;
 constexpr int kTileVectors = 6;  // that a thread loads before it uses the first

@@ -1,7 +1,8 @@
-"""From tensors to moments: the native core, its stand-in, plans, and the device log."""
+"""From tensors to moments: the native core, plans, and the device log."""
 
 from __future__ import annotations
 
+from ..reference import number_in, root
 from . import native, operators
 from .device_log import FIRST_SLOTS, DeviceLog, name_rates
 from .plans import (
@@ -17,7 +18,6 @@ from .plans import (
     track,
     watchable,
 )
-from .reference import number_in, root
 from .rows import Rows, joined
 from .shards import LocalParameter, ParameterLayout, local_parameter, parameters_of_module
 

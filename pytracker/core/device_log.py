@@ -30,9 +30,9 @@ from .._warn import warn_user
 from ..columns import MAX_SCALARS
 from ..contract import Clip, Context, Plan
 from ..errors import InvalidValueError
+from ..reference import CAPTURED, RENEW
 from ..replays import ASKED_BY, Note, are_in_order, complaints, marked, match
 from . import native
-from .reference import CAPTURED, RENEW
 from .rows import Rows, arrays, unpack
 
 FIRST_SLOTS = 16  # scalars that a row has room for at first; the log is rebuilt with twice as many when they run out
@@ -51,6 +51,8 @@ class PendingCopy:
     contexts: list[Context]  # of one or more rows each
     context_of: list[int]  # for each row, which of these
     parts: list[torch.Tensor]  # for each device, [n, width] in host memory
+    slots: int  # scalars that a row has room for
+    extras: bool  # whether the further columns lie behind them
     noted: torch.Tensor | None  # [n], StepLog.announced of each; None: nothing has been captured
     events: list[torch.cuda.Event]
     next_row: int | None = None  # the number of the row after the last one, once that has been looked at
@@ -120,8 +122,9 @@ def name_rates(groups: list[dict[str, Any]]) -> list[str]:
 class _Ring:
     """The rows on the devices, and which of them are on their way to the host; replaced whole where they move."""
 
-    def __init__(self, plan: Plan, every: int, slots: int) -> None:
-        self.log = native.make_step_log(plan, 2 * every, slots)
+    def __init__(self, plan: Plan, every: int, slots: int, extras: bool) -> None:
+        self.log = native.make_step_log(plan, 2 * every, slots, extras=extras)
+        self.extras = extras
         self.generation = plan.generation
         self.members = plan.members  # of the rows in this log, wherever the parameters move to
         self.streams = [CopyStream(rows, every) if rows.is_cuda else None for rows in self.log.rows]
@@ -181,10 +184,12 @@ class DeviceLog:
         rates: Callable[[list[dict[str, Any]]], list[str]] = name_rates,
         reserved: set[str] | None = None,
         slots: int = FIRST_SLOTS,
+        extras: bool = False,
     ) -> None:
         """Allocate everything that the log will need. A scalar may not have a ``reserved`` name; the set may grow.
 
-        Rows are drained after ``every`` of them or ``seconds``. For more scalars than ``slots`` all are delivered.
+        Rows are drained after ``every`` of them or ``seconds``. For more scalars than ``slots`` all are delivered. With
+        ``extras`` they have the further columns.
         """
         self._plan = plan
         self._every = whole_number("every", every, low=1)
@@ -196,7 +201,7 @@ class DeviceLog:
         self._decides_late = False
         self._undrained = 0  # rows that were not sent when last looked at
         self.waits = 0
-        self._ring = _Ring(plan, self._every, slots)
+        self._ring = _Ring(plan, self._every, slots, extras)
 
     @property
     def every(self) -> int:
@@ -292,7 +297,7 @@ class DeviceLog:
 
     def _renew(self, every: int, slots: int) -> None:
         """Replace the ring, all of whose rows were delivered."""
-        ring = _Ring(self._plan, every, slots)
+        ring = _Ring(self._plan, every, slots, self._ring.extras)
         for name in self._ring.log.scalar_names:
             ring.log.slot_of(name)
         self._reader.reset()
@@ -369,7 +374,8 @@ class DeviceLog:
             parts, noted, events = ring.copies(first, len(steps), turn)
             names = list(ring.log.scalar_names)
             end, row = first + len(steps), first + ring.ahead
-            copy = PendingCopy(end, row, turn, steps, given, names, contexts, context_of, parts, noted, events)
+            layout = ring.log.slots, ring.extras
+            copy = PendingCopy(end, row, turn, steps, given, names, contexts, context_of, parts, *layout, noted, events)
             if ring.on_host:
                 copy.rows = unpack(copy, self._ring.members)
             ring.pending.append(copy)

@@ -18,14 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import reference
 from .._checks import writable
-from ..columns import COLUMNS, MAX_SCALARS, METER_COLUMNS, TOTALS
+from ..columns import COLUMNS, EXTRAS, MAX_SCALARS, METER_COLUMNS, TOTALS
 from ..contract import Clip, Core, ModuleWatch, Plan, StepLog, StepReader
 from ..errors import ParameterError
-from . import cuda, reference, reference_log
+from . import cuda
 
 _CONTRACT = {
     "COLUMNS": list(COLUMNS),
+    "EXTRAS": list(EXTRAS),
     "TOTALS": TOTALS,
     "METER_COLUMNS": len(METER_COLUMNS),
     "MAX_SCALARS": MAX_SCALARS,
@@ -76,9 +78,9 @@ def _core_for(tensors: Sequence[Tensor]) -> Core:
     core, reason = load()
     if core is None:
         _warn_once(f"pytracker runs without its native core, more slowly: {reason}. `pytracker doctor` says more.")
-        return reference_log
+        return reference
     devices = {tensor.device for tensor in tensors if not tensor.is_meta}
-    return as_core(core) if all(is_native(core, device) for device in devices) else reference_log
+    return as_core(core) if all(is_native(core, device) for device in devices) else reference
 
 
 def as_core(module: ModuleType) -> Core:
@@ -128,10 +130,13 @@ def outside_of_transforms() -> Any:
     return torch._C._DisableFuncTorch()
 
 
-def make_step_log(plan: Plan, capacity: int, slots: int) -> StepLog:
-    """Return a log of at most ``capacity`` undrained rows, with ``slots`` scalars a row, beside the plan's tensors."""
+def make_step_log(plan: Plan, capacity: int, slots: int, *, extras: bool = False) -> StepLog:
+    """Return a log of at most ``capacity`` undrained rows, with ``slots`` scalars a row, beside the plan's tensors.
+
+    ``extras``: each row has the further columns of every tensor, too.
+    """
     with outside_of_transforms():
-        return _module_of(plan).StepLog(plan, capacity, slots)
+        return _module_of(plan).StepLog(plan, capacity, slots, extras)
 
 
 def make_reader(
@@ -167,7 +172,7 @@ def make_clip(
 def watch_module(model: torch.nn.Module) -> ModuleWatch:
     """Return a watch with ``unchanged(model)``: whether the modules and parameters are still the same."""
     core, _ = load()
-    return (reference_log if core is None else as_core(core)).ModuleWatch(model)
+    return (reference if core is None else as_core(core)).ModuleWatch(model)
 
 
 def tensor_moments(row: Tensor) -> NDArray[np.float64]:
@@ -177,4 +182,4 @@ def tensor_moments(row: Tensor) -> NDArray[np.float64]:
 
 def _module_of(plan: Plan) -> Core:
     core, _ = load()
-    return as_core(core) if core is not None and isinstance(plan, core.Plan) else reference_log
+    return as_core(core) if core is not None and isinstance(plan, core.Plan) else reference

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..columns import row_width
 from ..errors import InvalidValueError
+from ..reference import Plan
 from . import cuda, native
-from .reference import Plan
 
 _LIBRARIES: list[Any] = []  # operators live as long as the object that defines them
 

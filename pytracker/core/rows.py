@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..columns import COLUMNS, TOTALS
+from ..columns import COLUMNS, EXTRAS, TOTALS
 from ..moments import merge
 from . import native
 
@@ -29,6 +29,7 @@ class Rows:
     tensors: NDArray[np.float64]  # [n, T, 6], columns.COLUMNS; NaN in all six where a parameter had no gradient
     elements: NDArray[np.float64]  # [n, T], of each gradient; of no meaning where a parameter had none
     scalars: dict[str, Scalars]
+    extras: NDArray[np.float64] | None = None  # [n, T, 7], columns.EXTRAS, NaN as above; None: they weren't asked for
     weights: NDArray[np.float64] | None = None  # [2, T, 6], of what a step added to the parameters, and of them
 
     @property
@@ -44,7 +45,8 @@ class Rows:
             if inside.any():
                 scalars[name] = where[inside] - begin, values[inside]
         here = slice(begin, end)
-        return Rows(self.steps[here], self.totals[here], self.tensors[here], self.elements[here], scalars)
+        extras = None if self.extras is None else self.extras[here]
+        return Rows(self.steps[here], self.totals[here], self.tensors[here], self.elements[here], scalars, extras)
 
     def without_gradients(self) -> Rows:
         """Return what rows say where the gradients are elsewhere, or were left out: the scalars that were given."""
@@ -64,12 +66,14 @@ def joined(parts: list[Rows]) -> Rows:
         for name, (where, values) in part.scalars.items():
             _extend(scalars, name, where + begin, values)
         begin += len(part.steps)
+    extras = [part.extras for part in parts if part.extras is not None]
     return Rows(
         np.concatenate([part.steps for part in parts]),
         np.concatenate([part.totals for part in parts]),
         np.concatenate([part.tensors for part in parts]),
         np.concatenate([part.elements for part in parts]),
         scalars,
+        np.concatenate(extras) if len(extras) == len(parts) else None,
     )
 
 
@@ -78,23 +82,33 @@ def unpack(copy: PendingCopy, members: list[list[int]]) -> Rows:
     parts = [part.astype(np.float64, copy=bool(copy.events)) for part in arrays(copy.parts)]  # else they are a copy
     given = np.array(copy.given, np.uint64)  # [rows, devices]
     moments: list[NDArray[np.float64]] = []
+    extras: list[NDArray[np.float64]] = []
     scalars: dict[str, Scalars] = {}
     for device, (part, of_device) in enumerate(zip(parts, members, strict=True)):
         end = TOTALS + len(of_device) * len(COLUMNS)
         moments.append(part[:, TOTALS:end].reshape(len(part), len(of_device), len(COLUMNS)))
+        behind = end + copy.slots
+        count = len(of_device) if copy.extras else 0
+        extras.append(part[:, behind : behind + count * len(EXTRAS)].reshape(len(part), count, len(EXTRAS)))
         for slot, name in enumerate(copy.names):
             having = np.flatnonzero(given[:, device] >> np.uint64(slot) & np.uint64(1))
             if len(having):
                 before = scalars.get(name, (having[:0], part[:0, 0]))
                 scalars[name] = _in_order(*before, having, part[having, end + slot])
     totals = merge([part[:, :TOTALS] for part in parts])
-    tensors = moments[0]  # of a single device: every parameter, in order
-    if len(moments) > 1:
-        tensors = np.empty((len(copy.steps), sum(map(len, members)), len(COLUMNS)))
-        for of_device, its_moments in zip(members, moments, strict=True):
-            tensors[:, of_device] = its_moments
+    tensors, of_extras = _in_one(moments, members), _in_one(extras, members) if copy.extras else None
     elements, scalars = _unpack_contexts(copy, scalars)
-    return Rows(np.array(copy.steps, np.int64), totals, tensors, elements, scalars)
+    return Rows(np.array(copy.steps, np.int64), totals, tensors, elements, scalars, of_extras)
+
+
+def _in_one(parts: list[NDArray[np.float64]], members: list[list[int]]) -> NDArray[np.float64]:
+    """Return what each device has of its parameters, [n, its, columns], for all in their order."""
+    if len(parts) == 1:  # every parameter, in order
+        return parts[0]
+    whole = np.empty((len(parts[0]), sum(map(len, members)), parts[0].shape[2]))
+    for of_device, part in zip(members, parts, strict=True):
+        whole[:, of_device] = part
+    return whole
 
 
 def arrays(tensors: list[torch.Tensor]) -> list[NDArray[Any]]:

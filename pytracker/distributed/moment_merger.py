@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .. import moments
 from ..collectives import MAX, SUM, Ranks
-from ..columns import ABS_MAX, COLUMNS
+from ..columns import ABS_MAX, COLUMNS, EXTRAS
 from ..core import LocalParameter, Rows
 from .agreement import agree
 from .row_merger import HEADER, DisagreementError, PendingMerge, RowMerger, check_stamps, stamp
@@ -35,13 +35,15 @@ _WEIGHTS = 2  # rows of weights beside those of gradients: of what a step has ad
 class PackedRows:
     """What the two collectives reduce of an interval, zeros at first: named sections of two buffers."""
 
-    def __init__(self, length: int, parameters: int, copies: int, weights: int = 0) -> None:
+    def __init__(self, length: int, parameters: int, copies: int, weights: int = 0, extras: int = 0) -> None:
         end = HEADER + (length + weights) * parameters * len(COLUMNS)
-        self.sums = np.zeros(end + length * copies * 2)
+        whole = end + length * copies * 2
+        self.sums = np.zeros(whole + length * parameters * extras)
         self.header = self.sums[:HEADER]
         moments = self.sums[HEADER:end].reshape(length + weights, parameters, len(COLUMNS))
         self.moments, self.weights = moments[:length], moments[length:]
-        self.copies = self.sums[end:].reshape(length, copies, 2)
+        self.copies = self.sums[end:whole].reshape(length, copies, 2)
+        self.extras = self.sums[whole:].reshape(length, parameters, extras)
         self.maxima = np.zeros((length + weights, parameters))
 
     def tensors(self) -> list[tuple[torch.Tensor, str]]:
@@ -59,6 +61,7 @@ class MomentMerger(RowMerger):
         every: rows of an interval; the same on all ranks.
         watched: copies are compared elsewhere, so they are not here.
         weights: what single steps add to the parameters is measured, and merged with the rows.
+        extras: rows have the further columns.
 
     Raises:
         RankMismatchError: a name stands for different parameters, or a rank lacks one that it shares with others.
@@ -73,27 +76,33 @@ class MomentMerger(RowMerger):
         every: int,
         watched: bool = False,
         weights: bool = False,
+        extras: bool = False,
     ) -> None:
         self._agreed = agree(ranks, parameters, infos, watched=watched)
         super().__init__(ranks, self._agreed.members, self._agreed.infos if ranks.is_first else [], every)
         self._has_elements = np.array([_has_elements(each) for each in parameters], bool)
         self._whole = np.zeros(len(self._agreed.infos))  # how many pieces make up each sharded parameter; 0: unknown
         self._weights = _WEIGHTS if weights else 0
+        self._extras = len(EXTRAS) if extras else 0
         self._any_merged = False
         self._warned: set[str] = set()
 
     def pack(self, merge: PendingMerge) -> tuple[Any, list[Any]]:
-        packed = self._pack(merge.rows.tensors, self._weights)
+        packed = self._pack(merge.rows.tensors, self._weights, self._extras)
+        if merge.rows.extras is not None:
+            present = ~moments.is_missing(merge.rows.tensors) & self._agreed.counted
+            own = packed.extras[: len(present)]
+            own[:, self._agreed.places] = np.where(present[:, :, None], merge.rows.extras, 0.0)
         if self._weights and merge.weights is not None:
             having = ~moments.is_missing(merge.weights)
             self._add(packed.weights, packed.maxima[-self._weights :], merge.weights, having)
         packed.header[:] = stamp(merge.rows.steps, merge.dropped)
         return packed, packed.tensors()
 
-    def _pack(self, tensors: NDArray[np.float64], weights: int = 0) -> PackedRows:
+    def _pack(self, tensors: NDArray[np.float64], weights: int = 0, extras: int = 0) -> PackedRows:
         """Return moments [n, L, 6] of this rank packed; rows that were dropped have no parameters, and add nothing."""
         agreed, count = self._agreed, len(tensors)
-        packed = PackedRows(max(self._every, count), len(agreed.infos), len(agreed.copies), weights)
+        packed = PackedRows(max(self._every, count), len(agreed.infos), len(agreed.copies), weights, extras)
         if not tensors.shape[1] or not count:
             return packed
         having = ~moments.is_missing(tensors)
@@ -118,9 +127,19 @@ class MomentMerger(RowMerger):
         self._mark_partial(tensors, present, steps)
         self._any_merged = True
         elements = np.broadcast_to(np.array([info.numel for info in self.infos], np.float64), tensors.shape[:2])
-        return Rows(
-            steps, moments.totals(tensors), tensors, elements, merge.rows.scalars, self._merged_weights(merge.packed)
-        )
+        extras, weights = self._merged_extras(merge.packed, tensors, present), self._merged_weights(merge.packed)
+        return Rows(steps, moments.totals(tensors), tensors, elements, merge.rows.scalars, extras, weights)
+
+    def _merged_extras(
+        self, packed: PackedRows, tensors: NDArray[np.float64], present: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        """Return the further columns of merged moments [n, T, 6], missing where these are; None without any."""
+        if not self._extras:
+            return None
+        copies = np.where(self._agreed.replicated, np.maximum(present, 1), 1)
+        extras: NDArray[np.float64] = packed.extras[: len(tensors)] / copies[:, :, None]
+        extras[moments.is_missing(tensors)] = np.nan
+        return extras
 
     def _merged_weights(self, packed: PackedRows) -> NDArray[np.float64] | None:
         """Return what was measured of the whole parameters, NaN where some rank lacks a piece; None without any."""

@@ -358,6 +358,7 @@ def team_of(
     every: int,
     seconds: float,
     weights_every: int | None,
+    extras: tuple[str, ...],
     group: dist.ProcessGroup | None,
     check_replicas: bool,
     noise_scale: GradientNoiseScale | None,
@@ -395,6 +396,7 @@ def team_of(
         ranks.check_settings(
             every=every,
             weights_every=weights_every,
+            columns=extras,
             check_replicas=check_replicas,
             noise_scale=noise_scale is not None,
             spread=spread,
@@ -403,9 +405,14 @@ def team_of(
         if noise_scale is not None:
             merger = NoiseMerger(ranks, infos, noise_scale, every=every)
         elif spread:
-            weights = weights_every is not None
             merger = MomentMerger(
-                ranks, tracked.parameters, infos, every=every, watched=check_replicas, weights=weights
+                ranks,
+                tracked.parameters,
+                infos,
+                every=every,
+                watched=check_replicas,
+                weights=weights_every is not None,
+                extras=bool(extras),
             )
         replicas = ReplicaWatch(ranks, tracked.parameters, every=every) if check_replicas else None
         # Copies are compared at the same step on all ranks, which then wait for each other: at steps known beforehand.

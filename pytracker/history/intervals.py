@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._checks import LARGEST_STEP, items, text, whole_number, wrong_type
-from ..columns import ABS_MAX, COLUMNS, INFS, NANS, SUM_SQ, ZEROS
+from ..columns import ABS_MAX, COLUMNS, EXTRAS, INFS, NANS, SUM_SQ, ZEROS
 from ..errors import InvalidValueError
 from ..moments import is_missing
 
@@ -35,6 +35,13 @@ FIELDS: Final[dict[str, float]] = {
     "first_nonfinite": -1,
     "weight_norm": np.nan,
     "update_norm": np.nan,
+    "l1_mean": np.nan,
+    "subnormal_bf16_fraction": np.nan,
+    "subnormal_fp16_fraction": np.nan,
+    "subnormal_e4m3_fraction": np.nan,
+    "near_max_bf16_fraction": np.nan,
+    "near_max_fp16_fraction": np.nan,
+    "near_max_e4m3_fraction": np.nan,
 }
 """The arrays of an ``Interval``, each with the value that stands for "nothing to tell"."""
 
@@ -92,6 +99,14 @@ class Interval:
     first_nonfinite: Int64Array  # int64: first step with a NaN or Inf element, -1 where there is none
     weight_norm: Float32Array  # L2 norm of the parameter itself when it was last measured, NaN where it was not
     update_norm: Float32Array  # L2 norm of what the latest step measured in the interval has added to it, or NaN
+    # On request, or NaN (columns.EXTRA_COLUMNS): the mean of the L1 norm, and mean shares of the elements.
+    l1_mean: Float32Array
+    subnormal_bf16_fraction: Float32Array
+    subnormal_fp16_fraction: Float32Array
+    subnormal_e4m3_fraction: Float32Array
+    near_max_bf16_fraction: Float32Array
+    near_max_fp16_fraction: Float32Array
+    near_max_e4m3_fraction: Float32Array
 
 
 def summarize(
@@ -102,6 +117,7 @@ def summarize(
     update_norm: ArrayLike | None = None,
     *,
     of_steps: ArrayLike | None = None,
+    extras: ArrayLike | None = None,
 ) -> Interval:
     """Summarize the exact rows of a few steps into one ``Interval``.
 
@@ -112,6 +128,7 @@ def summarize(
         weight_norm: float [T], the norm of each parameter when it was last measured; None where it was not.
         update_norm: float [T], the norm of what one of the steps has added to each; None where it was not measured.
         of_steps: [T], in how many of the steps each gradient was to be there; None: in all.
+        extras: float64 [n, T, 7], the further columns, in the order of ``EXTRAS``; None where they were not measured.
 
     Raises:
         InvalidValueError: the shapes disagree, or there is no step.
@@ -160,12 +177,22 @@ def summarize(
     wide[7] = (len(steps) if of_steps is None else np.asarray(of_steps)) - seen
     wide[8] = np.nan if weight_norm is None else weight_norm
     wide[9] = np.nan if update_norm is None else update_norm
+    wide[10:] = np.nan if extras is None else _means(np.asarray(extras, np.float64), numel, missing).T
     first_nonfinite = np.full(rows.shape[1], -1, np.int64)
     if wide[5:7].any():
         nonfinite = (rows[:, :, NANS] + rows[:, :, INFS]) > 0  # a missing gradient's NaN is not above 0
         first_nonfinite = np.where(nonfinite.any(axis=0), steps[np.argmax(nonfinite, axis=0)], -1)
     fields = dict(zip(_REDUCED, to_float32(wide), strict=True))
     return Interval(int(steps[0]), int(steps[-1]), **fields, first_nonfinite=first_nonfinite)
+
+
+def _means(extras: Float64Array, numel: Float64Array, missing: NDArray[np.bool_]) -> Float64Array:
+    """Return the means [T, 7] over the steps in which a gradient was present: of the L1 norms, and of shares."""
+    shares = extras / np.where(np.arange(len(EXTRAS)) == 0, 1.0, np.broadcast_to(numel, missing.shape)[:, :, None])
+    present = ~missing[:, :, None]
+    seen = present.sum(axis=0)
+    means: Float64Array = np.add.reduce(shares, axis=0, where=present) / np.maximum(seen, 1)
+    return np.where(seen > 0, means, np.nan)
 
 
 def update_ratios(update_norm: ArrayLike, weight_norm: ArrayLike) -> Float64Array:

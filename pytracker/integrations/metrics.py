@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..tracker import GRADIENT_SERIES
+from ..tracking import GRADIENT_SERIES
 
 _EVERY_STEP = frozenset({*GRADIENT_SERIES, "loss", "lr", "epoch", "step"})
 """Names that a tracker gives to what it records itself."""

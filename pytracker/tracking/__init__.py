@@ -13,11 +13,13 @@ from .live_diagnosis import LiveDiagnosis
 from .origin_watch import OriginWatch
 from .players import Players
 from .recorder import InMemoryRun, opened
-from .series import facts_for_rules
+from .series import EXTRA_SERIES, GRADIENT_SERIES, facts_for_rules
 from .weight_watch import WeightWatch
 from .whose_steps import WhoseSteps
 
 __all__ = [
+    "EXTRA_SERIES",
+    "GRADIENT_SERIES",
     "Closing",
     "Delivery",
     "GradientWatch",

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from .._checks import flag, function, items, kind_of, seconds, text, whole_number, wrong_type, wrong_value
 from .._json import encode
 from .._warn import warn_user
+from ..columns import REQUESTS
 from ..core import LocalParameter
 from ..diagnostics import Diagnosis
 from ..distributed import GradientNoiseScale
@@ -66,18 +67,30 @@ def check_arguments(
         raise wrong_type("process_group", process_group, "a torch.distributed.ProcessGroup, as new_group returns")
 
 
-def check_choices(rank_timeout: Any, on_nonfinite: Any, weights_every: Any) -> None:
+def check_choices(
+    rank_timeout: Any, on_nonfinite: Any, weights_every: Any, columns: Any, in_backward: bool
+) -> tuple[str, ...]:
     """Make sure that what a tracker is told to do can be done, before anything is opened too.
+
+    Returns:
+        The further columns that ``columns`` asks for.
 
     Raises:
         InvalidTypeError, InvalidValueError: ``rank_timeout`` isn't a number of seconds above 0, ``on_nonfinite`` not
-            "locate", or ``weights_every`` no number of steps.
+            "locate", ``weights_every`` no number of steps, or ``columns`` not what there is.
     """
     seconds("rank_timeout", rank_timeout)
     if on_nonfinite not in (None, "locate"):
         raise wrong_value("on_nonfinite", on_nonfinite, 'None or "locate"')
     if weights_every is not None:
         whole_number("weights_every", weights_every, low=1)
+    asked = [text("columns", name) for name in items("columns", columns, "names")]
+    for name in asked:
+        if name not in REQUESTS:
+            raise wrong_value("columns", name, f"of {', '.join(map(repr, REQUESTS))}")
+    if asked and in_backward:
+        raise InvalidValueError("columns are of gradients that are there together, and in_backward reads each alone")
+    return tuple(column for name in REQUESTS if name in asked for column in REQUESTS[name])
 
 
 def checked_state(state: Any) -> tuple[int, int, list[str]]:

@@ -131,6 +131,15 @@ class Closing:
             self._at_exit.forget()
             self._ended = True
 
+    def _fail(self, error: str) -> None:
+        """Leave no other rank waiting, and nothing open, where the tracker cannot be made."""
+        self._closed = self._ended = True
+        self._let_go()
+        self._at_exit.forget()
+        self._team.leave(error)
+        self._sinks.close(error)
+        self._run.finish("failed", error=error)
+
     def _let_go(self) -> None:
         """Leave the optimizers and the model alone."""
         for lane in getattr(self, "_lanes", ()):

@@ -3,32 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..columns import ABS_MAX, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
+from ..columns import ABS_MAX, EXTRAS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM_SQ, ZEROS
 from ..control import unwrapped
 from ..core import LocalParameter, Rows
 from ..diagnostics import Diagnosis
 from ..history import ParameterInfo
 from ..moments import is_missing
 
+GRADIENT_SERIES: Final = ("grad_norm", "grad_max", "grad_abs_max", "grad_nonfinite", "grad_zero_fraction")
+"""What is recorded of the gradients on every step, besides the scalars given and the learning rates."""
 
-def gradient_series(rows: Rows) -> dict[str, NDArray[np.float64]]:
-    """Return what is recorded of the gradients on every step, each [n]; NaN where no parameter had a gradient."""
+EXTRA_SERIES: Final = {name: "grad_l1" if name == "l1" else f"grad_{name}_fraction" for name in EXTRAS}
+"""By the name of a further column what is recorded of it on every step: the sum, or the share of all elements."""
+
+
+def gradient_series(rows: Rows, extras: Collection[str] = ()) -> dict[str, NDArray[np.float64]]:
+    """Return what is recorded of the gradients on every step, each [n]; NaN where no parameter had a gradient.
+
+    Of the further columns, those of ``extras``.
+    """
     if not rows.has_gradients:  # what ranks have merged is on the first of them
         return {}
     totals, present = rows.totals, ~is_missing(rows.tensors)
+    elements = (present * rows.elements).sum(axis=1)
     series = {
         "grad_norm": np.sqrt(totals[:, SUM_SQ]),
         "grad_max": np.sqrt(totals[:, MAX_SUM_SQ_TOTAL]),
         "grad_abs_max": totals[:, ABS_MAX],
         "grad_nonfinite": totals[:, NANS] + totals[:, INFS],
-        "grad_zero_fraction": totals[:, ZEROS] / np.maximum((present * rows.elements).sum(axis=1), 1),
+        "grad_zero_fraction": totals[:, ZEROS] / np.maximum(elements, 1),
     }
+    if rows.extras is not None:
+        sums = np.where(present[:, :, None], rows.extras, 0).sum(axis=1).T
+        sums[1:] /= np.maximum(elements, 1)
+        series |= {EXTRA_SERIES[name]: sums[EXTRAS.index(name)] for name in extras}
     some = present.any(axis=1) | (rows.elements.shape[1] == 0)
     return series if some.all() else {name: np.where(some, values, np.nan) for name, values in series.items()}
 

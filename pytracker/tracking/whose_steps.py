@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..columns import EXTRAS
 from ..control import CLIP_SERIES
 from ..core import Rows
 from ..history import Interval, ParameterInfo, places_of, summarize
@@ -25,9 +26,11 @@ class WhoseSteps:
     Args:
         players: who takes steps.
         infos: the parameters of the rows, of all ranks.
+        extras: the further columns that are recorded.
     """
 
-    def __init__(self, players: Players, infos: list[ParameterInfo]) -> None:
+    def __init__(self, players: Players, infos: list[ParameterInfo], extras: tuple[str, ...] = ()) -> None:
+        self._extras = extras
         self._of_steps: dict[int, str] = {}  # of those that have not arrived, where there are players
         self.parameters = len(infos)
         at = {info.name: place for place, info in enumerate(infos)}
@@ -51,13 +54,14 @@ class WhoseSteps:
         """Return rows with their scalars by the names that are recorded, and the series of their gradients."""
         if not self._places:
             everywhere = np.arange(len(rows.steps))
-            return rows, {name: (everywhere, values) for name, values in gradient_series(rows).items()}
+            found = gradient_series(rows, self._extras)
+            return rows, {name: (everywhere, values) for name, values in found.items()}
         whose = self._whose(rows)
         series: Series = {}
         for player in ["", *self._places]:
             where = np.flatnonzero(np.isin(whose, ("", player)))
             if len(where):
-                found = gradient_series(self._share(rows, where, whose, player))
+                found = gradient_series(self._share(rows, where, whose, player), self._extras)
                 series |= {_of(player, name): (where, values) for name, values in found.items()}
         return replace(rows, scalars=self._scalars(rows, whose)), series
 
@@ -71,14 +75,19 @@ class WhoseSteps:
             steps = np.full(self.parameters, np.count_nonzero(whose == ""))
             for player, places in self._places.items():
                 steps[places] += np.count_nonzero(whose == player)
-        return summarize(rows.steps, rows.tensors, rows.elements, weight_norms, update_norms, of_steps=steps)
+        extras = rows.extras
+        if extras is not None:
+            extras = np.where([name in self._extras for name in EXTRAS], extras, np.nan)
+        norms = weight_norms, update_norms
+        return summarize(rows.steps, rows.tensors, rows.elements, *norms, of_steps=steps, extras=extras)
 
     def _whose(self, rows: Rows) -> NDArray[np.str_]:
         return np.array([self._of_steps.get(step, "") for step in rows.steps.tolist()], np.str_)
 
     def _share(self, rows: Rows, where: NDArray[np.intp], whose: NDArray[np.str_], player: str) -> Rows:
         """Return of some rows the part of a player: all that is in those of its own steps."""
-        part = Rows(rows.steps[where], rows.totals[where], rows.tensors[where], rows.elements[where], {})
+        extras = None if rows.extras is None else rows.extras[where]
+        part = Rows(rows.steps[where], rows.totals[where], rows.tensors[where], rows.elements[where], {}, extras)
         together = np.flatnonzero(whose[where] == "")
         if player == "" or not len(together) or not rows.has_gradients:
             return part

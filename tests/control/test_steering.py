@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import pytracker
-from pytracker import MaxNorm, Tracker
-from pytracker.core import native, reference
+from pytracker import MaxNorm, Tracker, reference
+from pytracker.core import native
 from pytracker.errors import ClosedError, InvalidTypeError, InvalidValueError
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import pytracker
-from pytracker.core import native, reference
+from pytracker import reference
+from pytracker.core import native
 from pytracker.history import summarize
 
 PLANS = {"native": native.make_plan, "reference": lambda *given: reference.Plan(*given)}

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pytracker.core import native, reference
+from pytracker import reference
+from pytracker.core import native
 
 WITHOUT = """
 import json, sys, warnings

@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_module
 
 import pytracker
-from pytracker.core import native, reference
+from pytracker import reference
+from pytracker.core import native
 
 
 def model_with_gradients() -> torch.nn.Module:

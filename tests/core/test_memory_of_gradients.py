@@ -10,8 +10,9 @@ from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import pytracker
+from pytracker import reference
 from pytracker.columns import SUM, SUM_SQ, TOTALS, ZEROS
-from pytracker.core import native, reference
+from pytracker.core import native
 from pytracker.errors import ParameterError
 
 PLANS = {"native": native.make_plan, "reference": lambda *given: reference.Plan(*given)}

@@ -12,7 +12,8 @@ from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import pytracker
-from pytracker.core import native, reference
+from pytracker import reference
+from pytracker.core import native
 from pytracker.errors import InvalidTypeError, InvalidValueError
 
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytracker import reference
 from pytracker.columns import SUM_SQ, TOTALS, ZEROS
-from pytracker.core import native, reference
+from pytracker.core import native
 from pytracker.errors import ParameterError
 
 PLANS = {"native": native.make_plan, "reference": lambda *given: reference.Plan(*given)}

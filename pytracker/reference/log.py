@@ -12,9 +12,7 @@ from torch import Tensor
 
 from ..columns import row_width
 from ..errors import InvalidTypeError, InvalidValueError
-from .reference import RENEW, ModuleWatch, Plan, checked_divisor, checked_scalar, factor_of, norm_of, wide
-
-__all__ = ["Clip", "ModuleWatch", "Plan", "StepLog", "StepReader"]
+from .plan import RENEW, Plan, checked_divisor, checked_scalar, factor_of, norm_of, wide
 
 
 class Clip:
@@ -52,8 +50,9 @@ class Clip:
 class StepLog:
     """The rows that the host has not read yet: a ring for each device."""
 
-    def __init__(self, plan: Plan, capacity: int, slots: int) -> None:
-        """Allocate ``capacity`` rows with ``slots`` scalars each."""
+    def __init__(self, plan: Plan, capacity: int, slots: int, extras: bool = False) -> None:
+        """Allocate ``capacity`` rows with ``slots`` scalars each, and where they are asked for the further columns."""
+        self._extras = extras
         self.capacity = capacity
         self.slots = slots
         self.written = 0
@@ -67,7 +66,7 @@ class StepLog:
         self._written_on: list[torch.cuda.Stream | None] = [None for _ in plan.devices]
         self._notes: deque[tuple[int, list[int], Any]] = deque()
         self.rows = [
-            torch.empty((capacity, row_width(len(members), slots)), dtype=wide(device), device=device)
+            torch.empty((capacity, row_width(len(members), slots, extras=extras)), dtype=wide(device), device=device)
             for device, members in zip(plan.devices, plan.members, strict=True)
         ]
 
@@ -99,6 +98,8 @@ class StepLog:
             row = plan.row(group, grad_scale)
             self._written_on[group] = torch.cuda.current_stream(rows.device) if rows.is_cuda else None
             rows[index, : len(row)] = row
+            if self._extras:
+                rows[index, len(row) + self.slots :] = plan.extra_row(group, grad_scale)
             for slot, value in values:
                 if (value.device if value.device.type != "cpu" else plan.devices[0]) == plan.devices[group]:
                     rows[index, len(row) + slot] = value.detach().reshape(())

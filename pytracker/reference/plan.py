@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from .._checks import real_number
-from ..columns import ABS_MAX, COLUMNS, POWERS, SUM_SQ, TOTALS
+from ..columns import (
+    ABS_MAX,
+    COLUMNS,
+    EXTRAS,
+    POWERS,
+    SMALLEST_NORMAL,
+    SUM_SQ,
+    TOTALS,
+    TWO_HIGHEST_BINADES,
+)
 from ..errors import InvalidValueError, ParameterError
 from ..moments import merge, totals
 from .dtensor import is_subclass, local_pieces, whole_value
@@ -40,21 +49,43 @@ def moments(tensor: Tensor) -> Tensor:
         >>> moments(torch.tensor([3.0, -4.0, 0.0])).tolist()
         [-1.0, 25.0, 4.0, 1.0, 0.0, 0.0]
     """
-    values = tensor.detach()
-    missing_zeros = 0
-    if values.layout == torch.sparse_coo:
-        values = values.coalesce().values()
-        missing_zeros = tensor.numel() - values.numel()
+    values = _stored(tensor)
+    missing_zeros = tensor.numel() - values.numel()
     dtype = wide(values.device)
     real = (values.real if values.is_complex() else values).to(dtype)
-    modulus = (values.to(torch.complex128).abs() if values.is_complex() else values.to(dtype).abs()).to(dtype)
-    squares = modulus * modulus
-    if values.is_complex():  # (nan, inf) has an infinite modulus in C, and a NaN in its sum of squares
-        squares = real * real + values.imag.to(dtype) ** 2
-        modulus = torch.where(squares.isnan(), squares, modulus)
+    modulus = _modulus(values)
+    squares = real * real + values.imag.to(dtype) ** 2 if values.is_complex() else modulus * modulus
     abs_max = modulus.max() if values.numel() else modulus.new_zeros(())
     counts = [(values == 0).sum() + missing_zeros, values.isnan().sum(), values.isinf().sum()]
     return torch.stack([real.sum(), squares.sum(), abs_max, *(count.to(dtype) for count in counts)])
+
+
+def extras(tensor: Tensor) -> Tensor:
+    """Return the further columns of one tensor, float64 [7] on its device.
+
+    Example:
+        >>> extras(torch.tensor([3.0, -1e-5, 0.0, 2.0**15])).tolist()[1:]
+        [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    """
+    modulus = _modulus(_stored(tensor))
+    counts = [((modulus > 0) & (modulus < low)).sum() for low in SMALLEST_NORMAL]
+    counts += [(modulus >= high).sum() for high in TWO_HIGHEST_BINADES]
+    return torch.stack([modulus.sum(), *(count.to(modulus) for count in counts)])
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Return the elements that lie in memory."""
+    values = tensor.detach()
+    return values.coalesce().values() if values.layout == torch.sparse_coo else values
+
+
+def _modulus(values: Tensor) -> Tensor:
+    """Return the moduli in a wide dtype, NaN where a part is: (nan, inf) has an infinite one in C."""
+    dtype = wide(values.device)
+    if not values.is_complex():
+        return values.to(dtype).abs()
+    modulus = values.to(torch.complex128).abs().to(dtype)
+    return torch.where(values.isnan(), torch.full_like(modulus, math.nan), modulus)
 
 
 def root(values: Tensor) -> Tensor:
@@ -320,6 +351,16 @@ class Plan:
         if grad_scale is not None:
             stacked = divide(stacked, grad_scale)
         return torch.cat([totals(stacked), stacked.flatten()])
+
+    def extra_row(self, group: int, grad_scale: Tensor | float | None = None) -> Tensor:
+        """Return the further columns of what was gathered on one device, [7 T]."""
+        device = self.devices[group]
+        missing = torch.full((len(EXTRAS),), math.nan, dtype=wide(device), device=device)
+        rows = [missing if (tensor := self._gathered[i]) is None else extras(tensor) for i in self.members[group]]
+        stacked = torch.stack(rows) if rows else missing.new_empty((0, len(EXTRAS)))
+        if grad_scale is not None:
+            stacked[:, 0] /= torch.as_tensor(grad_scale, dtype=stacked.dtype, device=device).abs()
+        return stacked.flatten()
 
     def reduce(self, grad_scale: Tensor | float | None = None) -> list[Tensor]:
         """Gather, and return a row for each device."""
