@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -58,12 +58,12 @@ def gradient_stats(model: torch.nn.Module) -> Callable[[], object]:
     return lambda: pytracker.gradient_stats(model)
 
 
-def tracker_step(model: torch.nn.Module) -> Callable[[], object]:
-    """The columns, loss, accuracy and learning rate into the log."""
+def tracker_step(model: torch.nn.Module, columns: Sequence[str] = ()) -> Callable[[], object]:
+    """The columns, and those on request, loss, accuracy and learning rate into the log."""
     for parameter in model.parameters():
         parameter.data.copy_(torch.zeros(parameter.shape, dtype=parameter.dtype))  # a tracker measures the weights, too
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    tracker = pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None)
+    tracker = pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None, columns=columns)
     losses = itertools.cycle([torch.tensor(value).cuda() for value in (0.5, 0.25)])
     correct = torch.tensor(31).cuda()
     return lambda: tracker.step(loss=next(losses), accuracy=correct, n=32)
@@ -138,6 +138,9 @@ def count_calls() -> list[tuple[str, ...]]:
             lines.append((workload, dtype, *count("clip_grad_norm_", clip(model), model, 1)))
             lines.append((workload, dtype, *count("Tracker.step", tracker_step(model), model, 2 * EVERY)))
             lines.append((workload, dtype, *count("GradientMeter.update", gradient_meter(model), model, 2 * EVERY)))
+        if workload == "ResNet-50":
+            step = tracker_step(model, ("l1", "exponents"))
+            lines.append((workload, dtype, *count("Tracker.step, all columns", step, model, 2 * EVERY)))
     return lines
 
 

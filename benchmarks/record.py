@@ -214,7 +214,8 @@ def made_up_interval(generator: np.random.Generator, first: int, every: int, cou
     noise = generator.lognormal(-3, 2, size=(5, count)).astype(np.float32)
     nothing = {
         name: np.full(count, FIELDS[name], np.float32)
-        for name in ("nans", "infs", "missing", "weight_norm", "update_norm")
+        for name in FIELDS
+        if name not in ("norm_last", "norm_mean", "norm_max", "abs_max", "zero_fraction", "first_nonfinite")
     }
     return Interval(
         first, first + every - 1, noise[0], noise[1], noise[2], noise[3], noise[4] / (1 + noise[4]),

@@ -1,10 +1,10 @@
 // The further columns of one thread: the sum of magnitudes, and for each format how many elements are subnormal in it
 // and how many lie in its two highest binades or past them.
 //
-// Price, in instructions of sm_90 for each element of a large gradient, besides those of elements.cuh: 0.0 for fp32,
-// 0.0 for bf16 and fp16. What is counted always is what divides most gradients: the smallest normal numbers of fp16 and
-// e4m3. The other bounds are asked for only where the least or the largest magnitude that a thread has seen is past
-// them.
+// Price, in PTX instructions for each element of a large gradient: 23 for fp32 and 19 for bf16, in the place of 9.7 and
+// 7.1 without them; an H100 could issue twice as many, or a fifth more, in the time that its memory takes. What is
+// counted always is what divides most gradients: the smallest normal numbers of fp16 and e4m3. The other bounds are
+// asked for only where the least or the largest magnitude that a thread has seen is past them.
 //
 // Maths: sums as in elements.cuh, with two roundings of a vector's magnitudes, or three of shorter values, so l1 is
 // within 3.01 u of exact. No sum of a tile overflows whose sum of squares is in range.

@@ -194,6 +194,7 @@ __device__ __forceinline__ void reduce_gradients(const Step& step, const void* c
       double columns[kColumns], extras[kExtraColumns];
       accumulate<OfThread>(gradient, tensor, stretch, work.strided, team, columns, extras);
       together ? reduce_block(columns, scratch) : reduce_warp(columns, scratch);
+      if (!kExtras && team.rank() != 0) continue;
       const double* merged = scratch.merged[together ? 0 : warp];
       if (team.rank() == 0 && tensor.n_blocks == 1) {
         finish_tensor(step, t, tensor, merged, totals[warp]);

@@ -87,7 +87,7 @@ def check_choices(
     asked = [text("columns", name) for name in items("columns", columns, "names")]
     for name in asked:
         if name not in REQUESTS:
-            raise wrong_value("columns", name, f"of {', '.join(map(repr, REQUESTS))}")
+            raise wrong_value("columns", name, f"one of {', '.join(map(repr, REQUESTS))}")
     if asked and in_backward:
         raise InvalidValueError("columns are of gradients that are there together, and in_backward reads each alone")
     return tuple(column for name in REQUESTS if name in asked for column in REQUESTS[name])

@@ -44,7 +44,7 @@ struct BFloat16 {
 
 inline bool is_complex(Dtype dtype) { return dtype == Dtype::kComplex64 || dtype == Dtype::kComplex128; }
 
-enum class Values { kNormal, kSparse, kZero, kHuge, kTiny, kConstant, kNan, kInf, kBoth, kWorst };
+enum class Values { kNormal, kSparse, kZero, kHuge, kTiny, kConstant, kNan, kInf, kBoth, kWorst, kWide };
 
 // Memory of the device, as large as asked for and no larger, so that an access out of bounds is seen.
 class Buffer {
@@ -68,8 +68,9 @@ class Buffer {
 
 // What a row must be, in extended precision. `magnitude` is the sum of |x|: the scale of the error of a sum.
 struct Expected {
-  long double sum = 0, sum_sq = 0, magnitude = 0;
+  long double sum = 0, sum_sq = 0, magnitude = 0, l1 = 0;
   double abs_max = 0, zeros = 0, nans = 0, infs = 0;
+  double subnormal[kFormats] = {}, near_max[kFormats] = {};
 
   void add(double re, double im, bool complex) {
     const double size = complex ? std::hypot(re, im) : std::fabs(re);
@@ -81,6 +82,12 @@ struct Expected {
     zeros += re == 0 && im == 0;
     nans += nan;
     infs += std::isinf(re) || std::isinf(im);
+    l1 += nan ? NAN : size;
+    for (int f = 0; f < kFormats; ++f) {
+      const int lowest[] = {-126, -14, -6}, high[] = {126, 14, 7};
+      subnormal[f] += !nan && size > 0 && size < std::ldexp(1.0, lowest[f]);
+      near_max[f] += !nan && size >= std::ldexp(1.0, high[f]);
+    }
   }
   void merge(const Expected& other, double repeat = 1) {
     sum += repeat * other.sum;
@@ -90,6 +97,11 @@ struct Expected {
     zeros += repeat * other.zeros;
     nans += repeat * other.nans;
     infs += repeat * other.infs;
+    l1 += repeat * other.l1;
+    for (int f = 0; f < kFormats; ++f) {
+      subnormal[f] += repeat * other.subnormal[f];
+      near_max[f] += repeat * other.near_max[f];
+    }
   }
 };
 
@@ -142,6 +154,8 @@ inline double value_of(Values values, int64_t i, std::mt19937_64& random) {
     case Values::kBoth: return die < 3 ? NAN : die < 6 ? INFINITY : normal;
     // Of three vectors that lie 128 fp32 elements apart, squares that their sum rounds the wrong way each time.
     case Values::kWorst: return i % 384 < 128 ? 1 + 0x1p-12 : 0x1.ffcp-13;
+    // Most exponents of fp32, and the bounds of the further columns themselves.
+    case Values::kWide: return std::ldexp(die < 900 ? normal : 1.0, static_cast<int>(random() % 36) * 7 - 126);
   }
   return 0;
 }
@@ -217,6 +231,18 @@ inline bool same(const double* row, const Expected& want, double tolerance, cons
     std::printf("FAIL %s: got %.9g %.17g %.9g %g %g %g, want %.9Lg %.17Lg %.9g %g %g %g\n", name.c_str(), row[0],
                 row[1], row[2], row[3], row[4], row[5], want.sum, want.sum_sq, want.abs_max, want.zeros, want.nans,
                 want.infs);
+  return ok;
+}
+
+// The same of the further columns.
+inline bool same_extras(const double* row, const Expected& want, double tolerance, const std::string& name) {
+  bool ok = near(row[kL1], want.l1, 2 * tolerance * want.l1);
+  for (int f = 0; f < kFormats; ++f)
+    ok = ok && row[kSubnormal + f] == want.subnormal[f] && row[kNearMax + f] == want.near_max[f];
+  if (!ok)
+    std::printf("FAIL %s: got %.17g %g %g %g %g %g %g, want %.17Lg %g %g %g %g %g %g\n", name.c_str(), row[0], row[1],
+                row[2], row[3], row[4], row[5], row[6], want.l1, want.subnormal[0], want.subnormal[1],
+                want.subnormal[2], want.near_max[0], want.near_max[1], want.near_max[2]);
   return ok;
 }
 

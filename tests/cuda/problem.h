@@ -90,6 +90,24 @@ struct Problem {
     expect(same(row, total, tolerance, "total"), "the totals");
     expect(near(row[kMaxSumSq], max_sum_sq, 2 * tolerance * max_sum_sq), "the largest norm");
   }
+
+  // Compares the further columns of a row of a log.
+  void check_extras(const double* row, int64_t stride, double scale = 1) const {
+    const int64_t tensors = static_cast<int64_t>(gradients.size());
+    for (int64_t t = 0; t < tensors; ++t) {
+      const Gradient& g = gradients[t];
+      const double* columns = row + extras_offset(stride, tensors, t);
+      const std::string name = "tensor " + std::to_string(t) + " of " + std::to_string(g.layout.numel);
+      if (g.missing) {
+        for (int c = 0; c < kExtraColumns; ++c) expect(std::isnan(columns[c]), name + " is not marked as missing");
+        continue;
+      }
+      Expected want;
+      want.merge(g.expected, static_cast<double>(g.layout.repeat));
+      want.l1 /= scale;
+      expect(same_extras(columns, want, tolerance_of(g.layout.dtype), name), "a tensor's further columns");
+    }
+  }
 };
 
 inline std::vector<double> download(const Buffer& buffer, int64_t count) {

@@ -22,7 +22,7 @@ void every_kind() {
       const int64_t lead = numel % 5;
       problem.gradients.push_back(make_gradient(dtype, numel, Values::kNormal, lead));
     }
-    for (int v = 0; v <= static_cast<int>(Values::kWorst); ++v)
+    for (int v = 0; v <= static_cast<int>(Values::kWide); ++v)
       for (const int64_t numel : {1, 9, 640, 4000})
         problem.gradients.push_back(make_gradient(dtype, numel, static_cast<Values>(v), v % 3));
     check(std::move(problem));
@@ -41,6 +41,54 @@ void spanning() {
     }
   check(std::move(problem));
 }
+
+// The further columns in a log's rows: every dtype and kind of values, in one block and in several, with gaps, repeated
+// and missing; of a scaled gradient, too. What else the rows have is what it is without them.
+std::vector<double> extras_of_some_steps() {
+  Problem problem;
+  problem.strided = {{2, {40, 30}, {64, 2}}};
+  int64_t n = 0;
+  for (const Dtype dtype : kDtypes) {
+    for (int v = 0; v <= static_cast<int>(Values::kWide); ++v)
+      problem.gradients.push_back(make_gradient(dtype, v == 0 ? 3 : 150, static_cast<Values>(v), n++ % 3));
+    problem.gradients.push_back(make_gradient(dtype, 32000 / item_size(dtype), Values::kWide, n % 2));
+  }
+  problem.gradients.push_back(make_strided(Dtype::kFloat32, problem.strided[0], 0));
+  problem.gradients.back().layout.repeat = 3;
+  problem.gradients.push_back(make_gradient(Dtype::kBFloat16, 0, Values::kNormal));
+  problem.gradients[1].missing = problem.gradients[9].missing = true;
+  problem.prepare();
+  const int64_t tensors = static_cast<int64_t>(problem.gradients.size());
+  const int64_t width = problem.width(1) + tensors * kExtraColumns, stride = width + kMarks;
+  const Buffer rows(2 * stride * sizeof(double)), cursor(sizeof(int64_t));
+  CHECK(cudaMemset(rows.as(), 0, 2 * stride * sizeof(double)));
+  CHECK(cudaMemset(cursor.as(), 0, sizeof(int64_t)));
+  const Scalar scalar = {nullptr, 0.5};
+  StepRequest request;
+  request.row = {rows.as<double>(), stride, 2, cursor.as<int64_t>()};
+  request.scalars = &scalar;
+  request.n_scalars = 1;
+  request.extras = true;
+  problem.step(request);
+  request.grad_scale.value = 4;
+  problem.step(request);
+  const std::vector<double> got = download(rows, 2 * stride);
+  for (const int step : {0, 1}) {
+    const double* row = got.data() + step * stride;
+    problem.check_row(row, step == 0 ? 1 : 4);
+    problem.check_extras(row, stride, step == 0 ? 1 : 4);
+    expect(row[problem.width()] == 0.5 && row[stride - kMarks + kNumber] == step, "a scalar or a mark");
+  }
+  const Buffer plain(problem.width() * sizeof(double));
+  StepRequest without;
+  without.row.rows = plain.as<double>();
+  problem.step(without);
+  const std::vector<double> same = download(plain, problem.width());
+  expect(std::memcmp(same.data(), got.data(), same.size() * sizeof(double)) == 0, "other moments with more columns");
+  return got;
+}
+
+void extras() { under_all_seeds(extras_of_some_steps); }
 
 // What the runs under weak memory and the race check go through: small, with everything that crosses blocks.
 void tickets() {
@@ -385,6 +433,7 @@ const std::map<std::string, std::function<void()>> scenarios = {{"every_kind", e
                                                                 {"spanning", spanning},
                                                                 {"tickets", tickets},
                                                                 {"comes_and_goes", comes_and_goes},
+                                                                {"extras", extras},
                                                                 {"long_ones", long_ones},
                                                                 {"many", many},
                                                                 {"few_pointers", few_pointers},

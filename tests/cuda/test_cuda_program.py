@@ -15,6 +15,7 @@ SCENARIOS = [
     "clip",
     "comes_and_goes",
     "every_kind",
+    "extras",
     "few_pointers",
     "graph",
     "large",
@@ -28,7 +29,7 @@ SCENARIOS = [
     "tickets",
     "with_gaps",
 ]
-CROSSING = ["comes_and_goes", "log", "nothing", "spanning", "tickets"]  # where blocks read what others wrote
+CROSSING = ["comes_and_goes", "extras", "log", "nothing", "spanning", "tickets"]  # where blocks read what others wrote
 
 
 @pytest.mark.parametrize("scenario", [*SCENARIOS, "huge"])

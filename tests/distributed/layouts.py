@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import pytracker
-from pytracker.columns import ABS_MAX, COLUMNS, SUM_SQ, ZEROS
+from pytracker.columns import ABS_MAX, COLUMNS, EXTRAS, SUM_SQ, ZEROS
 
 STEPS, EVERY, RATE, SCALE = 7, 3, 0.05, 1024.0
 
@@ -179,9 +179,14 @@ def readers_of(layout: str, world: int) -> int:
     return 1 if layout in ("tensor_parallel", "sequence_parallel") else world
 
 
-def expected_rows(reference: nn.Module, readers: int, micro: int) -> tuple[list[str], np.ndarray, list[float]]:
-    """Return the moments of each parameter at each step, of the same training on one rank, by numpy."""
-    names, rows = [name for name, _ in reference.named_parameters()], []
+def expected_rows(
+    reference: nn.Module, readers: int, micro: int, scale: float = 1.0
+) -> tuple[list[str], np.ndarray, np.ndarray, list[float]]:
+    """Return moments and further columns of each parameter at each step, of the same training on one rank, by numpy.
+
+    The gradients lie in memory multiplied by ``scale``.
+    """
+    names, rows, further = [name for name, _ in reference.named_parameters()], [], []
     weights = [float(p.detach().norm()) for p in reference.parameters()]
     for step in range(STEPS):
         reference.zero_grad()
@@ -192,11 +197,12 @@ def expected_rows(reference: nn.Module, readers: int, micro: int) -> tuple[list[
         ]
         torch.stack(losses).mean().backward()
         rows.append([moments(p.grad) for p in reference.parameters()])
+        further.append([extras(p.grad, scale) for p in reference.parameters()])
         with torch.no_grad():
             for p in reference.parameters():
                 if p.grad is not None:
                     p -= RATE * p.grad
-    return names, np.array(rows, float), weights
+    return names, np.array(rows, float), np.array(further, float), weights
 
 
 def moments(gradient: torch.Tensor | None) -> list[float]:
@@ -204,6 +210,14 @@ def moments(gradient: torch.Tensor | None) -> list[float]:
         return [math.nan] * len(COLUMNS)
     g = gradient.numpy()
     return [g.sum(), (g**2).sum(), np.abs(g).max(), (g == 0).sum(), 0, 0]
+
+
+def extras(gradient: torch.Tensor | None, scale: float) -> list[float]:
+    if gradient is None:
+        return [math.nan] * len(EXTRAS)
+    size = np.abs(gradient.numpy())
+    subnormal = [((size > 0) & (size * scale < 2.0**power)).sum() for power in (-126, -14, -6)]
+    return [size.sum(), *subnormal, *((size * scale >= 2.0**power).sum() for power in (126, 14, 7))]
 
 
 def unreduced(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -239,9 +253,11 @@ def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE, enabled=way in ("scaled", "unscaled"))
     readers = readers_of(layout, world)
-    names, expected, weights = expected_rows(reference, readers, micro)
+    in_memory = SCALE if way == "scaled" else 1.0
+    names, expected, further, weights = expected_rows(reference, readers, micro, in_memory)
+    asked = {"weights_every": 1, "columns": ("l1", "exponents")}
 
-    with pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None, weights_every=1) as tracker:
+    with pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None, **asked) as tracker:
         for step in range(STEPS):
             for part in range(micro):
                 with unreduced(model) if part + 1 < micro else contextlib.nullcontext():
@@ -262,6 +278,22 @@ def compare(rank: int, world: int, layout: str, way: str = "plain") -> None:
     if len(tracker.history.parameters.names) or rank == 0:  # DDP's are on every rank, merged ones on the first
         check(tracker.history, shapes, names, expected, weights)
         check_updates(tracker.history, names, expected)
+        check_extras(tracker.history, names, further, [math.prod(shapes[name]) for name in names])
+
+
+def check_extras(history: pytracker.History, names: list[str], further: np.ndarray, elements: list[int]) -> None:
+    """Compare the further columns: their series, and their means over the steps of an interval."""
+    order = [history.parameters.names.index(name) for name in names]
+    there = np.where(np.isnan(further[0, :, 0]), 0, elements)
+    first, last = history.parameters.first_step, history.parameters.last_step
+    for column, name in enumerate(EXTRAS):
+        shares = column > 0
+        series, field = (f"grad_{name}_fraction", f"{name}_fraction") if shares else ("grad_l1", "l1_mean")
+        whole = np.nansum(further[:, :, column], axis=1) / (there.sum() if shares else 1)
+        np.testing.assert_allclose(history[series].values, whole, rtol=1e-6, err_msg=series)
+        each = further[:, :, column] / (elements if shares else 1)
+        means = [each[begin : end + 1].mean(axis=0) for begin, end in zip(first, last, strict=True)]
+        np.testing.assert_allclose(history.parameters.field(field)[:, order], means, rtol=1e-6, err_msg=field)
 
 
 def check_updates(history: pytracker.History, names: list[str], expected: np.ndarray) -> None:

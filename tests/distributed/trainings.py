@@ -65,7 +65,7 @@ def pipeline(rank: int, world: int, schedule: str, beside: str = "alone") -> Non
     kind = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[schedule]
     run = kind(stage, MICRO, loss_fn=lambda output, target: output.square().mean())
     optimizer = torch.optim.SGD(layers.parameters(), lr=RATE)
-    names, expected, weights = expected_rows(reference, copies, 1)
+    names, expected, _, weights = expected_rows(reference, copies, 1)
     group = None if beside == "fsdp2" else dist.group.WORLD
     with pytracker.Tracker(layers, optimizer=optimizer, every=EVERY, diagnosis=None, process_group=group) as tracker:
         for step in range(STEPS):
@@ -89,7 +89,7 @@ def interleaved(rank: int, world: int, kind: str) -> None:
     ]
     run = ScheduleInterleaved1F1B(stages, MICRO, loss_fn=lambda output, target: output.square().mean())
     optimizer = torch.optim.SGD([each for part in parts for each in part.parameters()], lr=RATE)
-    names, expected, weights = expected_rows(reference, 1, 1)
+    names, expected, _, weights = expected_rows(reference, 1, 1)
     target = {"list": parts, "module_list": nn.ModuleList(parts)}[kind]
     with pytracker.Tracker(
         target, optimizer=optimizer, every=EVERY, diagnosis=None, process_group=dist.group.WORLD
@@ -165,7 +165,7 @@ def zero_optimizer(rank: int, world: int) -> None:
     reference = Network().double()
     model = DistributedDataParallel(copy.deepcopy(reference))
     optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.SGD, lr=RATE)
-    names, expected, weights = expected_rows(reference, world, 1)
+    names, expected, _, weights = expected_rows(reference, world, 1)
     with pytracker.Tracker(model, optimizer=optimizer, every=EVERY, diagnosis=None) as tracker:
         for step in range(STEPS):
             model(batch(step, rank)).square().mean().backward()
@@ -182,7 +182,7 @@ def zero(rank: int, world: int) -> None:
     torch.manual_seed(0)
     reference = Network().double()
     model = copy.deepcopy(reference)
-    names, expected, weights = expected_rows(reference, world, 1)
+    names, expected, _, weights = expected_rows(reference, world, 1)
     with pytracker.Tracker(model, every=EVERY, diagnosis=None, process_group=dist.group.WORLD) as tracker:
         for step in range(STEPS):
             model(batch(step, rank)).square().mean().backward()

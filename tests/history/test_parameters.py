@@ -35,8 +35,8 @@ def loop_summary(steps, rows, numel):
         fields["infs"].append(sum(row[5] for _, row in seen))
         fields["missing"].append(len(steps) - len(seen))
         fields["first_nonfinite"].append(bad[0] if bad else -1)
-        fields["weight_norm"].append(math.nan)
-        fields["update_norm"].append(math.nan)
+        for name in list(FIELDS)[list(FIELDS).index("weight_norm") :]:  # nothing of these was measured
+            fields[name].append(math.nan)
     return fields
 
 

@@ -6,7 +6,11 @@ const MAPS = [
   ["norm", "Gradient norm by parameter", true],
   ["zero_fraction", "Share of zeros in the gradient", false],
   ["abs_max", "Largest element of the gradient", true],
-  ["update_ratio", "Update relative to the parameter, of single steps", true], // where it was measured
+  // where it was measured:
+  ["update_ratio", "Update relative to the parameter, of single steps", true],
+  ["subnormal_bf16_fraction", "Share of the gradient that is subnormal in bf16", false],
+  ["subnormal_fp16_fraction", "Share of the gradient that is subnormal in fp16", false],
+  ["subnormal_e4m3_fraction", "Share of the gradient that is subnormal in fp8 e4m3", false],
 ];
 let mapRun = null; // the id of the run whose parameters are shown
 let openRow = null; // the row of the heat maps that is open as a curve

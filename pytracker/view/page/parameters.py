@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ...columns import FORMATS
 from ...history import Float64Array, Int64Array, ParameterHistory, update_ratios
 from .thinning import groups
 
@@ -22,7 +23,8 @@ def parameter_maps(
 ) -> dict[str, Any] | None:
     """Return the heat maps of norm, zero fraction and largest element, and the bands of norms; None without intervals.
 
-    Where updates were measured also that of their size relative to the parameter. Tables are float32 [rows, columns],
+    Where updates were measured also that of their size relative to the parameter; where exponents were counted also those
+    of the shares that are subnormal. Tables are float32 [rows, columns],
     NaN where there was no gradient, or nothing measured; ``edges`` are the steps between the columns.
     """
     if not len(parameters) or not parameters.infos:
@@ -35,6 +37,8 @@ def parameter_maps(
     updates = parameters.field("update_norm")
     if np.isfinite(updates).any():
         tables["update_ratio"] = update_ratios(updates, parameters.field("weight_norm"))
+    subnormal = {name: parameters.field(name) for name in (f"subnormal_{format}_fraction" for format in FORMATS)}
+    tables |= {name: shares for name, shares in subnormal.items() if np.isfinite(shares).any()}
     return {
         "labels": _labels(parameters.names, rows),
         "grouped": len(rows) < len(parameters.infos),
