@@ -16,6 +16,7 @@ py::object wrapped(const at::Tensor& tensor) { return py::reinterpret_steal<py::
 PyObject* const kLocalTensor = PyUnicode_InternFromString("_local_tensor");
 PyObject* const kWait = PyUnicode_InternFromString("wait");
 PyObject* const kSpec = PyUnicode_InternFromString("_spec");
+PyObject* const kPlacements = PyUnicode_InternFromString("placements");
 
 // An attribute, or null where there is none.
 py::object attribute(const py::object& object, PyObject* name) {
@@ -64,8 +65,12 @@ bool Placement::is_that_of(const at::Tensor& parameter, const at::Tensor& gradie
   if (!spec || spec.ptr() == known_.get()) return true;
   const py::object own = attribute(wrapped(parameter), kSpec);
   if (!own) return true;  // a plain parameter: its gradient's own local piece is all there is
-  if (own.ptr() != spec.ptr() && !own.attr("placements").equal(spec.attr("placements"))) return false;
-  known_ = std::shared_ptr<PyObject>(spec.release().ptr(), release);
+  if (own.ptr() != spec.ptr()) {
+    const py::object expected = attribute(own, kPlacements), found = attribute(spec, kPlacements);
+    if (expected && found && expected.ptr() != found.ptr() && !expected.equal(found)) return false;
+  }
+  // Kept is the first one alone: where each gradient has a new one, to let go of the last is to free it here.
+  if (known_ == nullptr) known_ = std::shared_ptr<PyObject>(spec.release().ptr(), release);
   return true;
 }
 

@@ -24,7 +24,7 @@ std::string type_name(const at::Tensor& tensor);
 // A value as this rank has it whole, of a tensor subclass. Throws InvalidValueError, naming `name`, where it has not.
 at::Tensor whole_value(const at::Tensor& tensor, const std::string& name);
 
-// Remembers the placement in which the gradient of a parameter was last found.
+// Remembers the placement in which the gradient of a parameter was first found.
 class Placement {
  public:
   // Whether `gradient` lies on the ranks as `parameter` does, so that its local piece is a piece of the whole gradient.

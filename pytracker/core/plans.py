@@ -57,6 +57,7 @@ _module_plans: weakref.WeakKeyDictionary[torch.nn.Module, tuple[ModuleWatch, Pla
     weakref.WeakKeyDictionary()
 )
 _list_plans: list[PlannedParameters] = []
+_pair_plans: list[PlannedParameters] = []  # of (name, parameter) pairs
 
 
 def parameters_of(target: Target) -> list[LocalParameter]:
@@ -178,15 +179,18 @@ def _of_module(target: torch.nn.Module) -> PlannedParameters:
 
 
 def _of_list(items: Any) -> PlannedParameters:
-    for known in _list_plans:
-        if known.plan.hold_for(items):
+    are_pairs = len(items) > 0 and all(isinstance(item, tuple) and len(item) == 2 for item in items)
+    names, parameters = map(list, zip(*items, strict=True)) if are_pairs else (None, items)
+    kept = _pair_plans if are_pairs else _list_plans
+    for known in kept:
+        if (names is None or names == [each.name for each in known.parameters]) and known.plan.hold_for(parameters):
             return known
     tracked = track(items)
     known = PlannedParameters([each.layout for each in tracked.parameters], tracked.plan)
-    if tracked.plan.hold_for(items):  # not so for named pairs, whose names may differ next time
+    if tracked.plan.hold_for(parameters):  # not where one occurs twice
         tracked.plan.release()
-        _list_plans.insert(0, known)
-        del _list_plans[_KEPT_LISTS:]
+        kept.insert(0, known)
+        del kept[_KEPT_LISTS:]
     return known
 
 

@@ -126,3 +126,22 @@ def test_the_reference_watches_as_the_native_core_does() -> None:
     plan = reference.Plan(list(model.parameters()), list("abcd"))
     assert watch.covers(plan)
     assert not watch.covers(reference.Plan([torch.nn.Parameter(torch.zeros(1))], ["other"]))
+
+
+def test_pairs_are_planned_once_and_under_other_names_anew(core: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    make_plan = native.make_plan
+    monkeypatch.setattr(native, "make_plan", lambda *arguments: plans.append(make_plan(*arguments)) or plans[-1])
+    model = model_with_gradients()
+    pairs = list(model.named_parameters())
+    first = [pytracker.compute_gradient_stats(pairs) for _ in range(3)]
+    assert len(plans) == 1
+    others = [(f"other.{name}", parameter) for name, parameter in pairs]
+    assert pytracker.gradient_stats(others).names == [name for name, _ in others]
+    assert [pytracker.gradient_stats(list(model.parameters())).names, pytracker.gradient_stats(pairs).names] == [
+        [str(index) for index in range(len(pairs))],
+        [name for name, _ in pairs],
+    ]
+    assert len(plans) == 3
+    pairs[0][1].grad.mul_(2)
+    assert pytracker.compute_gradient_stats(pairs)["grad_norm"] > first[0]["grad_norm"]
