@@ -115,6 +115,7 @@ def describe_core(torch: ModuleType) -> Extension:
     return Extension(
         "pytracker._C",
         sources=files,
+        depends=sources("**/*.h", "cpu/*_kernel.cpp"),  # or a change of these alone would not be linked
         include_dirs=[str(ROOT / "csrc")],
         libraries=["c10", "torch", "torch_cpu", "torch_python"],
         library_dirs=cpp_extension.library_paths(),
@@ -131,6 +132,7 @@ def describe_cuda() -> Extension:
     return Extension(
         "pytracker._C_cuda",
         sources=sources("cuda/*.cpp"),
+        depends=sources("**/*.h"),
         include_dirs=[str(ROOT / "csrc")],
         libraries=["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python", "dl"],
         library_dirs=cpp_extension.library_paths(),

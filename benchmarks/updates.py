@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 
 import torch
 
 import pytracker
+from benchmarks.turns import Call, in_turn, nothing
 from benchmarks.workloads import DTYPES, WORKLOADS, Model
 
 RATE = 1e-3
-Call = Callable[[], object]
 
 
 def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS))
     options = parser.parse_args()
     warnings.filterwarnings("ignore", "steps .* have the same gradients")  # they do
-    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    wait = torch.cuda.synchronize if options.device == "cuda" else nothing
     name = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}; torch {torch.__version__}")
     for workload in options.workload or [each for each in WORKLOADS if each != "one tensor of 1e8"]:
@@ -98,16 +97,7 @@ def main() -> None:
             check(model)
             calls = max(1, min(200, 20_000_000 // sum(p.numel() for p in model.parameters())))
             prepared = {name: prepare(model) for name, prepare in CONTENDERS.items()}
-            times: dict[str, list[float]] = {name: [] for name in prepared}
-            for count in range(options.rounds + 1):  # the first round is a warm-up
-                for name, (call, _) in prepared.items():
-                    wait()
-                    begin = time.perf_counter()
-                    for _ in range(calls):
-                        call()
-                    wait()
-                    if count:
-                        times[name].append((time.perf_counter() - begin) / calls)
+            times = in_turn({name: call for name, (call, _) in prepared.items()}, options.rounds, calls, wait=wait)
             for _, end in prepared.values():
                 end()
             print(f"\n{workload}, {dtype_name}")

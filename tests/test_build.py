@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytracker.core import nvrtc, packs
+from pytracker.core import native, nvrtc, packs
 
 pytest.importorskip("setuptools")
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,6 +172,18 @@ def test_without_torch_a_build_says_what_to_type(sources: Path) -> None:
     assert done.returncode != 0
     assert "pip install --no-build-isolation pytracker" in done.stderr
     assert "PYTRACKER_NATIVE=0 pip install pytracker" in done.stderr
+
+
+@pytest.mark.skipif(native.load()[0] is None, reason="describes a build, which takes a compiler")
+def test_what_is_included_and_what_is_compiled_apart_makes_a_library_old() -> None:
+    setup = runpy.run_path(str(ROOT / "setup.py"))
+    csrc = ROOT / "csrc"
+    headers = {path.relative_to(ROOT).as_posix() for path in csrc.rglob("*.h")}
+    core = setup["describe_core"](setup["find_torch"]())
+    assert headers | {"csrc/cpu/moments_kernel.cpp"} <= set(core.depends)
+    compiled = {path.relative_to(ROOT).as_posix() for path in [*csrc.glob("*.cpp"), *csrc.glob("cpu/*.cpp")]}
+    assert compiled <= {*core.sources, *core.depends}
+    assert headers <= set(setup["describe_cuda"]().depends)
 
 
 def test_importing_setup_py_does_nothing_but_define(sources: Path) -> None:

@@ -125,12 +125,17 @@ def test_a_sparse_gradient_counts_what_it_does_not_store_as_zeros() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_scaling_multiplies_every_element_once(dtype: torch.dtype) -> None:
-    gradients = [random(length, dtype) for length in (0, 1, 17, 70_001)] + [random(600, dtype).view(20, 30)[:, ::2]]
-    expected = [(gradient * 0.5).clone() for gradient in gradients]
-    torch.ops.pytracker.scale_gradients_(gradients, torch.tensor(0.5, dtype=torch.float64))
-    for gradient, half in zip(gradients, expected, strict=True):
-        assert torch.equal(gradient, half)
+@pytest.mark.parametrize("factor", [0.5, 0.3])
+def test_scaling_multiplies_every_element_once_and_rounds_as_torch_does(dtype: torch.dtype, factor: float) -> None:
+    gradients = [random(length, dtype) for length in (0, 1, 17, 63, 70_001)]
+    gradients.append(random(600, dtype).view(20, 30)[:, ::2])
+    if not dtype.is_complex:  # of which torch multiplies the parts by zero, too
+        gradients.append(torch.tensor([math.nan, math.inf, -math.inf] * 30).to(dtype))
+    gradients.append((random(5000, torch.float64) * 2.0 ** torch.randint(-30, 15, (5000,)).double()).to(dtype))
+    expected = [gradient * factor for gradient in gradients]
+    torch.ops.pytracker.scale_gradients_(gradients, torch.tensor(factor, dtype=torch.float64))
+    for gradient, scaled in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, scaled, rtol=0, atol=0, equal_nan=True)
 
 
 def test_many_tensors_of_all_dtypes_have_the_totals_of_all() -> None:
