@@ -23,9 +23,9 @@ def parameter_maps(
 ) -> dict[str, Any] | None:
     """Return the heat maps of norm, zero fraction and largest element, and the bands of norms; None without intervals.
 
-    Where updates were measured also that of their size relative to the parameter; where exponents were counted also those
-    of the shares that are subnormal. Tables are float32 [rows, columns],
-    NaN where there was no gradient, or nothing measured; ``edges`` are the steps between the columns.
+    Where updates were measured also that of their size relative to the parameter; where exponents were counted those of
+    the shares that are subnormal. Tables are float32 [rows, columns], NaN where there was no gradient, or nothing
+    measured; ``edges`` are the steps between the columns.
     """
     if not len(parameters) or not parameters.infos:
         return None
