@@ -188,8 +188,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   translate<InvalidTypeError>("InvalidTypeError");
 
   m.attr("COLUMNS") = std::vector<std::string>{"sum", "sum_sq", "abs_max", "zeros", "nans", "infs"};
-  m.attr("EXTRAS") = std::vector<std::string>{"l1",           "subnormal_bf16", "subnormal_fp16", "subnormal_e4m3",
-                                              "near_max_bf16", "near_max_fp16",  "near_max_e4m3"};
+  m.attr("EXTRAS") = std::vector<std::string>{
+      "l1", "subnormal_bf16", "subnormal_fp16", "subnormal_e4m3", "near_max_bf16", "near_max_fp16", "near_max_e4m3"};
   m.attr("TOTALS") = int(kTotals);
   m.attr("METER_COLUMNS") = int(kMeterColumns);
   m.attr("MAX_SCALARS") = kMaxScalars;
