@@ -45,8 +45,11 @@ FIELDS: Final[dict[str, float]] = {
 }
 """The arrays of an ``Interval``, each with the value that stands for "nothing to tell"."""
 
-_REDUCED: Final = tuple(name for name in FIELDS if name != "first_nonfinite")
-"""The float32 arrays of an ``Interval``, in the order in which ``summarize`` fills them."""
+_OF_EXTRAS: Final = tuple(FIELDS)[-len(EXTRAS) :]
+"""The fields of the further columns, in their order."""
+
+_REDUCED: Final = tuple(name for name in FIELDS if name != "first_nonfinite" and name not in _OF_EXTRAS)
+"""The other float32 arrays of an ``Interval``, in the order in which ``summarize`` fills them."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,16 @@ def summarize(
     wide[7] = (len(steps) if of_steps is None else np.asarray(of_steps)) - seen
     wide[8] = np.nan if weight_norm is None else weight_norm
     wide[9] = np.nan if update_norm is None else update_norm
-    wide[10:] = np.nan if extras is None else _means(np.asarray(extras, np.float64), numel, missing).T
     first_nonfinite = np.full(rows.shape[1], -1, np.int64)
     if wide[5:7].any():
         nonfinite = (rows[:, :, NANS] + rows[:, :, INFS]) > 0  # a missing gradient's NaN is not above 0
         first_nonfinite = np.where(nonfinite.any(axis=0), steps[np.argmax(nonfinite, axis=0)], -1)
     fields = dict(zip(_REDUCED, to_float32(wide), strict=True))
+    if extras is None:
+        fields |= dict.fromkeys(_OF_EXTRAS, np.full(rows.shape[1], np.nan, np.float32))
+    else:
+        means = to_float32(_means(np.asarray(extras, np.float64), numel, missing).T)
+        fields |= dict(zip(_OF_EXTRAS, means, strict=True))
     return Interval(int(steps[0]), int(steps[-1]), **fields, first_nonfinite=first_nonfinite)
 
 
