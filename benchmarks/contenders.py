@@ -93,7 +93,7 @@ def pytracker_clip(model: torch.nn.Module) -> Call:
 
 
 def tracker_step(model: torch.nn.Module, columns: Sequence[str] = ()) -> Call:
-    """`Tracker.step(loss=...)`: the columns, those on request too, and one scalar into the log, drains included. Returns no norm.
+    """`Tracker.step(loss=...)`: all columns, or more, and a scalar into the log, drains included. Returns no norm.
 
     Without the rules, which take what time they may (2 %, and a few ms at each of the first 50 drains).
     """
