@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -158,6 +159,18 @@ def test_updates_that_were_measured_are_shown_relative_to_their_parameters(infos
     maps = parameter_maps(parameters, lambda array: array)
     expected = [[0.01, np.nan, 0.03], [np.nan] * 3, [np.nan] * 3]  # of a parameter that is zero there is no ratio
     np.testing.assert_allclose(maps["tables"]["update_ratio"], expected, rtol=1e-6)
+
+
+def test_what_is_subnormal_has_a_map_for_each_format_where_it_was_counted(infos):
+    parameters = ParameterHistory(infos)
+    counts = np.zeros((1, 3, 7))
+    counts[0, :, 1:4] = [[0, 1, 2], [0, 0, 1], [0, 2, 3]]
+    parameters.append(summarize([0], np.ones((1, 3, 6)), [4, 4, 4], extras=counts))
+    tables = parameter_maps(parameters, lambda array: array)["tables"]
+    shown = [tables[f"subnormal_{name}_fraction"][:, 0].tolist() for name in ("bf16", "fp16", "e4m3")]
+    assert shown == [[0, 0, 0], [0.25, 0, 0.5], [0.5, 0.25, 0.75]]
+    page = (resources.files("pytracker.view.page") / "parameters.js").read_text(encoding="utf-8")
+    assert all(f'"{name}"' in page for name in tables)
 
 
 def test_a_large_heat_map_is_thinned_and_keeps_its_peaks(tmp_path):
