@@ -16,7 +16,8 @@ from . import moments
 from ._checks import flag, real_number, wrong_value
 from .collectives import group_named
 from .columns import ABS_MAX, COLUMNS, INFS, MAX_SUM_SQ_TOTAL, NANS, SUM, SUM_SQ, TOTALS, ZEROS
-from .core import ParameterLayout, PlannedParameters, Target, norms_of_known, planned_gradients, root
+from .core import ParameterLayout, PlannedParameters, Target, norms_of_known, planned_gradients
+from .reference import root
 
 
 def compute_gradient_stats(model: Target) -> dict[str, float]:

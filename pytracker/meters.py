@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ._checks import by_name, flag, no_copies, number_of_samples, real_number, text, wrong_value
 from .columns import MAX_SUM_SQ_TOTAL, METER_COLUMNS, SUM_SQ
-from .core import DeviceLog, Rows, Target, native, number_in, operators, track, watchable
+from .core import DeviceLog, Rows, Target, native, operators, track, watchable
 from .errors import InvalidTypeError, InvalidValueError, LayoutError
 from .moments import is_missing
+from .reference import number_in
 
 _VAL, _SUM, _COUNT, _NANS = range(len(METER_COLUMNS))
 _STATE = ("val", "sum", "count", "nans")

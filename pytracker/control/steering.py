@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..columns import COLUMNS, SUM_SQ, TOTALS
-from ..core import DeviceLog, LocalParameter, make_plan, native, root
+from ..core import DeviceLog, LocalParameter, make_plan, native
 from ..errors import InvalidValueError, LayoutError
+from ..reference import root
 from .clipping import norm_by_torch
 from .loss_scale import LossScale
 from .optimizers import FusedOptimizer, reason_against

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..collectives import group_named
 from ..columns import ABS_MAX, COLUMNS, NANS, SUM_SQ, TOTALS
-from ..core import ParameterLayout, root
+from ..core import ParameterLayout
 from ..moments import is_missing
+from ..reference import root
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..reference import number_in, root
 from . import native, operators
 from .device_log import FIRST_SLOTS, DeviceLog, name_rates
 from .plans import (
@@ -37,13 +36,11 @@ __all__ = [
     "name_rates",
     "native",
     "norms_of_known",
-    "number_in",
     "operators",
     "parameters_of",
     "parameters_of_module",
     "planned",
     "planned_gradients",
-    "root",
     "track",
     "watchable",
 ]

@@ -374,8 +374,8 @@ class DeviceLog:
             parts, noted, events = ring.copies(first, len(steps), turn)
             names = list(ring.log.scalar_names)
             end, row = first + len(steps), first + ring.ahead
-            layout = ring.log.slots, ring.extras
-            copy = PendingCopy(end, row, turn, steps, given, names, contexts, context_of, parts, *layout, noted, events)
+            parts_of = parts, ring.log.slots, ring.extras
+            copy = PendingCopy(end, row, turn, steps, given, names, contexts, context_of, *parts_of, noted, events)
             if ring.on_host:
                 copy.rows = unpack(copy, self._ring.members)
             ring.pending.append(copy)

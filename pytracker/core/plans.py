@@ -179,7 +179,9 @@ def _of_module(target: torch.nn.Module) -> PlannedParameters:
 
 
 def _of_list(items: Any) -> PlannedParameters:
-    are_pairs = len(items) > 0 and all(isinstance(item, tuple) and len(item) == 2 for item in items)
+    are_pairs = len(items) > 0 and all(
+        isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in items
+    )
     names, parameters = map(list, zip(*items, strict=True)) if are_pairs else (None, items)
     kept = _pair_plans if are_pairs else _list_plans
     for known in kept:

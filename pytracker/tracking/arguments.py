@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .._checks import flag, function, items, kind_of, seconds, text, whole_number, wrong_type, wrong_value
+from .._checks import flag, function, items, kind_of, seconds, shown, text, whole_number, wrong_type, wrong_value
 from .._json import encode
 from .._warn import warn_user
 from ..columns import REQUESTS
@@ -89,7 +89,9 @@ def check_choices(
         if name not in REQUESTS:
             raise wrong_value("columns", name, f"one of {', '.join(map(repr, REQUESTS))}")
     if asked and in_backward:
-        raise InvalidValueError("columns are of gradients that are there together, and in_backward reads each alone")
+        raise InvalidValueError(
+            f"columns is {shown(asked)}, and in_backward reads each gradient by itself as it comes; leave one out"
+        )
     return tuple(column for name in REQUESTS if name in asked for column in REQUESTS[name])
 
 

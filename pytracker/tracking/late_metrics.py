@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from .._checks import real_number
-from ..core import number_in
 from ..errors import InvalidValueError
+from ..reference import number_in
 from ..sinks import NoSinks
 
 
